@@ -1,0 +1,51 @@
+# Sourced by builder/demo.sh and tests/run.sh: sets ROOT to the checkout and PYTHON to the interpreter of a
+# virtual environment in ROOT/.venv that holds exactly builder/environment.txt.
+#
+# Needs Linux x86-64, Python 3.11 or newer and pip; no root, no compiler. The environment is keyed by the hash of
+# what it installs, so a second run starts at once and a changed pin rebuilds it.
+#
+# The lock is made from builder/environment.in; to change a pin, change it there and run
+#   uv pip compile --universal --python-version 3.11 --override builder/overrides.txt --no-emit-index-url \
+#     --no-annotate --no-header builder/environment.in -o builder/environment.txt
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PYTHON=$ROOT/.venv/bin/python
+UV_VERSION=0.13.9
+
+say() { printf '\033[1m[setup]\033[0m %s\n' "$*" >&2; }
+
+find_python() {
+  local candidate
+  for candidate in python3 python3.13 python3.12 python3.11 python; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  say "Python 3.11, 3.12 or 3.13 is needed; found: $(python3 --version 2>&1)"
+  return 1
+}
+
+set_up() {
+  local base key bootstrap
+  base=$(find_python) || return 1
+  key=$({ "$base" --version && cat "$ROOT/builder/environment.txt" "$ROOT/builder/setup.sh"; } | sha256sum | cut -d' ' -f1)
+  [ "$(cat "$ROOT/.venv/key" 2>/dev/null)" = "$key" ] && return
+  say "making the environment in .venv: about 250 packages, several GB to download; once, some minutes"
+  rm -rf "$ROOT/.venv"
+  bootstrap=$(mktemp -d) || return 1
+  # uv into a throw-away folder: works where Debian has split venv off Python, and installs in parallel
+  "$base" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target "$bootstrap" "uv==$UV_VERSION" &&
+    "$bootstrap/bin/uv" venv --quiet --python "$base" "$ROOT/.venv" &&
+    "$bootstrap/bin/uv" pip install --python "$PYTHON" --no-deps --compile-bytecode --requirement "$ROOT/builder/environment.txt" &&
+    echo "$key" >"$ROOT/.venv/key"
+  local outcome=$?
+  rm -rf "$bootstrap"
+  [ $outcome = 0 ] && say "environment ready" || say "the environment could not be made (see above)"
+  return $outcome
+}
+
+exec {setup_lock}<"$ROOT/builder/setup.sh" # two scripts started together must not build it twice
+flock "$setup_lock"
+set_up || exit 1
+exec {setup_lock}<&-

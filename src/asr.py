@@ -1,0 +1,181 @@
+"""`AudioChunk` → `Hypothesis` through one vLLM engine. Knows nothing of other chunks, jobs or times.
+
+The engine lives in a thread with an event loop of its own: RunPod's SDK serves from one loop and checks from another,
+and an AsyncLLM moved between loops dies. Callers await across the bridge; cancelling them aborts the engine's request.
+"""
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from audio import SAMPLE_RATE, AudioChunk, waveform
+from errors import EngineDead, RecognitionError
+
+SHORTEST_SECONDS = 0.5  # what the model was trained on; shorter chunks are zero-padded
+AUDIO_TOKENS_PER_SECOND = 13  # each second of 100 mel frames gives 13
+TEXT_TOKENS_PER_SECOND, TEXT_TOKENS_BASE = 12, 64  # cap of an answer: about thrice the fastest speech, so that a loop ends
+CONTEXT_TOKENS = 1024  # of a context, at most; its end counts most
+PROMPT_TOKENS = 64  # of the prompt around context and audio, generously
+LOOP_PENALTY = 1.1  # repetition penalty of the second attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """What the recogniser made of one chunk."""
+
+    text: str  # "" where it heard nothing
+    language: str | None  # as it names it; None where it heard nothing
+    finish_reason: str  # vLLM's: "stop", as "length" is not accepted
+    num_tokens: int
+    retries: tuple[str, ...] = ()  # why each discarded attempt was discarded
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How the engine is set up."""
+
+    model: str  # local folder
+    device: str  # "cuda" or "cpu"
+    longest_chunk_seconds: float
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    gpu_memory_utilization: float
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest request; the model's own 65536 would inflate the cache's minimum."""
+        seconds = self.longest_chunk_seconds
+        audio = int(AUDIO_TOKENS_PER_SECOND * (seconds + 1))
+        return audio + CONTEXT_TOKENS + PROMPT_TOKENS + answer_tokens(seconds)
+
+    def engine_args(self) -> dict[str, Any]:
+        """Arguments of vLLM's AsyncEngineArgs."""
+        on_gpu = self.device == "cuda"
+        return dict(
+            model=self.model,
+            dtype="bfloat16" if on_gpu else "float32",
+            enforce_eager=not on_gpu,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            # must hold the longest chunk: the async default of 2048 rejects audio over 157 s (vllm#39408)
+            max_num_batched_tokens=max(self.max_num_batched_tokens, self.max_model_len),
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            limit_mm_per_prompt={"audio": 1},
+            enable_prefix_caching=False,  # no input ever comes twice
+            mm_processor_cache_gb=0,
+            disable_log_stats=True,
+            **({} if on_gpu else {"distributed_executor_backend": "uni"}),  # one process less to start
+        )
+
+
+class Recogniser:
+    """One vLLM engine; every chunk of every job is in flight in it at once."""
+
+    def __init__(self, options: EngineOptions):
+        """Start the engine, which takes from seconds to minutes. Only in the main process: it spawns a child."""
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(options.model, fix_mistral_regex=True)
+        self._special = special_tokens(self._tokenizer)
+        self._ids = itertools.count()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
+        self._engine = self._submit(_start_engine(options.engine_args())).result()
+
+    def close(self) -> None:
+        """End the engine and its child process."""
+        self._loop.call_soon_threadsafe(self._engine.shutdown)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def transcribe(self, chunk: AudioChunk, language: str | None, context: str) -> Hypothesis:
+        """What is said in `chunk`: in `language` (one of the model's names) or in the one it detects.
+
+        Raises EngineDead when the engine is gone, RecognitionError when it refuses the chunk or never comes to an end.
+        """
+        return await asyncio.wrap_future(self._submit(self._transcribe(chunk, language, context)))
+
+    def _submit(self, coroutine: Coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def _transcribe(self, chunk: AudioChunk, language: str | None, context: str) -> Hypothesis:
+        from qwen_asr.inference.utils import parse_asr_output
+
+        discarded = []
+        for reason, attempt_context, penalty in ((None, context, 1.0), ("cut_off", "", LOOP_PENALTY)):
+            discarded += [reason] if reason else []
+            output = await self._generate(chunk, self._prompt(attempt_context, language), penalty)
+            if output.finish_reason != "length":
+                heard, text = parse_asr_output(output.text, user_language=language)
+                return Hypothesis(text, heard or None if text else None, output.finish_reason, len(output.token_ids), tuple(discarded))
+        raise RecognitionError(f"The recogniser does not come to an end on {chunk.start:.3f}-{chunk.end:.3f} s.")
+
+    def _prompt(self, context: str, language: str | None) -> list[int]:
+        context_ids = self._tokenizer.encode(without(self._special, context), add_special_tokens=False)
+        before, after = prompt_around(language)
+        encode = self._tokenizer.encode
+        return encode(before, add_special_tokens=False) + context_ids[-CONTEXT_TOKENS:] + encode(after, add_special_tokens=False)
+
+    async def _generate(self, chunk: AudioChunk, prompt_ids: list[int], repetition_penalty: float):
+        """vLLM's CompletionOutput for one attempt."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        prompt = {
+            "prompt_token_ids": prompt_ids,
+            "multi_modal_data": {"audio": [(waveform(chunk, at_least=SHORTEST_SECONDS), SAMPLE_RATE)]},
+        }
+        sampling = SamplingParams(
+            temperature=0,
+            max_tokens=answer_tokens(chunk.duration),
+            repetition_penalty=repetition_penalty,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        try:
+            async for result in self._engine.generate(prompt, sampling, request_id=str(next(self._ids))):
+                pass
+            return result.outputs[0]
+        except EngineDeadError as error:
+            raise EngineDead("The speech engine has died; this worker is being replaced. Please send the job again.") from error
+        except Exception as error:
+            raise RecognitionError(f"The speech engine could not transcribe {chunk.start:.3f}-{chunk.end:.3f} s.") from error
+
+
+async def _start_engine(engine_args: dict[str, Any]):
+    """In the loop that will serve it."""
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args))
+
+
+def answer_tokens(seconds: float) -> int:
+    """The most text tokens that `seconds` of speech may give."""
+    return int(TEXT_TOKENS_PER_SECOND * seconds) + TEXT_TOKENS_BASE
+
+
+def prompt_around(language: str | None) -> tuple[str, str]:
+    """What stands before and after the context in Qwen3-ASR's prompt: its chat template, and the forced language."""
+    forced = f"language {language}<asr_text>" if language else ""
+    return (
+        "<|im_start|>system\n",
+        f"<|im_end|>\n<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n<|im_start|>assistant\n{forced}",
+    )
+
+
+def special_tokens(tokenizer) -> tuple[str, ...]:
+    """Every token that means something to the model beyond its letters."""
+    return tuple(sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}, key=len, reverse=True))
+
+
+def without(tokens: tuple[str, ...], text: str) -> str:
+    """`text` without any of `tokens`, also where taking one out would put another together."""
+    before = None
+    while before != text:
+        before = text
+        for token in tokens:
+            text = text.replace(token, "")
+    return text

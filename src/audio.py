@@ -1,0 +1,248 @@
+"""File → one stream of 16 kHz mono int16, decoded once, in a child process. Knows nothing of URLs, pauses or models.
+
+The child is this file run as a script: a broken file must not take the worker down, so it decodes behind limits on
+memory and open files, reads nothing but the one local file, and can be killed. FFmpeg's libraries come with PyAV.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from errors import AudioTooLong, DecodeError, EmptyAudio
+
+SAMPLE_RATE = 16_000  # Hz, of everything in this worker
+BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # 8 s: what is handed on at a time, at most
+STALL_SECONDS = 60  # a decoder silent for so long is stuck
+CHILD_MEMORY_BYTES = 4 * 1024**3
+MAX_DAMAGED_SHARE = 0.02  # of packets that cannot be decoded; their time becomes silence
+DEMUXERS = (  # no playlists, no concatenation, no devices: nothing that opens another file or address
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,eac3,flac,flv,loas,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,webm,wv"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AudioChunk:
+    """A stretch of a recording: sample-exact, cut from it and nothing else."""
+
+    index: int  # of its recording, from 0
+    offset: int  # of its first sample in the recording
+    pcm: np.ndarray  # (samples,) int16 mono at SAMPLE_RATE
+    speech_seconds: float  # as far as the voice activity detector can tell
+    forced_cut: bool = False  # its end was cut where no pause was
+
+    @property
+    def start(self) -> float:
+        """Seconds from the start of the recording."""
+        return self.offset / SAMPLE_RATE
+
+    @property
+    def end(self) -> float:
+        """Seconds from the start of the recording."""
+        return (self.offset + len(self.pcm)) / SAMPLE_RATE
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return len(self.pcm) / SAMPLE_RATE
+
+
+def waveform(chunk: AudioChunk, at_least: float = 0.0) -> np.ndarray:
+    """(samples,) float32 in [-1, 1) at SAMPLE_RATE, zero-padded at the end to `at_least` seconds."""
+    missing = max(0, round(at_least * SAMPLE_RATE) - len(chunk.pcm))
+    return np.pad(chunk.pcm, (0, missing)).astype(np.float32) / 32768
+
+
+class PcmStream:
+    """The decoded samples as they come; iterate once. `samples` counts what has been handed on."""
+
+    def __init__(self, child: asyncio.subprocess.Process, report: BinaryIO, max_seconds: float):
+        self.samples = 0
+        self._child = child
+        self._report = report
+        self._max_seconds = max_seconds
+
+    @property
+    def duration(self) -> float:
+        """Seconds handed on so far; the recording's length once the iteration has ended."""
+        return self.samples / SAMPLE_RATE
+
+    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
+        """Blocks of (samples,) int16.
+
+        Raises AudioTooLong beyond the limit; at the end EmptyAudio where there was no sample, and DecodeError where the
+        file is no audio, has no audio track, more than MAX_DAMAGED_SHARE of it cannot be decoded, or the decoder broke.
+        """
+        odd = b""
+        while data := await self._read():
+            data = odd + data
+            whole = len(data) // 2 * 2
+            odd = data[whole:]
+            self.samples += whole // 2
+            if self.duration > self._max_seconds:
+                raise AudioTooLong(f"The audio is longer than the {self._max_seconds:g} seconds allowed.")
+            yield np.frombuffer(data[:whole], np.int16)
+        await self._child.wait()
+        self._report.seek(0)
+        _check(self._child.returncode, self._report.read().decode("utf-8", "replace"), self.samples)
+
+    async def _read(self) -> bytes:
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                return await self._child.stdout.read(BLOCK_BYTES)
+        except TimeoutError:
+            raise DecodeError("The audio decoder got stuck on this file.") from None
+
+
+@asynccontextmanager
+async def decode(path: Path, max_seconds: float) -> AsyncIterator[PcmStream]:
+    """Decode `path`, any rate and channel count, to a PcmStream; the child process ends with the context."""
+    # stderr goes to a file: a full unread pipe would block the child, and an unread paused one hangs wait()
+    with tempfile.TemporaryFile() as report:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-E", "-s", __file__, str(path),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=report, limit=BLOCK_BYTES,
+        )  # fmt: skip
+        try:
+            yield PcmStream(child, report, max_seconds)
+        finally:
+            if child.returncode is None:
+                child.kill()
+            await child.communicate()  # reads what is left: wait() alone hangs on a paused pipe
+
+
+def _check(returncode: int, report: str, samples: int) -> None:
+    """Turn what the child left behind into an error, if it is one."""
+    if returncode == 0 and samples:
+        return
+    if returncode == 0:
+        raise EmptyAudio("The file at audio_url holds no audio: its audio track has no samples.")
+    try:
+        failure = json.loads(report.splitlines()[-1])
+        raise {"empty": EmptyAudio}.get(failure["kind"], DecodeError)(failure["message"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        raise DecodeError(f"The audio decoder failed on this file (exit status {returncode}).") from None
+
+
+# What follows runs in the child.
+
+
+class _Undecodable(Exception):
+    """(kind, sentence) for the parent."""
+
+
+def _blocks(path: str) -> Iterator[bytes]:
+    """The best audio track of the file as little-endian int16 mono at SAMPLE_RATE."""
+    import av
+
+    av.logging.set_level(av.logging.PANIC)
+    _refuse_what_is_no_media(path)
+    try:
+        container = av.open(path, options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
+    except (av.error.FFmpegError, ValueError) as error:
+        raise _Undecodable("undecodable", "The file at audio_url is not audio or video in a known format.") from error
+    with container:
+        track = container.streams.best("audio")
+        if track is None:
+            raise _Undecodable("undecodable", "The file at audio_url has no audio track.")
+        yield from _resampled(_frames(container, track))
+
+
+def _refuse_what_is_no_media(path: str) -> None:
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        raise _Undecodable("empty", "The file at audio_url is empty (0 bytes).")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise _Undecodable("undecodable", "The file at audio_url is a web page, not audio; the URL must lead to the file itself.")
+
+
+def _frames(container, track) -> Iterator:
+    """Decoded frames; the time of a damaged packet becomes silence, so that later times stay true."""
+    import av
+
+    packets = damaged = 0
+    last = None
+    for packet in _packets(container, track):
+        packets += packet.size > 0
+        try:
+            for last in packet.decode():
+                yield last
+        except av.error.InvalidDataError:
+            damaged += 1
+            if last is not None:
+                yield _silence_like(last)
+    if last is None:
+        raise _Undecodable("empty" if not damaged else "undecodable", "The audio track of the file at audio_url holds no sound that can be decoded.")
+    if damaged > max(1, MAX_DAMAGED_SHARE * packets):
+        raise _Undecodable("undecodable", f"The file at audio_url is damaged: {damaged} of {packets} audio packets cannot be decoded.")
+
+
+def _packets(container, track) -> Iterator:
+    import av
+
+    try:
+        yield from container.demux(track)
+    except av.error.EOFError:
+        pass  # a file cut short: what came before the cut is good
+    except av.error.InvalidDataError as error:
+        raise _Undecodable("undecodable", "The file at audio_url is damaged and cannot be read to its end.") from error
+
+
+def _silence_like(frame):
+    import av
+
+    silent = av.AudioFrame(format=frame.format.name, layout=frame.layout.name, samples=frame.samples)
+    silent.sample_rate = frame.sample_rate
+    for plane in silent.planes:
+        plane.update(bytes(plane.buffer_size))
+    return silent
+
+
+def _resampled(frames: Iterator) -> Iterator[bytes]:
+    import av
+
+    resampler = shape = None
+    for frame in frames:
+        if shape != (frame.format.name, frame.layout.name, frame.sample_rate):  # may change within a file
+            shape = (frame.format.name, frame.layout.name, frame.sample_rate)
+            yield from _bytes(resampler.resample(None) if resampler else ())
+            resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+        frame.pts = None  # samples follow one another; timestamps of damaged files do not
+        yield from _bytes(resampler.resample(frame))
+    yield from _bytes(resampler.resample(None) if resampler else ())
+
+
+def _bytes(frames) -> Iterator[bytes]:
+    for frame in frames:
+        yield bytes(frame.planes[0])[: frame.samples * 2]  # a plane is padded
+
+
+def _main(path: str) -> int:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY_BYTES, CHILD_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # it writes to a pipe and a short report
+    try:
+        for block in _blocks(path):
+            sys.stdout.buffer.write(block)
+        sys.stdout.buffer.flush()
+    except _Undecodable as failure:
+        kind, message = failure.args
+        print(json.dumps({"kind": kind, "message": message}), file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the job has ended
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1]))

@@ -1,0 +1,125 @@
+"""URL → local file, under limits on address, size, time and redirects. Knows nothing of audio.
+
+Every hop goes through the SDK's `safe_get`: http(s) only, all resolved addresses public, the connection pinned to the
+address that was checked (RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS lifts this for tests and private networks).
+"""
+
+import asyncio
+import socket
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from runpod.serverless.utils.rp_ssrf import SSRFError, safe_get
+
+from errors import AddressRefused, DownloadError, DownloadTimeout, DownloadTooLarge, HostNotFound, SourceRefused
+
+CONNECT_SECONDS, READ_SECONDS = 10, 30  # for one connection, for one wait for bytes
+ATTEMPTS, BACKOFF_SECONDS = 3, 0.5  # doubled after each attempt
+MAX_REDIRECTS = 30  # podcast hosts chain a tracker after the other
+BLOCK_BYTES = 1 << 18
+TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
+HEADERS = {
+    "User-Agent": "Mozilla/5.0 (compatible; qwen3-asr-worker)",  # some hosts turn unknown clients away
+    "Accept": "audio/*, video/*;q=0.9, */*;q=0.5",
+    "Accept-Encoding": "identity",  # sound does not compress, and a compressed body would hide its size
+}
+
+
+async def download(url: str, folder: Path, *, max_bytes: int, timeout: float) -> Path:
+    """Fetch `url` into a file in `folder`, streamed; at most `max_bytes`, within `timeout` seconds in all.
+
+    Raises a DownloadError: AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge, DownloadTimeout, or
+    DownloadError itself after ATTEMPTS transient failures. Messages name the host, never the path or the query.
+    """
+    target, stop = folder / "source", threading.Event()
+    try:
+        async with asyncio.timeout(timeout):
+            await asyncio.to_thread(_fetch_with_retries, url, target, max_bytes, time.monotonic() + timeout, stop)
+    except TimeoutError:
+        raise _timed_out(url) from None
+    finally:
+        stop.set()  # a thread cannot be cancelled: it looks at this between blocks
+    return target
+
+
+def _fetch_with_retries(url: str, target: Path, max_bytes: int, deadline: float, stop: threading.Event) -> None:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _fetch(url, target, max_bytes, deadline, stop)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            if time.monotonic() >= deadline or stop.is_set():
+                raise _timed_out(url) from error
+            if attempt == ATTEMPTS:
+                raise DownloadError(f"audio_url could not be fetched from {_host(url)}: {_reason(error)}, {ATTEMPTS} times.") from error
+            stop.wait(min(BACKOFF_SECONDS * 2 ** (attempt - 1), deadline - time.monotonic()))
+
+
+def _fetch(url: str, target: Path, max_bytes: int, deadline: float, stop: threading.Event) -> None:
+    with _get(url) as response:
+        _check_status(response, url)
+        declared = response.headers.get("Content-Length", "")
+        expected = int(declared) if declared.isascii() and declared.isdigit() else None
+        if expected and expected > max_bytes:
+            raise _too_large(url, max_bytes)
+        received = 0
+        with target.open("wb") as file:
+            # read1 returns what has arrived; read would wait for a full block and let a slow drip outlast the deadline
+            while block := response.raw.read1(BLOCK_BYTES, decode_content=True):
+                received += len(block)
+                if received > max_bytes:
+                    raise _too_large(url, max_bytes)
+                if time.monotonic() >= deadline or stop.is_set():
+                    raise _timed_out(url)
+                file.write(block)
+        if expected is not None and received < expected and "Content-Encoding" not in response.headers:
+            raise requests.ConnectionError(f"the connection ended after {received} of {expected} bytes")
+
+
+def _get(url: str) -> requests.Response:
+    try:
+        return safe_get(
+            url, headers=HEADERS, timeout=(CONNECT_SECONDS, READ_SECONDS), max_redirects=MAX_REDIRECTS, max_bytes=2**62
+        )  # its own size cap off: _fetch counts, and tells the client the limit
+    except SSRFError as error:
+        if isinstance(error.__cause__, socket.gaierror):
+            raise HostNotFound(f"The host of audio_url does not resolve: {_host(url)}.") from error
+        if str(error).startswith("exceeded maximum redirects"):
+            raise AddressRefused(f"audio_url redirects more than {MAX_REDIRECTS} times, beginning at {_host(url)}.") from error
+        raise AddressRefused(
+            f"audio_url at {_host(url)} was refused: it, or a redirect of it, is not a public http or https address."
+        ) from error
+    except (requests.exceptions.InvalidURL, UnicodeError, ValueError) as error:
+        raise AddressRefused(f"audio_url at {_host(url)}, or a redirect of it, is not a valid address.") from error
+
+
+def _check_status(response: requests.Response, url: str) -> None:
+    status = response.status_code
+    if status in TRANSIENT_STATUS:
+        raise requests.HTTPError(f"the server answered {status}")
+    if status != 200:
+        raise SourceRefused(f"{_host(url)} answered {status} {response.reason or ''}".rstrip() + " for audio_url; 200 and the file were expected.")
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or "an unknown host"
+
+
+def _reason(error: Exception) -> str:
+    """Why, without the URL that requests puts into its messages."""
+    if isinstance(error, (requests.HTTPError,)) or str(error).startswith("the connection ended"):
+        return str(error)
+    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
+        return "no answer in time"
+    return "the connection failed"
+
+
+def _timed_out(url: str) -> DownloadTimeout:
+    return DownloadTimeout(f"audio_url did not arrive from {_host(url)} in the time allowed.")
+
+
+def _too_large(url: str, max_bytes: int) -> DownloadTooLarge:
+    return DownloadTooLarge(f"The file at {_host(url)} is larger than the {max_bytes} bytes allowed.")

@@ -1,0 +1,120 @@
+"""Everything that can go wrong with a job, as one tree. The codes are part of the worker's contract: they never change.
+
+WorkerError
+├── SettingsError        settings_invalid
+├── InvalidRequest       input_invalid
+├── DownloadError        download_failed      retryable
+│   ├── AddressRefused   address_refused
+│   ├── HostNotFound     host_not_found
+│   ├── SourceRefused    source_refused
+│   ├── DownloadTooLarge download_too_large
+│   └── DownloadTimeout  download_timeout     retryable
+├── DecodeError          audio_undecodable
+│   ├── EmptyAudio       audio_empty
+│   └── AudioTooLong     audio_too_long
+├── RecognitionError     recognition_failed   retryable
+│   └── EngineDead       engine_dead          retryable
+└── AlignError           alignment_failed     retryable
+"""
+
+
+class WorkerError(Exception):
+    """A failure with a sentence that is safe to show to the client and a stable code."""
+
+    code = "internal_error"
+    retryable = False
+
+    def to_output(self) -> dict:
+        """The result of a failed job; RunPod marks a job with a top-level `error` FAILED."""
+        return {"error": str(self), "error_code": self.code, "retryable": self.retryable}
+
+
+class SettingsError(WorkerError):
+    """An environment variable holds a value the worker cannot start with."""
+
+    code = "settings_invalid"
+
+
+class InvalidRequest(WorkerError):
+    """A field of the job input is missing, of the wrong type or of an unknown value."""
+
+    code = "input_invalid"
+
+
+class DownloadError(WorkerError):
+    """The audio could not be fetched, after retries; the same request may work later."""
+
+    code = "download_failed"
+    retryable = True
+
+
+class AddressRefused(DownloadError):
+    """The URL, or a redirect of it, leads to an address that is not public, or redirects too often."""
+
+    code = "address_refused"
+    retryable = False
+
+
+class HostNotFound(DownloadError):
+    """The host name of the URL does not resolve."""
+
+    code = "host_not_found"
+    retryable = False
+
+
+class SourceRefused(DownloadError):
+    """The server answered that it has no such file or does not hand it out (4xx)."""
+
+    code = "source_refused"
+    retryable = False
+
+
+class DownloadTooLarge(DownloadError):
+    """The file is larger than MAX_DOWNLOAD_BYTES."""
+
+    code = "download_too_large"
+    retryable = False
+
+
+class DownloadTimeout(DownloadError):
+    """The file did not arrive within DOWNLOAD_TIMEOUT_SECONDS."""
+
+    code = "download_timeout"
+
+
+class DecodeError(WorkerError):
+    """The file is not audio or video that can be decoded, or is too damaged."""
+
+    code = "audio_undecodable"
+
+
+class EmptyAudio(DecodeError):
+    """The file, or its audio track, holds no samples."""
+
+    code = "audio_empty"
+
+
+class AudioTooLong(DecodeError):
+    """The audio runs longer than MAX_AUDIO_SECONDS."""
+
+    code = "audio_too_long"
+
+
+class RecognitionError(WorkerError):
+    """A chunk could not be transcribed, after its retries."""
+
+    code = "recognition_failed"
+    retryable = True
+
+
+class EngineDead(RecognitionError):
+    """The vLLM engine has died; this worker must be replaced."""
+
+    code = "engine_dead"
+
+
+class AlignError(WorkerError):
+    """A chunk's words could not be aligned; its text is kept and its times are estimated."""
+
+    code = "alignment_failed"
+    retryable = True

@@ -1,0 +1,97 @@
+"""`job["input"]` → a checked `Request`. Knows the contract's fields and the languages; nothing of the network."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from errors import InvalidRequest
+
+LANGUAGES = (  # that Qwen3-ASR transcribes, by the names its prompt uses
+    "Chinese", "English", "Cantonese", "Japanese", "Korean", "French", "German", "Spanish", "Portuguese", "Italian",
+    "Arabic", "Russian", "Thai", "Vietnamese", "Indonesian", "Turkish", "Hindi", "Malay", "Dutch", "Swedish",
+    "Danish", "Finnish", "Polish", "Czech", "Filipino", "Persian", "Greek", "Romanian", "Hungarian", "Macedonian",
+)  # fmt: skip
+_BY_NAME = {name.lower(): name for name in LANGUAGES}
+LONGEST_URL = 8192  # characters; signed URLs run to about 2000
+LONGEST_CONTEXT = 10_000  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks for, checked."""
+
+    audio_url: str
+    language: str | None = None  # one of LANGUAGES; None: detect it in every chunk
+    initial_context: str = ""  # the context of the first chunk
+    use_previous_context: bool = False  # the end of each chunk's text is the next one's context
+
+
+def parse_request(job_input: object) -> Request:
+    """The request in a job's input, which may be any JSON value.
+
+    Raises InvalidRequest naming the field, its value and what would be right. Fields it does not know are ignored.
+    """
+    if not isinstance(job_input, dict):
+        raise InvalidRequest(f"input is {_shown(job_input)}; it must be an object with the field audio_url.")
+    return Request(
+        audio_url=_audio_url(job_input.get("audio_url")),
+        language=_language(job_input.get("language")),
+        initial_context=_initial_context(job_input.get("initial_context")),
+        use_previous_context=_flag("use_previous_context", job_input.get("use_previous_context")),
+    )
+
+
+def _audio_url(value: object) -> str:
+    wanted = "it must be the http or https URL of a recording"
+    if value is None:
+        raise InvalidRequest(f"audio_url is missing; {wanted}.")
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidRequest(f"audio_url is {_shown(value)}; {wanted}.")
+    url = value.strip()
+    if len(url) > LONGEST_URL:
+        raise InvalidRequest(f"audio_url has {len(url)} characters; at most {LONGEST_URL} are allowed.")
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        url.encode()  # a lone surrogate would break every later step
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InvalidRequest(f"audio_url is {_shown(url.split('?')[0])}; {wanted}.")
+    return url
+
+
+def _language(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidRequest(f"language is {_shown(value)}; it must be 'auto', null or one of: {', '.join(LANGUAGES)}.")
+    name = value.strip().lower()
+    if name == "auto":
+        return None
+    if name not in _BY_NAME:
+        raise InvalidRequest(f"language is {_shown(value)}, which is not known; it must be 'auto', null or one of: {', '.join(LANGUAGES)}.")
+    return _BY_NAME[name]
+
+
+def _initial_context(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InvalidRequest(f"initial_context is {_shown(value)}; it must be a string or null.")
+    if len(value) > LONGEST_CONTEXT:
+        raise InvalidRequest(f"initial_context has {len(value)} characters; at most {LONGEST_CONTEXT} are allowed.")
+    return value.encode("utf-8", "ignore").decode()
+
+
+def _flag(field: str, value: object) -> bool:
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{field} is {_shown(value)}; it must be true or false.")
+    return value
+
+
+def _shown(value: object) -> str:
+    """A value as it may stand in an error message: short, on one line, printable."""
+    text = ascii(value) if not isinstance(value, str) else repr(value.encode("utf-8", "replace").decode())
+    return text if len(text) <= 80 else text[:77] + "..."

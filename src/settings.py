@@ -1,0 +1,73 @@
+"""The environment, read once into one frozen object and checked before anything starts. Nobody else reads it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from errors import SettingsError
+
+ALIGNER_LIMIT_SECONDS = 180  # the longest clip Qwen3-ForcedAligner aligns reliably
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting; the environment variable is the field's name in capitals."""
+
+    model_name: str  # a hub id that builder/fetch_models.py has fetched, or a local folder
+    aligner_name: str
+    model_revision: str = "main"
+    aligner_revision: str = "main"
+    device: str = "cuda"  # "cpu" for vLLM's CPU build: float32, no graphs
+    chunk_target_seconds: float = 60
+    chunk_limit_seconds: float = ALIGNER_LIMIT_SECONDS
+    vad_mode: int = 2  # webrtcvad: 0 calls most things speech, 3 the least
+    max_audio_seconds: float = 36_000
+    max_download_bytes: int = 2 * 1024**3
+    download_timeout_seconds: float = 600  # for the whole file, redirects and retries included
+    max_concurrency: int = 4  # jobs at once
+    max_chunks_per_job: int = 64  # of one job in flight: bounds its memory and its share of the engine
+    max_num_seqs: int = 128  # chunks in one engine step
+    max_num_batched_tokens: int = 8192  # tokens in one engine step
+    gpu_memory_utilization: float = 0.6  # vLLM's share; the aligner needs the rest
+    aligner_batch_seconds: float = 480  # audio in one aligner batch
+
+    def __post_init__(self) -> None:
+        low_high = {
+            "chunk_target_seconds": (1, self.chunk_limit_seconds),
+            "chunk_limit_seconds": (2, ALIGNER_LIMIT_SECONDS),
+            "vad_mode": (0, 3),
+            "max_audio_seconds": (1, 7 * 86_400),
+            "max_download_bytes": (1, 2**40),
+            "download_timeout_seconds": (1, 86_400),
+            "max_concurrency": (1, 1000),
+            "max_chunks_per_job": (1, 10_000),
+            "max_num_seqs": (1, 10_000),
+            "max_num_batched_tokens": (512, 2**20),
+            "gpu_memory_utilization": (0.05, 0.95),
+            "aligner_batch_seconds": (1, 10_000),
+        }
+        for name, (low, high) in low_high.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise SettingsError(f"{name.upper()} is {value:g}; it must be from {low:g} to {high:g}.")
+        if self.device not in ("cuda", "cpu"):
+            raise SettingsError(f"DEVICE is {self.device!r}; it must be 'cuda' or 'cpu'.")
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """Settings from environment variables; an empty value counts as not set.
+
+    Raises SettingsError with the variable's name, its value and what would be right.
+    """
+    given = {f.name: environ.get(f.name.upper(), "").strip() for f in fields(Settings)}
+    for name in ("model_name", "aligner_name"):
+        if not given[name]:
+            raise SettingsError(f"{name.upper()} is not set; it must name a model on the hub or a local folder.")
+    return Settings(**{f.name: _parse(f.type, f.name, given[f.name]) for f in fields(Settings) if given[f.name]})
+
+
+def _parse(kind: type, name: str, value: str) -> str | int | float:
+    try:
+        return kind(value)
+    except ValueError:
+        expected = {int: "a whole number", float: "a number"}[kind]
+        raise SettingsError(f"{name.upper()} is {value!r}; it must be {expected}.") from None
