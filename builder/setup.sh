@@ -29,7 +29,7 @@ find_python() {
 set_up() {
   local base key bootstrap
   base=$(find_python) || return 1
-  key=$({ "$base" --version && cat "$ROOT/builder/environment.txt" "$ROOT/builder/setup.sh"; } | sha256sum | cut -d' ' -f1)
+  key=$({ "$base" --version && echo "uv $UV_VERSION" && cat "$ROOT/builder/environment.txt"; } | sha256sum | cut -d' ' -f1)
   [ "$(cat "$ROOT/.venv/key" 2>/dev/null)" = "$key" ] && return
   say "making the environment in .venv: about 250 packages, several GB to download; once, some minutes"
   rm -rf "$ROOT/.venv"
@@ -37,7 +37,7 @@ set_up() {
   # uv into a throw-away folder: works where Debian has split venv off Python, and installs in parallel
   "$base" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target "$bootstrap" "uv==$UV_VERSION" &&
     "$bootstrap/bin/uv" venv --quiet --python "$base" "$ROOT/.venv" &&
-    "$bootstrap/bin/uv" pip install --python "$PYTHON" --no-deps --compile-bytecode --requirement "$ROOT/builder/environment.txt" &&
+    "$bootstrap/bin/uv" pip install --python "$PYTHON" --no-deps --compile-bytecode --requirement "$ROOT/builder/environment.txt" 2> >(grep -v '^ + ' >&2) &&
     echo "$key" >"$ROOT/.venv/key"
   local outcome=$?
   rm -rf "$bootstrap"
@@ -49,3 +49,17 @@ exec {setup_lock}<"$ROOT/builder/setup.sh" # two scripts started together must n
 flock "$setup_lock"
 set_up || exit 1
 exec {setup_lock}<&-
+
+# One code path on GPU and CPU, only settings differ. These are the CPU's, with the tiny checkpoints of tests/models;
+# what is already set in the environment wins.
+export MODEL_NAME=${MODEL_NAME:-$ROOT/tests/models/asr}
+export ALIGNER_NAME=${ALIGNER_NAME:-$ROOT/tests/models/aligner}
+export DEVICE=${DEVICE:-cpu}
+if [ "$MODEL_NAME" = "$ROOT/tests/models/asr" ]; then # trained on clips of up to 9.5 s
+  export CHUNK_TARGET_SECONDS=${CHUNK_TARGET_SECONDS:-4.8} CHUNK_LIMIT_SECONDS=${CHUNK_LIMIT_SECONDS:-8}
+fi
+export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}   # GiB
+export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-ERROR}
+export TORCH_COMPILE_DISABLE=${TORCH_COMPILE_DISABLE:-1}     # no compiler on a bare machine, and 15 s less
+export RUNPOD_LOG_LEVEL=${RUNPOD_LOG_LEVEL:-INFO}
+export PYTHONDONTWRITEBYTECODE=1
