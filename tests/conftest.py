@@ -1,0 +1,59 @@
+"""Paths, the one real engine of the test session, and a file server on loopback."""
+
+import asyncio
+import functools
+import http.server
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "builder"), str(ROOT / "tests" / "models" / "recipe")]
+
+
+class _QuietFiles(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+class FileServer:
+    """Serves one folder on 127.0.0.1, on a port that the system chose."""
+
+    def __init__(self, folder: Path, handler: type = _QuietFiles):
+        self.folder = folder
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/{name}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture(scope="session")
+def file_server(tmp_path_factory) -> Iterator[FileServer]:
+    server = FileServer(tmp_path_factory.mktemp("served"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator:
+    """The real handler module with its models loaded: vLLM on the CPU, the aligner, the tiny checkpoints."""
+    import handler
+    from settings import load_settings
+
+    handler.settings = load_settings(os.environ)
+    handler.load_models()
+    asyncio.run(handler.warm_up())
+    yield handler
+    handler.aligner.close()
+    handler.asr.close()

@@ -1,0 +1,30 @@
+"""What the tests listen to: the bank's utterances, silence and noise. Everything is (samples,) int16 mono at 16 kHz."""
+
+from pathlib import Path
+
+import numpy as np
+
+import bank
+from audio import SAMPLE_RATE
+from speech import Utterance
+
+BANK = bank.load(Path(__file__).parent / "models" / "bank")
+ENGLISH = [u for u in BANK if u.language == "English"]
+CHINESE = [u for u in BANK if u.language == "Chinese"]
+
+
+def silence(seconds: float) -> np.ndarray:
+    return np.zeros(round(seconds * SAMPLE_RATE), np.int16)
+
+
+def noise(seconds: float, level: float = 3000) -> np.ndarray:
+    """White noise; from a level of some hundreds the detector takes it for unending speech."""
+    samples = np.random.default_rng(1).normal(0, level, round(seconds * SAMPLE_RATE))
+    return samples.clip(-32768, 32767).astype(np.int16)
+
+
+def voice(seconds: float) -> np.ndarray:
+    """Someone who never pauses: one loud word over and over."""
+    u: Utterance = max(ENGLISH, key=lambda u: np.abs(u.pcm.astype(int)).mean())
+    word = u.words[0]
+    return np.resize(u.pcm[round(word.start * SAMPLE_RATE) : round(word.end * SAMPLE_RATE)], round(seconds * SAMPLE_RATE))
