@@ -59,6 +59,7 @@ if [ "$MODEL_NAME" = "$ROOT/tests/models/asr" ]; then # trained on clips of up t
   export CHUNK_TARGET_SECONDS=${CHUNK_TARGET_SECONDS:-4.8} CHUNK_LIMIT_SECONDS=${CHUNK_LIMIT_SECONDS:-8}
 fi
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}   # GiB
+export GPU_MEMORY_UTILIZATION=${GPU_MEMORY_UTILIZATION:-0.3}    # on a CPU a share of free memory that vLLM insists on
 export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-ERROR}
 export TORCH_COMPILE_DISABLE=${TORCH_COMPILE_DISABLE:-1}     # no compiler on a bare machine, and 15 s less
 export RUNPOD_LOG_LEVEL=${RUNPOD_LOG_LEVEL:-INFO}

@@ -89,24 +89,34 @@ class Aligner:
     def _marks(self, batch: Sequence[_Task]) -> Iterator[tuple[list[str], list[int]]]:
         """For each clip its units of text and two marks a unit, start and end in ms, as the model gives them.
 
-        The steps of Qwen3ForcedAligner.align without its repair, which is quadratic and tells nobody what it changed.
+        The steps of Qwen3ForcedAligner.align on one clip, without its repair, which is quadratic and tells nobody what
+        it changed.
         """
         import torch
 
         model = self._model
         texts = [model.aligner_processor.encode_timestamp(t.text, t.language) for t in batch]
-        inputs = model.processor(
-            text=[prompt for _, prompt in texts],
-            audio=[waveform(t.chunk, at_least=SHORTEST_SECONDS) for t in batch],
-            return_tensors="pt",
-            padding=True,
-        )
-        inputs = inputs.to(model.model.device).to(model.model.dtype)
+        # a clip's features on its own: the last frames of one padded before its spectrum would depend on its neighbours
+        inputs = [
+            model.processor(text=[prompt], audio=[waveform(t.chunk, at_least=SHORTEST_SECONDS)], return_tensors="pt")
+            for t, (_, prompt) in zip(batch, texts)
+        ]
+        together = {name: _stacked([i[name][0] for i in inputs]).to(model.model.device) for name in inputs[0]}
+        together["input_features"] = together["input_features"].to(model.model.dtype)
         with torch.inference_mode():
-            classes = model.model.thinker(**inputs).logits.argmax(dim=-1)
-        for (units, _), ids, best in zip(texts, inputs["input_ids"], classes):
-            marks = best[ids == model.timestamp_token_id] * model.timestamp_segment_time
+            classes = model.model.thinker(**together).logits.argmax(dim=-1)
+        for (units, _), single, best in zip(texts, inputs, classes.cpu()):
+            ids = single["input_ids"][0]
+            marks = best[: len(ids)][ids == model.timestamp_token_id] * model.timestamp_segment_time
             yield units, [round(m) for m in marks.tolist()]
+
+
+def _stacked(tensors: Sequence):
+    """Tensors of one batch, padded with zeros (which their masks leave out) behind their last dimension."""
+    import torch
+
+    longest = max(t.shape[-1] for t in tensors)
+    return torch.stack([torch.nn.functional.pad(t, (0, longest - t.shape[-1])) for t in tensors])
 
 
 def batches(tasks: Sequence[_Task], seconds: float) -> Iterator[list[_Task]]:

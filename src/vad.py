@@ -16,7 +16,7 @@ from audio import SAMPLE_RATE, AudioChunk
 FRAME = SAMPLE_RATE * 30 // 1000  # samples; the longest frame webrtcvad takes
 FRAME_SECONDS = FRAME / SAMPLE_RATE
 PAUSE = round(0.24 / FRAME_SECONDS)  # frames; a shorter gap may lie inside a word
-MARGIN = round(0.42 / FRAME_SECONDS)  # frames of silence kept around speech: the detector may be late
+MARGIN = round(0.72 / FRAME_SECONDS)  # frames of silence kept around speech: the detector may be late
 QUIET = 5  # frames (150 ms) over which loudness is averaged to find the quietest point
 
 

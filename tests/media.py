@@ -1,0 +1,59 @@
+"""Recordings as they come: samples → a file in one of the usual containers, by the encoders that PyAV brings along."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+from audio import SAMPLE_RATE
+
+CODECS = {  # by suffix
+    ".wav": "pcm_s16le",
+    ".mp3": "libmp3lame",
+    ".m4a": "aac",
+    ".flac": "flac",
+    ".ogg": "libopus",
+    ".opus": "libopus",
+    ".webm": "libopus",
+    ".mp4": "aac",  # behind a video track
+}
+FRAMES_PER_SECOND, PICTURE = 5, 64  # of the video track; width and height in pixels
+
+
+def encode(pcm: np.ndarray, path: Path, *, rate: int = SAMPLE_RATE, channels: int = 1, bitrate: int | None = None) -> None:
+    """Write (samples,) int16 mono at SAMPLE_RATE to `path`, resampled to `rate`, the same in each of `channels`.
+
+    Container and codec follow the suffix: see CODECS. Opus knows 8, 12, 16, 24 and 48 kHz only.
+    """
+    with av.open(str(path), "w") as container:
+        film = _video_track(container) if path.suffix == ".mp4" else None
+        track = container.add_stream(CODECS[path.suffix], rate=rate, layout="stereo" if channels == 2 else "mono")
+        if bitrate:
+            track.bit_rate = bitrate
+        if film:
+            _shoot(container, film, len(pcm) / SAMPLE_RATE)
+        for start in range(0, len(pcm), SAMPLE_RATE):
+            frame = av.AudioFrame.from_ndarray(pcm[None, start : start + SAMPLE_RATE], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = SAMPLE_RATE, start
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+
+
+def encode_silent_film(path: Path, seconds: float) -> None:
+    """Write a video without any audio track."""
+    with av.open(str(path), "w") as container:
+        _shoot(container, _video_track(container), seconds)
+
+
+def _video_track(container):
+    track = container.add_stream("mpeg4", rate=FRAMES_PER_SECOND)
+    track.width = track.height = PICTURE
+    track.pix_fmt = "yuv420p"
+    return track
+
+
+def _shoot(container, track, seconds: float) -> None:
+    for i in range(max(1, round(seconds * FRAMES_PER_SECOND))):
+        picture = np.full((PICTURE, PICTURE, 3), i % 256, np.uint8)
+        container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+    container.mux(track.encode(None))

@@ -1,0 +1,180 @@
+"""Whole jobs: the real handler, a real download from loopback, real vLLM, the real aligner; recordings of 5 minutes
+with known words, known word times and pauses of 0.2-1.5 s, cut at 8 s.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import clips
+import media
+from audio import AudioChunk, decode
+from material import CHINESE, ENGLISH
+from scoring import matched
+from speech import Utterance, plain
+from vad import CutRules, split_at_pauses
+
+POOLS = {"English": ENGLISH, "Chinese": CHINESE}
+SECONDS, SEED = 320, 11
+FORMATS = {  # as recordings come: suffix → rate, channels, bit rate
+    "wav": (16_000, 1, None),
+    "mp3": (44_100, 2, 128_000),
+    "m4a": (44_100, 2, 128_000),
+    "opus": (48_000, 1, 64_000),
+}
+# mean distance of word boundaries in tests/models/README.md's recordings, cut by a simple splitter
+MEAN_OFF_MS = {"English": 56, "Chinese": 50}
+
+per_language = pytest.mark.parametrize("language", POOLS)
+
+
+@dataclass(frozen=True)
+class Case:
+    whole: Utterance
+    outputs: dict[str, dict]  # by format
+    chunks: list[AudioChunk]
+
+    @property
+    def said(self) -> list[str]:
+        return [plain(w.text) for w in self.whole.words]
+
+    @property
+    def heard(self) -> list[str]:
+        return words_of(self.outputs["wav"])
+
+
+def words_of(output: dict) -> list[str]:
+    return [plain(s["text"]) for s in output["segments"]]
+
+
+def run(worker, url: str, **fields) -> dict:
+    return asyncio.run(worker.handler({"id": "test", "input": {"audio_url": url, **fields}}))
+
+
+@pytest.fixture(scope="module")
+def cases(worker, file_server) -> dict[str, Case]:
+    async def chunks_of(path):
+        rules = CutRules(worker.settings.chunk_target_seconds, worker.settings.chunk_limit_seconds, worker.settings.vad_mode)
+        async with decode(path, 3600) as pcm:
+            return [c async for c in split_at_pauses(pcm, rules)]
+
+    found = {}
+    for language, pool in POOLS.items():
+        whole, outputs = clips.recording(pool, SECONDS, SEED), {}
+        for suffix, (rate, channels, bitrate) in FORMATS.items():
+            path = file_server.folder / f"{language}.{suffix}"
+            media.encode(whole.pcm, path, rate=rate, channels=channels, bitrate=bitrate)
+            outputs[suffix] = run(worker, file_server.url(path.name))
+        found[language] = Case(whole, outputs, asyncio.run(chunks_of(file_server.folder / f"{language}.wav")))
+    return found
+
+
+def drawn(whole: Utterance, pool: list[Utterance]) -> list[Utterance]:
+    """The utterances that a recording was strung together from."""
+    at, found = 0, []
+    while at < len(whole.words):
+        rest = whole.words[at:]
+        u = next(
+            u for u in pool
+            if all(a.text == b.text and abs((a.end - a.start) - (b.end - b.start)) < 1e-6 for a, b in zip(u.words, rest))
+            and len(u.words) <= len(rest) and abs((u.words[-1].end - u.words[0].start) - (rest[len(u.words) - 1].end - rest[0].start)) < 1e-6
+        )  # fmt: skip
+        found.append(u)
+        at += len(u.words)
+    return found
+
+
+@per_language
+def test_the_recording_is_what_the_issue_asks_for(cases, worker, language):
+    case = cases[language]
+    assert case.whole.duration >= 300 and worker.settings.chunk_limit_seconds == 8 and len(case.chunks) > 40
+
+
+@per_language
+def test_the_output_keeps_the_contract(cases, language):
+    case = cases[language]
+    for output in case.outputs.values():
+        assert set(output) == {"language_detected", "text", "segments"}
+        assert output["language_detected"] == language
+        end = 0.0
+        for segment in output["segments"]:
+            assert set(segment) == {"start", "end", "text"}
+            assert end <= segment["start"] < segment["end"] <= case.whole.duration + 0.1
+            assert segment["text"] in output["text"]
+            end = segment["end"]
+
+
+@per_language
+def test_word_errors_are_within_half_a_point_of_the_same_utterances_one_by_one(cases, worker, language, record_property):
+    case = cases[language]
+    utterances = drawn(case.whole, POOLS[language])
+
+    async def one_by_one():
+        chunks = [AudioChunk(0, 0, u.pcm, u.duration) for u in utterances]
+        return await asyncio.gather(*(worker.transcribe_chunk(c, None, "") for c in chunks))
+
+    alone = sum(
+        matched([plain(w.text) for w in u.words], [plain(w.text) for w in r.words])[0]
+        for u, r in zip(utterances, asyncio.run(one_by_one()))
+    )
+    together, _ = matched(case.said, case.heard)
+    rate_alone, rate_together = 100 * alone / len(case.said), 100 * together / len(case.said)
+    print(f"\n{language}: {len(case.said)} words, errors {rate_together:.2f} % in the recording, {rate_alone:.2f} % one by one")
+    assert rate_together <= rate_alone + 0.5
+
+
+@per_language
+def test_no_word_is_lost_or_doubled_at_any_cut(cases, language):
+    case = cases[language]
+    words = case.whole.words
+    _, pairs = matched(case.said, case.heard)
+    heard_at = dict(pairs)
+    for chunk in case.chunks[:-1]:
+        assert not [w.text for w in words if w.start + 0.03 < chunk.end < w.end - 0.03], "cut inside a word"
+        before = max(i for i, w in enumerate(words) if w.start < chunk.end)
+        assert before in heard_at and before + 1 in heard_at, f"a word lost at {chunk.end:.2f} s"
+        assert heard_at[before + 1] == heard_at[before] + 1, f"a word doubled at {chunk.end:.2f} s"
+
+
+@per_language
+def test_word_boundaries_are_as_close_as_the_models_allow(cases, language):
+    case = cases[language]
+    _, pairs = matched(case.said, case.heard)
+    truth, found = case.whole.words, case.outputs["wav"]["segments"]
+    off = 1000 * np.array([abs(x - y) for i, j in pairs for x, y in ((truth[i].start, found[j]["start"]), (truth[i].end, found[j]["end"]))])
+    print(f"\n{language}: {len(case.chunks)} chunks, boundaries off by mean {off.mean():.1f} ms, median {np.median(off):.0f}, 90 % under {np.quantile(off, 0.9):.0f}")
+    assert off.mean() <= MEAN_OFF_MS[language]
+
+
+@per_language
+def test_every_merged_time_is_the_chunks_own_time_plus_its_offset(cases, worker, language):
+    """Each chunk again, as if it were a recording of its own."""
+    case = cases[language]
+
+    async def alone():
+        own = [AudioChunk(0, 0, c.pcm, c.speech_seconds) for c in case.chunks]
+        return await asyncio.gather(*(worker.transcribe_chunk(c, None, "") for c in own))
+
+    expected = [
+        (round(1000 * w.start) + chunk.offset // 16, round(1000 * w.end) + chunk.offset // 16)
+        for chunk, result in zip(case.chunks, asyncio.run(alone()))
+        for w in result.words
+    ]
+    assert all(chunk.offset % 16 == 0 for chunk in case.chunks)
+    found = [(s["start"], s["end"]) for s in case.outputs["wav"]["segments"]]
+    assert found == [(a / 1000, b / 1000) for a, b in expected]
+
+
+@per_language
+def test_the_same_file_in_every_format_gives_the_same_words(cases, language):
+    outputs = cases[language].outputs
+    for suffix, output in outputs.items():
+        assert words_of(output) == words_of(outputs["wav"]), suffix
+
+
+def test_the_text_of_chunks_is_joined_with_spaces_in_english_and_without_in_chinese(cases):
+    english, chinese = cases["English"].outputs["wav"]["text"], cases["Chinese"].outputs["wav"]["text"]
+    assert ". " in english and "  " not in english and not any(f".{letter}" in english for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    assert " " not in chinese

@@ -1,0 +1,201 @@
+"""Whole jobs that are not plain sailing: each gives its clear error or the right empty result, and leaves nothing."""
+
+import asyncio
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from audio import SAMPLE_RATE
+from errors import AlignError
+from material import ENGLISH, noise, silence
+from test_asr import Prompts
+
+NOTHING = {"language_detected": None, "text": "", "segments": []}
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """The folder in which every temp file of the test is made."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def run(worker, temporary):
+    """Run a job; whatever comes of it, no temp file and no new child process may be left."""
+
+    def run(job_input) -> dict:
+        before = {p.pid for p in psutil.Process().children(recursive=True)}
+        output = asyncio.run(worker.handler({"id": "test", "input": job_input}))
+        assert list(temporary.iterdir()) == []
+        assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
+        json.dumps(output, allow_nan=False).encode()
+        return output
+
+    return run
+
+
+@pytest.fixture
+def serve(file_server):
+    def serve(name: str, content: bytes | np.ndarray) -> str:
+        path = file_server.folder / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            soundfile.write(path, content, SAMPLE_RATE)
+        return file_server.url(name)
+
+    return serve
+
+
+@pytest.mark.parametrize("pcm", [silence(5), noise(5, 20), noise(4, 2000), silence(0.1), noise(0.1)], ids=["silence", "hiss", "noise", "0.1 s", "0.1 s of noise"])
+def test_where_nothing_is_said_the_result_is_empty_not_an_error(run, serve, pcm):
+    assert run({"audio_url": serve("nothing.wav", pcm)}) == NOTHING
+
+
+def test_nothing_said_in_a_forced_language_is_no_language_either(run, serve):
+    assert run({"audio_url": serve("silence.wav", silence(5)), "language": "English"}) == NOTHING
+
+
+def test_a_tenth_of_a_second_of_speech_is_a_result_within_its_bounds(run, serve):
+    start = round(ENGLISH[0].words[0].start * SAMPLE_RATE)
+    output = run({"audio_url": serve("short.wav", ENGLISH[0].pcm[start : start + 1600])})
+    assert all(0 <= s["start"] < s["end"] <= 0.1 for s in output["segments"])
+
+
+@pytest.mark.parametrize(
+    "content, code, part",
+    [
+        (b"", "audio_empty", "empty (0 bytes)"),
+        (b"<!DOCTYPE html><html><body>Not here</body></html>", "audio_undecodable", "web page"),
+        (b"just some words, no sound" * 100, "audio_undecodable", "known format"),
+    ],
+)
+def test_a_file_that_is_no_audio_is_told_apart(run, serve, content, code, part):
+    output = run({"audio_url": serve("file.mp3", content)})
+    assert output["error_code"] == code and part in output["error"] and output["retryable"] is False
+
+
+def test_404_names_the_hosts_answer(run, file_server):
+    output = run({"audio_url": file_server.url("missing.wav?token=secret")})
+    assert output["error_code"] == "source_refused" and "404" in output["error"] and "secret" not in output["error"]
+
+
+def test_a_host_that_does_not_resolve(run):
+    output = run({"audio_url": "http://no-such-host.invalid/a.wav"})
+    assert output["error_code"] == "host_not_found" and "no-such-host.invalid" in output["error"]
+
+
+def test_a_private_address_is_refused_where_the_operator_has_not_allowed_it(run, serve, monkeypatch):
+    monkeypatch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS")
+    assert run({"audio_url": serve("private.wav", silence(1))})["error_code"] == "address_refused"
+
+
+@pytest.mark.parametrize(
+    "job_input, part",
+    [
+        (None, "input is None"),
+        ({}, "audio_url is missing"),
+        ({"audio_url": 7}, "audio_url is 7"),
+        ({"audio_url": "file:///etc/passwd"}, "http or https"),
+        ({"audio_url": "http://a/b", "language": "Klingon"}, "'Klingon'"),
+        ({"audio_url": "http://a/b", "language": 1}, "language is 1"),
+        ({"audio_url": "http://a/b", "initial_context": ["x"]}, "initial_context is ['x']"),
+        ({"audio_url": "http://a/b", "use_previous_context": "yes"}, "use_previous_context is 'yes'"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value_before_any_download(run, job_input, part):
+    output = run(job_input)
+    assert output["error_code"] == "input_invalid" and part in output["error"]
+
+
+def test_audio_over_the_limit_is_refused(run, serve, worker, monkeypatch):
+    monkeypatch.setattr(worker, "settings", _changed(worker.settings, max_audio_seconds=2.0))
+    assert run({"audio_url": serve("long.wav", noise(5))})["error_code"] == "audio_too_long"
+
+
+def test_a_file_over_the_limit_is_refused(run, serve, worker, monkeypatch):
+    monkeypatch.setattr(worker, "settings", _changed(worker.settings, max_download_bytes=1000))
+    assert run({"audio_url": serve("large.wav", noise(5))})["error_code"] == "download_too_large"
+
+
+def test_a_dead_engine_fails_the_job_and_asks_for_a_new_worker_fault_injected(run, serve, worker, monkeypatch):
+    monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [EngineDeadError()] * 9))
+    output = run({"audio_url": serve("speech.wav", ENGLISH[0].pcm)})
+    assert (output["error_code"], output["retryable"], output["refresh_worker"]) == ("engine_dead", True, True)
+
+
+def test_one_failed_chunk_of_many_fails_the_job_never_a_success_with_text_missing_fault_injected(run, serve, worker, monkeypatch):
+    monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [None, ValueError("refused")]))
+    output = run({"audio_url": serve("three.wav", np.concatenate([u.pcm for u in ENGLISH[:5]]))})
+    assert output["error_code"] == "recognition_failed" and "text" not in output
+
+
+def test_a_failed_alignment_keeps_the_text_with_estimated_times_fault_injected(run, serve, worker, monkeypatch):
+    async def fails(*_):
+        raise AlignError("injected")
+
+    monkeypatch.setattr(worker.aligner, "align", fails)
+    u = ENGLISH[0]
+    output = run({"audio_url": serve("unaligned.wav", u.pcm)})
+    assert output["text"] == u.text and len(output["segments"]) == len(u.words)
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_details_from_the_client_and_the_log_fault_injected(run, serve, worker, monkeypatch, capfd):
+    message = "secret words"
+
+    def breaks(_):
+        raise KeyError(message)
+
+    monkeypatch.setattr(worker, "merge", breaks)
+    output = run({"audio_url": serve("speech.wav", ENGLISH[0].pcm)})
+    assert output["error_code"] == "internal_error"
+    logged = "".join(capfd.readouterr())
+    assert "secret" not in output["error"] + logged and "KeyError" in logged
+
+
+def test_logs_hold_no_text_no_context_and_no_url(run, serve, capfd):
+    url = serve("logged.wav", ENGLISH[0].pcm)
+    output = run({"audio_url": f"{url}?token=abc", "initial_context": "hush"})
+    logged = "".join(capfd.readouterr())
+    assert output["text"] and "done in" in logged
+    assert not [secret for secret in (output["text"], "token", "logged.wav", "hush") if secret in logged]
+
+
+def test_a_cancelled_job_leaves_nothing_behind(worker, serve, temporary):
+    async def cancel():
+        url = serve("cancelled.wav", np.concatenate([u.pcm for u in ENGLISH]))
+        job = asyncio.create_task(worker.handler({"id": "test", "input": {"audio_url": url}}))
+        await asyncio.sleep(0.5)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    asyncio.run(cancel())
+    assert list(temporary.iterdir()) == []
+    assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
+
+
+def test_jobs_side_by_side_give_what_they_give_alone(worker, serve):
+    inputs = [{"audio_url": serve(f"side-{i}.wav", np.concatenate([u.pcm for u in ENGLISH[i : i + 4]]))} for i in range(0, 16, 4)]
+
+    async def together():
+        return await asyncio.gather(*(worker.handler({"id": str(i), "input": x}) for i, x in enumerate(inputs)))
+
+    alone = [asyncio.run(worker.handler({"id": "alone", "input": x})) for x in inputs]
+    assert asyncio.run(together()) == alone
+
+
+def _changed(settings, **values):
+    from dataclasses import replace
+
+    return replace(settings, **values)
