@@ -11,6 +11,7 @@ Output:     language_detected, text, segments [{start, end, text}], or error, er
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -146,6 +147,7 @@ def main() -> None:
         settings = load_settings(os.environ)
     except SettingsError as error:
         sys.exit(f"error: {error}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # through `finally`; on RunPod the SDK puts its own in place
     began = time.monotonic()
     load_models()
     asyncio.run(warm_up())

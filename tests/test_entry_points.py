@@ -1,0 +1,111 @@
+"""The worker as users start it: --test_input through the demo, a test_input.json, --rp_serve_api."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+import soundfile
+
+from audio import SAMPLE_RATE
+from material import ENGLISH
+from scoring import matched
+from speech import plain
+
+ROOT = Path(__file__).parent.parent
+HANDLER = ROOT / "src" / "handler.py"
+START_SECONDS = 400  # a bound for a slow machine, not a figure
+
+
+def members(session: int) -> list[str]:
+    """Processes left of a session; an ending one is given a moment."""
+    for _ in range(100):
+        left = [f"{p.pid} {p.name()}" for p in psutil.process_iter() if _session_of(p.pid) == session]
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+@pytest.fixture
+def speech_url(file_server) -> str:
+    soundfile.write(file_server.folder / "entry.wav", ENGLISH[0].pcm, SAMPLE_RATE)
+    return file_server.url("entry.wav")
+
+
+def test_importing_the_handler_loads_no_model_library():
+    loaded = "import handler, sys; print(sorted({'torch', 'vllm', 'transformers', 'qwen_asr', 'librosa', 'av'} & {*sys.modules}))"
+    out = subprocess.run([sys.executable, "-c", loaded], cwd=HANDLER.parent, capture_output=True, text=True, check=True, timeout=120)
+    assert out.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_a_setting_that_cannot_be_is_told_before_anything_is_loaded():
+    environment = os.environ | {"CHUNK_LIMIT_SECONDS": "400"}
+    out = subprocess.run([sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=120)
+    assert out.returncode == 1 and "CHUNK_LIMIT_SECONDS is 400; it must be from 2 to 180" in out.stderr
+    assert "Traceback" not in out.stderr
+
+
+def test_the_demo_prints_what_is_said_in_the_bundled_recording():
+    demo = json.loads((ROOT / "tests" / "recordings" / "demo.json").read_text())
+    out = subprocess.run(["bash", ROOT / "builder" / "demo.sh"], capture_output=True, text=True, timeout=START_SECONDS)
+    assert out.returncode == 0, out.stderr
+    printed = out.stdout.split("\n\n")[1]
+    said, heard = [plain(w) for w in demo["text"].split()], [plain(w) for w in printed.split()]
+    assert matched(said, heard)[0] <= 0.02 * len(said)
+    assert "Language   English" in out.stdout and "00:00." in out.stdout
+
+
+def test_a_test_input_json_beside_the_caller_is_run_and_a_failed_job_is_a_failed_exit(tmp_path, file_server):
+    (tmp_path / "test_input.json").write_text(json.dumps({"input": {"audio_url": file_server.url("missing.wav")}}))
+    with subprocess.Popen(
+        [sys.executable, HANDLER], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as process:
+        out, _ = process.communicate(timeout=START_SECONDS)
+    (result,) = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert result["error_code"] == "source_refused" and process.returncode == 1
+    assert members(process.pid) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["test_input.json"]
+
+
+def test_rp_serve_api_answers_runsync_and_ends_with_its_children(speech_url, tmp_path):
+    """Port 0 is not for this server of the SDK: a free port is asked of the system first."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, HANDLER, "--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        answer = _ask_until_up(process, f"http://127.0.0.1:{port}/runsync", {"input": {"audio_url": speech_url}})
+        bad = requests.post(f"http://127.0.0.1:{port}/runsync", json={"input": {"language": "English"}}, timeout=30).json()
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert answer["status"] == "COMPLETED" and answer["output"]["text"] == ENGLISH[0].text
+    assert bad["status"] == "FAILED" and "audio_url is missing" in bad["error"]
+    assert members(process.pid) == []
+
+
+def _ask_until_up(process: subprocess.Popen, url: str, body: dict) -> dict:
+    for _ in range(START_SECONDS):
+        assert process.poll() is None, "the server ended"
+        try:
+            return requests.post(url, json=body, timeout=60).json()
+        except requests.ConnectionError:
+            time.sleep(1)
+    pytest.fail("the server did not come up")
