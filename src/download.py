@@ -8,6 +8,8 @@ import asyncio
 import socket
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,7 +23,7 @@ CONNECT_SECONDS, READ_SECONDS = 10, 30  # for one connection, for one wait for b
 ATTEMPTS, BACKOFF_SECONDS = 3, 0.5  # doubled after each attempt
 MAX_REDIRECTS = 30  # podcast hosts chain a tracker after the other
 BLOCK_BYTES = 1 << 18
-TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
+TRANSIENT_STATUS = (408, 425, 429, *range(500, 600))
 HEADERS = {
     "User-Agent": "Mozilla/5.0 (compatible; qwen3-asr-worker)",  # some hosts turn unknown clients away
     "Accept": "audio/*, video/*;q=0.9, */*;q=0.5",
@@ -38,7 +40,7 @@ async def download(url: str, folder: Path, *, max_bytes: int, timeout: float) ->
     target, stop = folder / "source", threading.Event()
     try:
         async with asyncio.timeout(timeout):
-            await asyncio.to_thread(_fetch_with_retries, url, target, max_bytes, time.monotonic() + timeout, stop)
+            await _in_own_thread(_fetch_with_retries, url, target, max_bytes, time.monotonic() + timeout, stop)
     except TimeoutError:
         raise _timed_out(url) from None
     finally:
@@ -46,16 +48,33 @@ async def download(url: str, folder: Path, *, max_bytes: int, timeout: float) ->
     return target
 
 
+async def _in_own_thread(function: Callable, *args: object) -> object:
+    """Like asyncio.to_thread, but a server that drips its headers keeps no thread of the pool that all jobs share."""
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    future = Future()
+    threading.Thread(target=run, name="download", daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
 def _fetch_with_retries(url: str, target: Path, max_bytes: int, deadline: float, stop: threading.Event) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return _fetch(url, target, max_bytes, deadline, stop)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             if time.monotonic() >= deadline or stop.is_set():
                 raise _timed_out(url) from error
             if attempt == ATTEMPTS:
                 raise DownloadError(f"audio_url could not be fetched from {_host(url)}: {_reason(error)}, {ATTEMPTS} times.") from error
             stop.wait(min(BACKOFF_SECONDS * 2 ** (attempt - 1), deadline - time.monotonic()))
+        except OSError as error:  # the disk's; those of the network come as the two above
+            raise DownloadError(f"The worker could not store the file of audio_url: {error.strerror}.") from error
 
 
 def _fetch(url: str, target: Path, max_bytes: int, deadline: float, stop: threading.Event) -> None:
@@ -101,7 +120,7 @@ def _check_status(response: requests.Response, url: str) -> None:
     if status in TRANSIENT_STATUS:
         raise requests.HTTPError(f"the server answered {status}")
     if status != 200:
-        raise SourceRefused(f"{_host(url)} answered {status} {response.reason or ''}".rstrip() + " for audio_url; 200 and the file were expected.")
+        raise SourceRefused(f"{_host(url)} answered {status} for audio_url; 200 and the file were expected.")
 
 
 def _host(url: str) -> str:

@@ -51,7 +51,7 @@ def _audio_url(value: object) -> str:
         raise InvalidRequest(f"audio_url has {len(url)} characters; at most {LONGEST_URL} are allowed.")
     try:
         parts = urlsplit(url)
-        valid = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        valid = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0
         url.encode()  # a lone surrogate would break every later step
     except ValueError:
         valid = False
@@ -92,6 +92,11 @@ def _flag(field: str, value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value as it may stand in an error message: short, on one line, printable."""
-    text = ascii(value) if not isinstance(value, str) else repr(value.encode("utf-8", "replace").decode())
+    """A value as it may stand in an error message: short, on one line, printable, without the query of a URL."""
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, str):
+        value = value.encode("utf-8", "replace").decode()
+        value = value.split("?")[0] if "://" in value else value
+    text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

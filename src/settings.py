@@ -32,8 +32,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         low_high = {
-            "chunk_target_seconds": (1, self.chunk_limit_seconds),
             "chunk_limit_seconds": (2, ALIGNER_LIMIT_SECONDS),
+            "chunk_target_seconds": (1, self.chunk_limit_seconds),  # behind its own limit's check
             "vad_mode": (0, 3),
             "max_audio_seconds": (1, 7 * 86_400),
             "max_download_bytes": (1, 2**40),
@@ -48,7 +48,7 @@ class Settings:
         for name, (low, high) in low_high.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise SettingsError(f"{name.upper()} is {value:g}; it must be from {low:g} to {high:g}.")
+                raise SettingsError(f"{name.upper()} is {value:.16g}; it must be from {low:.16g} to {high:.16g}.")
         if self.device not in ("cuda", "cpu"):
             raise SettingsError(f"DEVICE is {self.device!r}; it must be 'cuda' or 'cpu'.")
 

@@ -1,0 +1,400 @@
+"""Downloads from servers on loopback: what comes through, what is tried again, what is refused, and how it ends.
+
+Every server behaves in one way, which its test shows; nothing outside this machine is contacted.
+"""
+
+import asyncio
+import errno
+import http.server
+import itertools
+import random
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import download as module
+from download import MAX_REDIRECTS, download
+from errors import AddressRefused, DownloadError, DownloadTimeout, DownloadTooLarge, HostNotFound, SourceRefused, WorkerError
+
+SOUND = random.Random(1).randbytes(700_000)  # more than two blocks
+SECRET = "/private/talk.mp3?sig=SECRET"  # path and query of every URL here
+
+
+class Server:
+    """Answers every GET with `answer(request handler, number of the request from 0)`."""
+
+    def __init__(self, answer):
+        counter, self.requests, self.closing = itertools.count(), [], threading.Event()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            closing = self.closing
+
+            def do_GET(handler):
+                self.requests.append((handler.path, dict(handler.headers)))
+                try:
+                    answer(handler, next(counter))
+                except ConnectionError:
+                    pass  # the client has had enough
+                handler.close_connection = True
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def url(self, path: str = SECRET) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def close(self) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def reply(handler, status: int = 200, body: bytes = b"", length: int | None = None, **headers: str) -> None:
+    """`length` is what the header says: None the truth, -1 nothing."""
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    if length != -1:
+        handler.send_header("Content-Length", str(len(body) if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def start_chunked(handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+
+
+def send_chunk(handler, data: bytes) -> None:
+    handler.wfile.write(b"%x\r\n" % len(data) + data + b"\r\n")
+
+
+def in_turn(*answers):
+    """A different answer to each request, the last one from then on."""
+    return lambda handler, n: answers[min(n, len(answers) - 1)](handler)
+
+
+def whole(handler) -> None:
+    reply(handler, body=SOUND)
+
+
+def status(code: int):
+    return lambda handler: reply(handler, code, b"an error page")
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(*answers, each=None) -> Server:
+        servers.append(Server(each or in_turn(*answers)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def short_backoff(monkeypatch):
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", 0.01)
+
+
+@pytest.fixture
+def fetch(tmp_path):
+    def run(url: str, max_bytes: int = 10**6, timeout: float = 20) -> bytes:
+        return asyncio.run(download(url, tmp_path, max_bytes=max_bytes, timeout=timeout)).read_bytes()
+
+    return run
+
+
+@pytest.fixture
+def refusal(fetch):
+    def run(url: str, error: type[WorkerError], **limits) -> str:
+        with pytest.raises(error) as refused:
+            fetch(url, **limits)
+        assert type(refused.value) is error
+        assert "SECRET" not in str(refused.value) and "private" not in str(refused.value)
+        return str(refused.value)
+
+    return run
+
+
+def download_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "download"]
+
+
+def wait_until(condition, seconds: float = 5) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+# what comes through
+
+
+def test_the_file_is_the_servers_bytes(serve, fetch):
+    assert fetch(serve(whole).url()) == SOUND
+
+
+def test_a_chunked_body_without_a_length_is_the_servers_bytes(serve, fetch):
+    def chunked(handler):
+        start_chunked(handler)
+        for start in range(0, len(SOUND), 100_001):
+            send_chunk(handler, SOUND[start : start + 100_001])
+        send_chunk(handler, b"")
+
+    assert fetch(serve(chunked).url()) == SOUND
+
+
+def test_a_body_that_ends_with_the_connection_is_the_servers_bytes(serve, fetch):
+    assert fetch(serve(lambda handler: reply(handler, body=SOUND, length=-1)).url()) == SOUND
+
+
+def test_an_empty_file_is_no_failure_of_the_download(serve, fetch):
+    assert fetch(serve(lambda handler: reply(handler)).url()) == b""
+
+
+def test_the_client_says_who_it_is_and_wants_the_bytes_as_they_are(serve, fetch):
+    server = serve(whole)
+    fetch(server.url())
+    ((path, headers),) = server.requests
+    assert path == SECRET
+    assert "qwen3-asr-worker" in headers["User-Agent"] and headers["Accept-Encoding"] == "identity"
+    assert "Authorization" not in headers
+
+
+# what is tried again
+
+
+@pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504, 522])
+def test_a_passing_failure_of_the_server_is_tried_again(serve, fetch, code):
+    server = serve(status(code), status(code), whole)
+    assert fetch(server.url()) == SOUND and len(server.requests) == 3
+
+
+def test_a_body_cut_short_is_tried_again(serve, fetch):
+    server = serve(lambda handler: reply(handler, body=SOUND[:1000], length=len(SOUND)), whole)
+    assert fetch(server.url()) == SOUND and len(server.requests) == 2
+
+
+def test_a_chunked_body_cut_short_is_tried_again(serve, fetch):
+    def cut(handler):
+        start_chunked(handler)
+        handler.wfile.write(b"%x\r\n" % len(SOUND) + SOUND[:1000])
+
+    server = serve(cut, whole)
+    assert fetch(server.url()) == SOUND and len(server.requests) == 2
+
+
+def test_a_connection_closed_without_an_answer_is_tried_again(serve, fetch):
+    assert fetch(serve(lambda handler: None, whole).url()) == SOUND
+
+
+def test_after_three_tries_the_failure_is_told_with_its_reason(serve, refusal):
+    server = serve(status(500))
+    message = refusal(server.url(), DownloadError)
+    assert len(server.requests) == 3
+    assert message == "audio_url could not be fetched from 127.0.0.1: the server answered 500, 3 times."
+
+
+def test_a_body_always_cut_short_is_a_failed_download_not_a_short_file(serve, refusal):
+    refusal(serve(lambda handler: reply(handler, body=SOUND[:1000], length=len(SOUND))).url(), DownloadError)
+
+
+def test_a_refused_connection_is_a_failed_download(serve, refusal):
+    server = Server(in_turn(whole))
+    server.close()
+    assert "connection failed" in refusal(server.url(), DownloadError)
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("code", [204, 206, 304, 400, 401, 403, 404, 410, 451])
+def test_what_is_not_the_file_is_refused_at_once(serve, refusal, code):
+    server = serve(status(code))
+    assert f"127.0.0.1 answered {code}" in refusal(server.url(), SourceRefused)
+    assert len(server.requests) == 1
+
+
+def test_a_declared_length_over_the_cap_is_refused_before_the_body(serve, refusal):
+    def endless(handler):
+        reply(handler, length=10**9)
+        drip_on(handler)
+
+    server = serve(endless)
+    assert "1000000 bytes" in refusal(server.url(), DownloadTooLarge)
+    assert len(server.requests) == 1
+
+
+def test_a_body_over_the_cap_without_a_length_is_refused_while_it_comes(serve, refusal, tmp_path):
+    def endless(handler):
+        start_chunked(handler)
+        while not handler.closing.is_set():
+            send_chunk(handler, bytes(10_000))
+
+    refusal(serve(endless).url(), DownloadTooLarge)
+    assert (tmp_path / "source").stat().st_size <= 10**6
+
+
+def test_a_file_of_exactly_the_cap_is_let_through(serve, fetch, refusal):
+    server = serve(whole)
+    assert fetch(server.url(), max_bytes=len(SOUND)) == SOUND
+    refusal(server.url(), DownloadTooLarge, max_bytes=len(SOUND) - 1)
+
+
+def test_a_full_disk_is_not_called_a_failed_connection_fault_injected_at_open(serve, refusal, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    server = serve(whole)
+    monkeypatch.setattr(Path, "open", full)
+    assert refusal(server.url(), DownloadError) == "The worker could not store the file of audio_url: No space left on device."
+    assert len(server.requests) == 1
+
+
+# redirects
+
+
+def redirects(count: int):
+    """To itself so many times, then the file."""
+
+    def answer(handler, n):
+        reply(handler, 302, Location=f"/{n}{SECRET}") if n < count else whole(handler)
+
+    return answer
+
+
+@pytest.mark.parametrize("count", [1, 25, MAX_REDIRECTS])
+def test_redirects_are_followed(serve, fetch, count):
+    server = serve(each=redirects(count))
+    assert fetch(server.url()) == SOUND and len(server.requests) == count + 1
+
+
+@pytest.mark.parametrize("count", [MAX_REDIRECTS + 1, 10**6], ids=["one too many", "a loop"])
+def test_too_many_redirects_are_refused(serve, refusal, count):
+    server = serve(each=redirects(count))
+    assert "redirects more than 30 times" in refusal(server.url(), AddressRefused)
+    assert len(server.requests) == MAX_REDIRECTS + 1
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "data:audio/wav;base64,AAAA", "http://", "http://[::1"])
+def test_a_redirect_to_anything_but_http_is_refused(serve, refusal, target):
+    refusal(serve(lambda handler: reply(handler, 302, Location=target)).url(), AddressRefused)
+
+
+# addresses
+
+
+@pytest.fixture
+def public_only(monkeypatch):
+    """As on RunPod; tests/run.sh allows private addresses for the other tests."""
+    monkeypatch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", raising=False)
+
+
+PRIVATE = [
+    *("127.0.0.1", "127.1", "2130706433", "0x7f.1", "localhost", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1"),
+    *("169.254.169.254", "100.64.0.1", "224.0.0.1", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[fe80::1]", "[fd00::1]"),
+]
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_no_address_that_is_not_public_is_contacted(serve, refusal, public_only, host):
+    server = serve(whole)
+    message = refusal(f"http://{host}:{server.port}{SECRET}", AddressRefused)
+    assert "not a public http or https address" in message and server.requests == []
+
+
+def test_a_host_that_does_not_resolve_is_told_apart(refusal):
+    assert refusal(f"http://nowhere.invalid{SECRET}", HostNotFound) == "The host of audio_url does not resolve: nowhere.invalid."
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".invalid", "nul\0.invalid", "*"])
+def test_a_host_that_can_be_no_name_is_one_of_our_errors(fetch, host):
+    with pytest.raises(DownloadError) as refused:
+        fetch(f"http://{host}{SECRET}")
+    assert "SECRET" not in str(refused.value)
+
+
+# time
+
+
+def drip(handler) -> None:
+    """A byte every 50 ms, for ever."""
+    reply(handler, length=10**5)
+    drip_on(handler)
+
+
+def drip_headers(handler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    drip_on(handler)
+
+
+def drip_on(handler) -> None:
+    while not handler.closing.wait(0.05):
+        handler.wfile.write(b"x")
+
+
+@pytest.mark.parametrize("slow", [drip, drip_headers, lambda handler: handler.closing.wait()], ids=["body", "headers", "no answer"])
+def test_a_slow_server_is_given_up_when_the_time_is_over(serve, refusal, slow):
+    began = time.monotonic()
+    assert "in the time allowed" in refusal(serve(slow).url(), DownloadTimeout, timeout=1)
+    assert time.monotonic() - began < 3
+
+
+def test_retries_end_with_the_time_allowed(serve, refusal, monkeypatch):
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", 60)
+    refusal(serve(status(503)).url(), DownloadTimeout, timeout=0.3)
+    assert wait_until(lambda: not download_threads())
+
+
+@contextmanager
+def running(url: str, folder: Path):
+    """A loop in which a download has begun."""
+
+    async def begin():
+        task = asyncio.create_task(download(url, folder, max_bytes=10**6, timeout=60))
+        await asyncio.to_thread(wait_until, lambda: (folder / "source").exists())
+        return task
+
+    with asyncio.Runner() as runner:
+        yield runner, runner.run(begin())
+
+
+def test_a_cancelled_download_ends_at_once_and_its_thread_soon(serve, tmp_path):
+    async def cancel():
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(task), 2)
+
+    before = set(download_threads())
+    with running(serve(drip).url(), tmp_path) as (runner, task):
+        assert len(set(download_threads()) - before) == 1
+        runner.run(cancel())
+    assert wait_until(lambda: not set(download_threads()) - before)
+
+
+def test_servers_that_drip_headers_take_no_thread_from_the_pool_of_other_work(serve, fetch, refusal):
+    slow, quick = serve(drip_headers), serve(whole)
+
+    async def together():
+        jobs = [download(slow.url(), Path("unused"), max_bytes=1, timeout=0.3) for _ in range(40)]
+        found = await asyncio.gather(*jobs, return_exceptions=True)
+        return found, await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 5)
+
+    found, pool = asyncio.run(together())
+    assert {type(e) for e in found} == {DownloadTimeout} and pool == "free"
+    assert fetch(quick.url()) == SOUND

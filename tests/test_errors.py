@@ -1,0 +1,65 @@
+"""The error tree is part of the contract: its codes never change, and its docstring draws it as it is."""
+
+import json
+import re
+
+import pytest
+
+import errors
+from errors import WorkerError
+
+ALL = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, WorkerError)]
+STABLE = {  # what clients rely on: code → worth sending the same job again
+    "internal_error": False,
+    "settings_invalid": False,
+    "input_invalid": False,
+    "download_failed": True,
+    "address_refused": False,
+    "host_not_found": False,
+    "source_refused": False,
+    "download_too_large": False,
+    "download_timeout": True,
+    "audio_undecodable": False,
+    "audio_empty": False,
+    "audio_too_long": False,
+    "recognition_failed": True,
+    "engine_dead": True,
+    "alignment_failed": True,
+}
+
+
+def drawn_tree() -> dict[str, tuple[str | None, str, bool]]:
+    """Of each class in the module's docstring: (name of its parent, code, retryable)."""
+    found, above = {}, []
+    for line in errors.__doc__.splitlines():
+        if drawn := re.match(r"([│├└─ ]*)([A-Z]\w+)\s*(\w+)?\s*(retryable)?$", line):
+            depth = len(drawn[1]) // 4
+            above[depth:] = [drawn[2]]
+            found[drawn[2]] = (above[depth - 1] if depth else None, drawn[3] or WorkerError.code, bool(drawn[4]))
+    return found
+
+
+def test_codes_and_what_may_be_retried_stay_what_they_are():
+    assert {c.code: c.retryable for c in ALL} == STABLE
+
+
+def test_every_error_has_a_code_of_its_own():
+    assert len({c.code for c in ALL}) == len(ALL)
+    assert all("code" in vars(c) for c in ALL)
+
+
+def test_the_tree_in_the_docstring_is_the_tree():
+    parents = {c.__name__: c.__bases__[0].__name__ if c is not WorkerError else None for c in ALL}
+    assert drawn_tree() == {c.__name__: (parents[c.__name__], c.code, c.retryable) for c in ALL}
+
+
+@pytest.mark.parametrize("error", ALL)
+def test_every_error_says_what_it_means(error):
+    assert error.__doc__ and error.__doc__ is not WorkerError.__doc__ or error is WorkerError
+
+
+@pytest.mark.parametrize("error", ALL)
+def test_a_failed_jobs_result_is_a_sentence_a_code_and_whether_to_retry(error):
+    output = error("The host 例.com does not resolve.").to_output()
+    assert output == {"error": "The host 例.com does not resolve.", "error_code": error.code, "retryable": error.retryable}
+    assert json.loads(json.dumps(output)) == output

@@ -1,0 +1,229 @@
+"""The contract's input: what is accepted, as what, and errors that name the field and its value but no URL query."""
+
+import ast
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from errors import InvalidRequest
+from request import LANGUAGES, LONGEST_CONTEXT, LONGEST_URL, Request, parse_request
+
+URL = "https://example.com/talk.mp3"
+
+
+def parse(**fields) -> Request:
+    return parse_request({"audio_url": URL} | fields)
+
+
+def refusal(job_input) -> str:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_request(job_input)
+    return str(refused.value)
+
+
+def test_a_url_is_all_that_is_needed():
+    assert parse() == Request(audio_url=URL, language=None, initial_context="", use_previous_context=False)
+
+
+def test_every_field_is_taken_over():
+    job_input = {"audio_url": URL, "language": "German", "initial_context": "Namen: Žižek", "use_previous_context": True}
+    assert parse_request(job_input) == Request(URL, "German", "Namen: Žižek", True)
+
+
+def test_null_is_the_same_as_absent():
+    assert parse(language=None, initial_context=None, use_previous_context=None) == parse()
+
+
+def test_unknown_fields_are_ignored():
+    assert parse(beam_size=5, audio="…", model=None) == parse()
+
+
+# language
+
+
+def test_there_are_thirty_languages_and_they_are_those_of_qwen_asr():
+    """Read from the package's source: importing it takes seconds."""
+    package = Path(importlib.util.find_spec("qwen_asr").origin).parent
+    tree = ast.parse((package / "inference" / "utils.py").read_text(encoding="utf-8"))
+    (table,) = (n.value for n in tree.body if isinstance(n, ast.AnnAssign) and n.target.id == "SUPPORTED_LANGUAGES")
+    assert len(LANGUAGES) == 30 and set(LANGUAGES) == set(ast.literal_eval(table))
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_every_language_is_accepted_in_any_case(name):
+    for written in (name, name.lower(), name.upper(), f" {name.swapcase()}\n"):
+        assert parse(language=written).language == name
+
+
+@pytest.mark.parametrize("value", ["auto", "AUTO", " Auto ", None])
+def test_auto_and_null_mean_that_the_language_is_detected(value):
+    assert parse(language=value).language is None
+
+
+@pytest.mark.parametrize("value", ["", "en", "zh", "Klingon", "English, Chinese", "no"])
+def test_an_unknown_language_is_refused_with_all_that_are_known(value):
+    message = refusal({"audio_url": URL, "language": value})
+    assert message.startswith(f"language is {value!r}") and all(name in message for name in LANGUAGES)
+
+
+# wrong types
+
+NO_STRINGS = [0, 1, -3.5, True, False, ["English"], [], {"name": "English"}, {}]
+NO_FLAGS = [0, 1, 0.0, "true", "false", "", [True], {}]
+
+
+@pytest.mark.parametrize("field", ["audio_url", "language", "initial_context"])
+@pytest.mark.parametrize("value", NO_STRINGS, ids=repr)
+def test_what_must_be_a_string_is_nothing_else(field, value):
+    shown = {dict: "an object", list: "a list"}.get(type(value), repr(value))
+    assert refusal({"audio_url": URL, field: value}).startswith(f"{field} is {shown}")
+
+
+@pytest.mark.parametrize("value", NO_FLAGS, ids=repr)
+def test_use_previous_context_is_true_or_false_and_nothing_like_it(value):
+    message = refusal({"audio_url": URL, "use_previous_context": value})
+    assert message.startswith("use_previous_context is ") and message.endswith("it must be true or false.")
+
+
+@pytest.mark.parametrize("job_input", [None, URL, 7, True, [], [{"audio_url": URL}]], ids=repr)
+def test_an_input_that_is_no_object_is_refused(job_input):
+    assert refusal(job_input).startswith("input is ") and "audio_url" in refusal(job_input)
+
+
+# audio_url
+
+
+@pytest.mark.parametrize("job_input", [{}, {"audio_url": None}, {"url": URL}], ids=repr)
+def test_a_missing_url_is_called_missing(job_input):
+    assert refusal(job_input).startswith("audio_url is missing; it must be ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com",
+        "HTTPS://EXAMPLE.COM/A.MP3",
+        "https://example.com:8443/a.mp3?X-Amz-Signature=abc&b=c#t=10",
+        "https://user:secret@example.com/a.mp3",
+        "https://例え.jp/音声.mp3",
+        "https://example.com/a b.mp3",
+        "http://[2001:db8::1]:8080/a",
+        "http://127.0.0.1/a",  # whether it may be fetched is not decided here
+        "https://example.com/" + "a" * (LONGEST_URL - 20),
+    ],
+)
+def test_http_and_https_urls_are_taken_as_they_are(url):
+    assert parse_request({"audio_url": url}).audio_url == url
+
+
+def test_white_space_around_a_url_is_dropped():
+    assert parse_request({"audio_url": f" \t{URL}\n"}).audio_url == URL
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", " ", "\n\t"),
+        *("file:///etc/passwd", "ftp://example.com/a.mp3", "data:audio/wav;base64,AAAA", "gopher://example.com/", "s3://bucket/a.mp3"),
+        *("example.com/a.mp3", "/a.mp3", "//example.com/a.mp3", "talk.mp3"),
+        *("http:", "http://", "https:///a.mp3", "http://:80/a.mp3", "http://user@/a.mp3", "http:example.com/a.mp3"),
+        *("http://example.com:0/", "http://example.com:65536/", "http://example.com:-1/", "http://example.com:http/"),
+        *("http://[::1/a.mp3", "http://[example]/a.mp3", "http://exa\u2100mple.com/"),
+        *("https://example.com/\ud800.mp3", "https://\udfff.com/", "\ud83d"),
+    ],
+    ids=ascii,
+)
+def test_what_is_no_http_url_is_refused_with_its_value(url):
+    message = refusal({"audio_url": url})
+    assert message.startswith("audio_url is '") and message.endswith("; it must be the http or https URL of a recording.")
+    message.encode()
+
+
+def test_an_overlong_url_is_refused_without_repeating_it():
+    message = refusal({"audio_url": URL + "?" + "x" * LONGEST_URL})
+    assert str(LONGEST_URL) in message and "xxx" not in message
+
+
+SIGNED = "https://example.com/a.mp3?sig=SECRET"
+
+
+@pytest.mark.parametrize(
+    "job_input",
+    [
+        {"audio_url": "ftp://example.com/a.mp3?sig=SECRET"},
+        {"audio_url": "example.com/a.mp3?sig=SECRET"},
+        {"audio_url": "https://example.com:0/a.mp3?sig=SECRET"},
+        {"audio_url": "https://example.com/\ud800.mp3?sig=SECRET"},
+        {"audio_url": SIGNED + "x" * LONGEST_URL},
+        {"audio_url": [SIGNED]},
+        {"audio_url": {"url": SIGNED}},
+        {"audio_url": URL, "language": SIGNED},
+        {"audio_url": URL, "use_previous_context": SIGNED},
+        SIGNED,
+        [SIGNED],
+    ],
+    ids=lambda job_input: ascii(job_input)[:60],
+)
+def test_no_message_holds_the_query_of_a_url(job_input):
+    assert "SECRET" not in refusal(job_input)
+
+
+# initial_context
+
+
+def test_a_context_is_kept_as_it_is_but_for_lone_surrogates():
+    assert parse(initial_context=" Žižek,\n天 👍 ").initial_context == " Žižek,\n天 👍 "
+    assert parse(initial_context="a\ud800b\udc00").initial_context == "ab"
+
+
+def test_a_context_has_a_longest_length():
+    assert len(parse(initial_context="天" * LONGEST_CONTEXT).initial_context) == LONGEST_CONTEXT
+    assert str(LONGEST_CONTEXT + 1) in refusal({"audio_url": URL, "initial_context": "天" * (LONGEST_CONTEXT + 1)})
+
+
+# anything at all
+
+any_text = st.text(st.characters())  # surrogates included, as JSON's \ud800 may bring them
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | any_text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(any_text, inner, max_size=4),
+    max_leaves=8,
+)
+urls = st.builds("{}://{}/{}".format, st.sampled_from(["http", "https", "HTTP", "ftp"]), any_text, any_text)
+any_input = st.one_of(
+    any_json,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "audio_url": any_json | any_text | urls,
+            "language": any_json | st.sampled_from(["auto", *LANGUAGES]),
+            "initial_context": any_json,
+            "use_previous_context": any_json,
+        },
+    ),
+)
+
+
+@given(any_input)
+def test_any_json_value_is_a_request_or_a_printable_refusal(job_input):
+    try:
+        request = parse_request(job_input)
+    except InvalidRequest as refused:
+        message = str(refused)
+        assert len(message) < 1000 and "\n" not in message
+        message.encode()
+    else:
+        assert request.audio_url.lower().startswith(("http://", "https://"))
+        assert request.language in (None, *LANGUAGES)
+        assert isinstance(request.use_previous_context, bool)
+        (request.audio_url + request.initial_context).encode()
+
+
+def test_an_input_nested_as_deep_as_json_goes_is_refused_not_an_internal_error():
+    nested = json.loads("[" * 900 + "]" * 900)
+    assert refusal(nested) == "input is a list; it must be an object with the field audio_url."
+    assert refusal({"audio_url": nested}).startswith("audio_url is a list;")

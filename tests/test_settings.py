@@ -1,0 +1,118 @@
+"""The environment → `Settings`: defaults, every variable, and errors that say what to change."""
+
+import math
+import re
+from dataclasses import fields
+
+import pytest
+
+from errors import SettingsError
+from settings import ALIGNER_LIMIT_SECONDS, Settings, load_settings
+
+MODELS = {"MODEL_NAME": "Qwen/Qwen3-ASR-1.7B", "ALIGNER_NAME": "Qwen/Qwen3-ForcedAligner-0.6B"}
+OTHER = {  # a right value of every setting that is not its default
+    "MODEL_NAME": ("tests/models/asr", "tests/models/asr"),
+    "ALIGNER_NAME": ("tests/models/aligner", "tests/models/aligner"),
+    "MODEL_REVISION": ("5eb144179a02", "5eb144179a02"),
+    "ALIGNER_REVISION": ("c7cbfc2048c4", "c7cbfc2048c4"),
+    "DEVICE": ("cpu", "cpu"),
+    "CHUNK_TARGET_SECONDS": ("4.8", 4.8),
+    "CHUNK_LIMIT_SECONDS": ("90", 90.0),
+    "VAD_MODE": ("3", 3),
+    "MAX_AUDIO_SECONDS": ("7200", 7200.0),
+    "MAX_DOWNLOAD_BYTES": ("1048576", 1_048_576),
+    "DOWNLOAD_TIMEOUT_SECONDS": ("0.5e2", 50.0),
+    "MAX_CONCURRENCY": ("8", 8),
+    "MAX_CHUNKS_PER_JOB": ("1", 1),
+    "MAX_NUM_SEQS": ("16", 16),
+    "MAX_NUM_BATCHED_TOKENS": ("4096", 4096),
+    "GPU_MEMORY_UTILIZATION": ("0.3", 0.3),
+    "ALIGNER_BATCH_SECONDS": ("120", 120.0),
+}
+NUMBERS = [f.name.upper() for f in fields(Settings) if f.type in (int, float)]
+
+
+def refusal(**environ: str) -> str:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(MODELS | environ)
+    return str(refused.value)
+
+
+def test_the_two_models_are_all_that_must_be_set():
+    settings = load_settings(MODELS)
+    assert (settings.model_name, settings.aligner_name) == tuple(MODELS.values())
+    assert (settings.chunk_target_seconds, settings.chunk_limit_seconds) == (60, ALIGNER_LIMIT_SECONDS)
+    assert settings.device == "cuda"
+
+
+def test_this_table_holds_every_setting():
+    assert set(OTHER) == {f.name.upper() for f in fields(Settings)}
+
+
+@pytest.mark.parametrize("variable", OTHER)
+def test_each_setting_comes_from_its_variable_and_from_no_other(variable):
+    value, expected = OTHER[variable]
+    changed, default = load_settings(MODELS | {variable: value}), load_settings(MODELS)
+    assert getattr(changed, variable.lower()) == expected
+    assert [f.name for f in fields(Settings) if getattr(changed, f.name) != getattr(default, f.name)] == [variable.lower()]
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\n"])
+def test_an_empty_value_counts_as_not_set(blank):
+    optional = {name: blank for name in OTHER if name not in MODELS}
+    assert load_settings(MODELS | optional) == load_settings(MODELS)
+
+
+@pytest.mark.parametrize("variable", MODELS)
+@pytest.mark.parametrize("environ", [{}, {"MODEL_NAME": " ", "ALIGNER_NAME": ""}], ids=["absent", "empty"])
+def test_a_missing_model_is_named(variable, environ):
+    with pytest.raises(SettingsError, match=f"{variable} is not set; it must name a model"):
+        load_settings({k: v for k, v in MODELS.items() if k != variable} | {k: v for k, v in environ.items() if k == variable})
+
+
+@pytest.mark.parametrize("variable", NUMBERS)
+@pytest.mark.parametrize("value", ["many", "1,5", "0x10", "60s", "1 2", "None"])
+def test_what_is_no_number_is_refused_with_name_value_and_what_is_right(variable, value):
+    assert re.fullmatch(rf"{variable} is {value!r}; it must be a (whole )?number\.", refusal(**{variable: value}))
+
+
+@pytest.mark.parametrize("value", ["2.5", "1e3", "NaN", "inf"])
+def test_counts_are_whole_numbers(value):
+    assert refusal(MAX_CONCURRENCY=value) == f"MAX_CONCURRENCY is {value!r}; it must be a whole number."
+
+
+@pytest.mark.parametrize("variable", [f.name.upper() for f in fields(Settings) if f.type is float])
+@pytest.mark.parametrize("value", ["NaN", "nan", "inf", "-inf", "Infinity", "1e999"])
+def test_numbers_are_finite(variable, value):
+    message = refusal(**{variable: value})
+    assert variable in message and f"{float(value):g}" in message and "must be from" in message
+
+
+@pytest.mark.parametrize("variable", NUMBERS)
+@pytest.mark.parametrize("value", ["-1", "99999999999999"])
+def test_what_is_out_of_range_is_refused_with_name_value_and_range(variable, value):
+    message = refusal(**{variable: value})
+    low, high = map(float, re.fullmatch(rf"{variable} is \S+; it must be from (\S+) to (\S+)\.", message).groups())
+    assert math.isfinite(low) and low < high and not low <= float(value) <= high
+
+
+@pytest.mark.parametrize("value", ["gpu", "CUDA:0", "mps", "tpu"])
+def test_an_unknown_device_is_refused(value):
+    assert refusal(DEVICE=value) == f"DEVICE is {value!r}; it must be 'cuda' or 'cpu'."
+
+
+def test_a_chunk_target_above_its_limit_is_refused():
+    assert refusal(CHUNK_TARGET_SECONDS="20", CHUNK_LIMIT_SECONDS="10") == "CHUNK_TARGET_SECONDS is 20; it must be from 1 to 10."
+
+
+def test_a_chunk_limit_above_the_aligners_is_refused():
+    assert "CHUNK_LIMIT_SECONDS is 181; it must be from 2 to 180." == refusal(CHUNK_LIMIT_SECONDS="181")
+
+
+def test_the_message_shows_a_large_value_as_it_was_given():
+    assert "1234567890123456" in refusal(MAX_DOWNLOAD_BYTES="1234567890123456")
+
+
+def test_settings_do_not_change_once_they_are_read():
+    with pytest.raises(AttributeError):
+        load_settings(MODELS).device = "cpu"
