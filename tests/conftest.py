@@ -47,7 +47,10 @@ def file_server(tmp_path_factory) -> Iterator[FileServer]:
 
 @pytest.fixture(scope="session")
 def worker() -> Iterator:
-    """The real handler module with its models loaded: vLLM on the CPU, the aligner, the tiny checkpoints."""
+    """The real handler module with its models loaded: vLLM on the CPU, the aligner, the tiny checkpoints.
+
+    Its libraries make the process flush subnormal numbers to zero, so the tests' strategies draw none.
+    """
     import handler
     from settings import load_settings
 

@@ -24,9 +24,9 @@ def split(pcm: np.ndarray, rules: CutRules = RULES, block: int = 8 * SAMPLE_RATE
 @st.composite
 def recordings(draw) -> np.ndarray:
     parts = st.one_of(
-        st.builds(silence, st.floats(0, 12)),
-        st.builds(noise, st.floats(0, 12), st.sampled_from([3, 300, 3000])),
-        st.builds(voice, st.floats(0.01, 20)),
+        st.builds(silence, st.floats(0, 12, allow_subnormal=False)),
+        st.builds(noise, st.floats(0, 12, allow_subnormal=False), st.sampled_from([3, 300, 3000])),
+        st.builds(voice, st.floats(0.01, 20, allow_subnormal=False)),
         st.sampled_from([u.pcm for u in BANK]),
     )
     return np.concatenate([silence(0), *draw(st.lists(parts, max_size=6))])
