@@ -37,7 +37,7 @@ set_up() {
   # uv into a throw-away folder: works where Debian has split venv off Python, and installs in parallel
   "$base" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target "$bootstrap" "uv==$UV_VERSION" &&
     "$bootstrap/bin/uv" venv --quiet --python "$base" "$ROOT/.venv" &&
-    "$bootstrap/bin/uv" pip install --python "$PYTHON" --no-deps --compile-bytecode --requirement "$ROOT/builder/environment.txt" 2> >(grep -v '^ + ' >&2) &&
+    TMPDIR=$bootstrap "$bootstrap/bin/uv" pip install --python "$PYTHON" --no-deps --compile-bytecode --requirement "$ROOT/builder/environment.txt" 2> >(grep -v '^ + ' >&2) &&
     echo "$key" >"$ROOT/.venv/key"
   local outcome=$?
   rm -rf "$bootstrap"

@@ -6,6 +6,8 @@ and an AsyncLLM moved between loops dies. Callers await across the bridge; cance
 
 import asyncio
 import itertools
+import os
+import tempfile
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -84,6 +86,8 @@ class Recogniser:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
+        self._sockets = tempfile.TemporaryDirectory(prefix="engine-")
+        os.environ["VLLM_RPC_BASE_PATH"] = self._sockets.name  # vLLM leaves its sockets where it made them
         self._engine = self._submit(_start_engine(options.engine_args())).result()
 
     def close(self) -> None:
@@ -91,6 +95,7 @@ class Recogniser:
         self._submit(self._shut_down()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._sockets.cleanup()
 
     async def _shut_down(self) -> None:
         self._engine.shutdown()
