@@ -201,7 +201,7 @@ def repair(marks: Sequence[int], duration: int, lengths: Sequence[int]) -> list[
     least = min(SHORTEST_WORD_MS, duration // max(1, len(lengths)))
     anchors = [(-1, 0)]  # (index of a mark, its time); any two leave the words between them enough time
     for i in longest_non_decreasing(marks):
-        if 0 <= marks[i] <= duration and marks[i] - anchors[-1][1] >= _time_needed(anchors[-1][0], i, least):
+        if marks[i] - anchors[-1][1] >= _time_needed(anchors[-1][0], i, least):
             anchors.append((i, marks[i]))
     while duration - anchors[-1][1] < _time_needed(anchors[-1][0], len(marks), least):
         anchors.pop()

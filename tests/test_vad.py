@@ -114,6 +114,10 @@ def test_long_silence_between_speech_is_left_out_and_its_length_kept():
     assert first.end < 3 and 61 < second.start <= 62 and second.end == pytest.approx(64)
 
 
+def test_long_silence_ends_a_chunk_long_before_the_target():
+    assert len(split(np.concatenate([voice(1), silence(2), voice(1)]))) == 2
+
+
 def test_speech_shorter_than_a_frame_at_the_very_end_is_kept():
     pcm = np.concatenate([voice(1), voice(0.02)])
     chunks = split(pcm)
