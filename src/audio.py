@@ -23,6 +23,9 @@ BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # 8 s: what is handed on at a time, at most
 STALL_SECONDS = 60  # a decoder silent for so long is stuck
 CHILD_MEMORY_BYTES = 4 * 1024**3
 MAX_DAMAGED_SHARE = 0.02  # of packets that cannot be decoded; their time becomes silence
+JUNK_RATIO = 4  # a damaged packet so many times the usual size is several, and junk, that the MP3 parser took for one
+GAP_SECONDS, LONGEST_GAP_SECONDS = 0.05, 3600  # jumps in the timestamps that become silence; a longer one is a broken clock
+OVERHEAD_BYTES = 4096  # of a container between two packets, at most
 DEMUXERS = (  # no playlists, no concatenation, no devices: nothing that opens another file or address
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,eac3,flac,flv,loas,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,webm,wv"
 )
@@ -107,7 +110,7 @@ async def decode(path: Path, max_seconds: float) -> AsyncIterator[PcmStream]:
     # stderr goes to a file: a full unread pipe would block the child, and an unread paused one hangs wait()
     with tempfile.TemporaryFile() as report:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-E", "-s", __file__, str(path),
+            sys.executable, "-B", "-E", "-s", __file__, str(path),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=report, limit=BLOCK_BYTES,
         )  # fmt: skip
         try:
@@ -152,7 +155,7 @@ def _blocks(path: str) -> Iterator[bytes]:
         track = container.streams.best("audio")
         if track is None:
             raise _Undecodable("undecodable", "The file at audio_url has no audio track.")
-        yield from _resampled(_frames(container, track))
+        yield from _resampled(_on_time(_frames(container, track)))
 
 
 def _refuse_what_is_no_media(path: str) -> None:
@@ -166,24 +169,63 @@ def _refuse_what_is_no_media(path: str) -> None:
 
 
 def _frames(container, track) -> Iterator:
-    """Decoded frames; the time of a damaged packet becomes silence, so that later times stay true."""
+    """Decoded frames; the time of damaged packets becomes silence, so that later times stay true."""
     import av
 
-    packets = damaged = 0
-    last = None
-    for packet in _packets(container, track):
-        packets += packet.size > 0
+    packets = size = damaged = 0
+    failed = missing = 0  # packets since the last frame that cannot be decoded; packets that these were once
+    skipped, last = _Skipped(), None
+    for packet in skipped.watch(_packets(container, track)):
+        packets, size = packets + (packet.size > 0), size + packet.size
         try:
-            for last in packet.decode():
-                yield last
-        except av.error.InvalidDataError:
-            damaged += 1
-            if last is not None:
-                yield _silence_like(last)
+            frames = packet.decode()
+        except av.error.FFmpegError:  # not always InvalidDataError: damaged AAC may give EPERM
+            ratio = packet.size * (packets - 1) // max(1, size - packet.size)
+            failed, missing = failed + 1, missing + (ratio if ratio >= JUNK_RATIO else 1)
+            continue
+        if frames:
+            if last is None:
+                missing = failed  # what is before the first frame may be a tag
+            else:
+                yield from _silence_like(last, missing * last.samples)
+            packets, damaged = packets + missing - failed, damaged + missing
+            failed = missing = 0
+        for last in frames:
+            yield last
     if last is None:
-        raise _Undecodable("empty" if not damaged else "undecodable", "The audio track of the file at audio_url holds no sound that can be decoded.")
+        raise _Undecodable("undecodable" if failed else "empty", "The audio track of the file at audio_url holds no sound that can be decoded.")
+    damaged += failed if container.format.name != "mp3" else 0  # behind the sound of an MP3 are tags
+    damaged += skipped.packets(usual_size=size / packets) if len(container.streams) == 1 else 0
     if damaged > max(1, MAX_DAMAGED_SHARE * packets):
         raise _Undecodable("undecodable", f"The file at audio_url is damaged: {damaged} of {packets} audio packets cannot be decoded.")
+
+
+class _Skipped:
+    """What the demuxer skipped as damaged: gaps in time, and bytes of no packet.
+
+    Gaps alone are silence that was never sent; bytes alone are tags, or another track's.
+    """
+
+    def __init__(self):
+        self.time, self.bytes = 0.0, 0  # time in packets
+
+    def watch(self, packets: Iterator) -> Iterator:
+        """Hands them on as they are."""
+        position, held, end = 0, None, None  # held: bytes of the packets at `position`; those of an Ogg page share one
+        for packet in packets:
+            if packet.pos is not None:
+                if held is not None and packet.pos - position - held > OVERHEAD_BYTES:
+                    self.bytes += packet.pos - position - held
+                held = packet.size + (held or 0) * (packet.pos == position)
+                position = packet.pos
+            if end is not None and packet.pts is not None and packet.duration:
+                self.time += max(0, packet.pts - end) / packet.duration
+            end = packet.pts + packet.duration if packet.pts is not None else None
+            yield packet
+
+    def packets(self, usual_size: float) -> int:
+        """How many, as far as it can be told."""
+        return round(min(self.time, self.bytes / max(1, usual_size)))
 
 
 def _packets(container, track) -> Iterator:
@@ -197,14 +239,29 @@ def _packets(container, track) -> Iterator:
         raise _Undecodable("undecodable", "The file at audio_url is damaged and cannot be read to its end.") from error
 
 
-def _silence_like(frame):
+def _on_time(frames: Iterator) -> Iterator:
+    """The frames, with silence where their timestamps leave a gap."""
+    start, seconds = None, 0.0
+    for frame in frames:
+        if frame.pts is not None:
+            start = frame.time - seconds if start is None else start
+            gap = frame.time - start - seconds
+            if GAP_SECONDS < gap < LONGEST_GAP_SECONDS:
+                yield from _silence_like(frame, round(gap * frame.sample_rate))
+                seconds += gap
+        seconds += frame.samples / frame.sample_rate
+        yield frame
+
+
+def _silence_like(frame, samples: int) -> Iterator:
     import av
 
-    silent = av.AudioFrame(format=frame.format.name, layout=frame.layout.name, samples=frame.samples)
-    silent.sample_rate = frame.sample_rate
-    for plane in silent.planes:
-        plane.update(bytes(plane.buffer_size))
-    return silent
+    for start in range(0, samples, frame.sample_rate):
+        silent = av.AudioFrame(frame.format.name, frame.layout.name, min(frame.sample_rate, samples - start))
+        silent.sample_rate = frame.sample_rate
+        for plane in silent.planes:
+            plane.update(bytes(plane.buffer_size))
+        yield silent
 
 
 def _resampled(frames: Iterator) -> Iterator[bytes]:

@@ -1,0 +1,417 @@
+"""Files → samples: every usual format, damage of every kind, and nothing left behind. Each test starts real children."""
+
+import asyncio
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+import pytest
+import soundfile
+
+import audio
+import media
+from audio import BLOCK_BYTES, SAMPLE_RATE, AudioChunk, decode, waveform
+from conftest import FileServer, _QuietFiles
+from errors import AudioTooLong, DecodeError, EmptyAudio
+from material import ENGLISH, silence
+
+SPEECH = np.concatenate([u.pcm for u in ENGLISH[:12]])[: 10 * SAMPLE_RATE]
+LOSSLESS_LAG, LOSSY_LAG = 0.002, 0.030  # seconds
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path_factory, monkeypatch):
+    """After every test: no temp file, no child process."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    assert list(folder.iterdir()) == []
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def blocks_of(path: Path, max_seconds: float = 3600) -> list[np.ndarray]:
+    async def collect():
+        async with decode(path, max_seconds) as pcm:
+            blocks = [block async for block in pcm]
+            assert pcm.samples == sum(map(len, blocks)) and pcm.duration == pcm.samples / SAMPLE_RATE
+            return blocks
+
+    return asyncio.run(collect())
+
+
+def decoded(path: Path) -> np.ndarray:
+    return np.concatenate(blocks_of(path))
+
+
+def refusal(path: Path, error: type[DecodeError] = DecodeError, **limits) -> str:
+    with pytest.raises(error) as refused:
+        blocks_of(path, **limits)
+    assert type(refused.value) is error and str(path.parent) not in str(refused.value)
+    return str(refused.value)
+
+
+def lag(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """How much later `b` is than `a`, in seconds, and how well it matches there (1: but for loudness the same)."""
+    n = min(len(a), len(b))
+    a, b = a[:n].astype(float), b[:n].astype(float)
+    correlation = np.fft.irfft(np.fft.rfft(b, 2 * n) * np.fft.rfft(a, 2 * n).conj())
+    best = int(correlation.argmax())
+    return (best if best < n else best - 2 * n) / SAMPLE_RATE, correlation[best] / np.sqrt((a**2).sum() * (b**2).sum())
+
+
+def seconds(pcm: np.ndarray) -> float:
+    return len(pcm) / SAMPLE_RATE
+
+
+# formats
+
+
+@pytest.mark.parametrize(
+    "suffix, options",
+    [
+        (".wav", dict(rate=44_100, channels=2)),
+        (".wav", dict(rate=48_000)),
+        (".wav", dict(rate=8_000)),
+        (".flac", dict()),
+        (".flac", dict(rate=44_100, channels=2)),
+        (".mp3", dict(rate=44_100, channels=2, bitrate=128_000)),
+        (".mp3", dict(rate=16_000, bitrate=48_000)),
+        (".mp3", dict(rate=8_000)),
+        (".m4a", dict(rate=44_100, channels=2, bitrate=96_000)),
+        (".m4a", dict(rate=16_000)),
+        (".ogg", dict(rate=48_000, channels=2)),
+        (".opus", dict(rate=48_000, bitrate=32_000)),
+        (".opus", dict(rate=16_000)),
+        (".webm", dict(rate=48_000)),
+        (".mp4", dict(rate=48_000, channels=2)),
+    ],
+    ids=str,
+)
+def test_every_format_gives_the_same_sound_at_the_same_time(tmp_path, suffix, options):
+    media.encode(SPEECH, tmp_path / f"a{suffix}", **options)
+    pcm = decoded(tmp_path / f"a{suffix}")
+    late, match = lag(SPEECH, pcm)
+    assert abs(seconds(pcm) - seconds(SPEECH)) <= 0.06
+    assert abs(late) <= (LOSSLESS_LAG if suffix in (".wav", ".flac") else LOSSY_LAG) and match > 0.9
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_lossless_16_khz_mono_comes_through_bit_by_bit(tmp_path, suffix):
+    media.encode(SPEECH, tmp_path / f"a{suffix}")
+    assert np.array_equal(decoded(tmp_path / f"a{suffix}"), SPEECH)
+
+
+@pytest.mark.parametrize(
+    "container, subtype",
+    [
+        *(("wav", subtype) for subtype in ("PCM_U8", "PCM_24", "FLOAT", "ULAW")),
+        *((container, "PCM_16") for container in ("aiff", "caf", "w64")),
+        ("ogg", "VORBIS"),
+    ],
+)
+def test_every_sample_format_is_understood(tmp_path, container, subtype):
+    path = tmp_path / f"a.{container}"
+    soundfile.write(path, SPEECH.astype(np.float32) / 32768, SAMPLE_RATE, subtype=subtype)
+    pcm = decoded(path)
+    late, match = lag(SPEECH, pcm)
+    assert abs(len(pcm) - len(SPEECH)) <= 16 and abs(late) <= LOSSLESS_LAG and match > 0.98
+
+
+@pytest.mark.parametrize("channels, speaking", [(2, 0), (2, 1), (6, 2)], ids=["left", "right", "centre of six"])
+def test_who_speaks_on_one_channel_only_is_heard(tmp_path, channels, speaking):
+    sound = np.zeros((len(SPEECH), channels), np.int16)
+    sound[:, speaking] = SPEECH
+    soundfile.write(tmp_path / "a.wav", sound, SAMPLE_RATE)
+    pcm = decoded(tmp_path / "a.wav")
+    assert np.abs(pcm).max() > np.abs(SPEECH).max() / 8 and lag(SPEECH, pcm)[1] > 0.99
+
+
+def test_samples_come_as_int16_blocks_of_bounded_size(tmp_path):
+    media.encode(np.tile(SPEECH, 4), tmp_path / "a.wav")
+    blocks = blocks_of(tmp_path / "a.wav")
+    assert len(blocks) >= 5
+    assert all(b.dtype == np.int16 and b.ndim == 1 and 0 < b.nbytes <= BLOCK_BYTES + 1 for b in blocks)
+
+
+def test_the_name_of_the_file_says_nothing(tmp_path):
+    media.encode(SPEECH, tmp_path / "a.flac")
+    (tmp_path / "a.flac").rename(tmp_path / "-i source.mp3")
+    assert np.array_equal(decoded(tmp_path / "-i source.mp3"), SPEECH)
+
+
+def test_a_decoder_starts_in_a_moment(tmp_path):
+    media.encode(SPEECH[:1600], tmp_path / "a.wav")
+    began = time.monotonic()
+    assert len(decoded(tmp_path / "a.wav")) == 1600
+    print(f"\n0.1 s of sound decoded in {time.monotonic() - began:.2f} s, start of the child included")
+
+
+# what is no sound
+
+
+def test_an_empty_file_is_told_apart(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    assert "0 bytes" in refusal(tmp_path / "a", EmptyAudio)
+
+
+def test_a_header_without_a_sample_is_empty_audio(tmp_path):
+    soundfile.write(tmp_path / "a.wav", SPEECH[:0], SAMPLE_RATE)
+    assert refusal(tmp_path / "a.wav", EmptyAudio).endswith("holds no sound that can be decoded.")
+
+
+NO_SOUND = {
+    "web page": b"\xef\xbb\xbf\n <!DOCTYPE html><html><body>Sign in</body></html>",
+    "error of a bucket": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    "JSON": b'{"error": "not found"}',
+    "text": b"Call me Ishmael. " * 1000,
+    "random bytes": random.Random(1).randbytes(50_000),
+    "zeros": bytes(50_000),
+    "picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x40\0\0\0\x40\x08\2\0\0\0" + random.Random(2).randbytes(5000),
+    "PDF": b"%PDF-1.7\n" + random.Random(3).randbytes(5000),
+    "start of a WAV header": b"RIFF\x24\x7d\0\0WAVEfmt ",
+}
+
+
+@pytest.mark.parametrize("name", NO_SOUND)
+def test_what_is_no_recording_is_refused(tmp_path, name):
+    (tmp_path / "a").write_bytes(NO_SOUND[name])
+    message = refusal(tmp_path / "a")
+    assert message == (
+        "The file at audio_url is a web page, not audio; the URL must lead to the file itself."
+        if name in ("web page", "error of a bucket")
+        else "The file at audio_url is not audio or video in a known format."
+    )
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".m4a"])
+def test_a_recording_strewn_with_wrong_bytes_is_called_damaged(tmp_path, suffix):
+    media.encode(SPEECH, tmp_path / f"a{suffix}")
+    data, chance = bytearray((tmp_path / f"a{suffix}").read_bytes()), random.Random(1)
+    for at in chance.sample(range(1000, len(data) * 8 // 10), 300):  # not in the index of the M4A, which is at its end
+        data[at] = chance.randrange(256)
+    (tmp_path / "a").write_bytes(data)
+    assert "damaged" in refusal(tmp_path / "a")
+
+
+def test_a_video_without_an_audio_track_is_refused(tmp_path):
+    media.encode_silent_film(tmp_path / "a.mp4", 2)
+    assert refusal(tmp_path / "a.mp4") == "The file at audio_url has no audio track."
+
+
+@pytest.fixture
+def watched_server(tmp_path):
+    """A file server on loopback that keeps the paths it was asked for."""
+    asked = []
+
+    class Watched(_QuietFiles):
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+    server = FileServer(tmp_path, Watched)
+    server.asked = asked
+    yield server
+    server.close()
+
+
+PLAYLISTS = {
+    "a.m3u8": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{target}\n#EXT-X-ENDLIST\n",
+    "b.m3u8": '#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="a",URI="{target}"\n#EXT-X-STREAM-INF:BANDWIDTH=1,AUDIO="a"\n{target}\n',
+    "a.ffconcat": "ffconcat version 1.0\nfile '{target}'\n",
+    "a.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio {port} RTP/AVP 0\na=control:{target}\n",
+    "a.mpd": '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet><Representation id="1">'
+    "<BaseURL>{target}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+}
+
+
+@pytest.mark.parametrize(
+    "name, scheme",
+    [*((name, "address") for name in PLAYLISTS), ("a.m3u8", "path"), ("a.m3u8", "file URL"), ("a.ffconcat", "path")],
+)
+def test_a_playlist_is_no_recording_and_what_it_points_at_is_not_opened(tmp_path, watched_server, name, scheme):
+    other = tmp_path / "other.wav"
+    media.encode(SPEECH, other)
+    target = {"address": watched_server.url("other.wav"), "path": other, "file URL": other.as_uri()}[scheme]
+    (tmp_path / name).write_text(PLAYLISTS[name].format(target=target, port=watched_server.url("").split(":")[2].strip("/")))
+    refusal(tmp_path / name)
+    assert watched_server.asked == []
+
+
+# damage
+
+
+def damaged(path: Path, share: float, at: float = 0.5) -> Path:
+    """A copy in which random bytes overwrite `share` of the file around `at`."""
+    data = bytearray(path.read_bytes())
+    size, middle = round(share * len(data)), round(at * len(data))
+    data[middle - size // 2 : middle + size - size // 2] = random.Random(1).randbytes(size)
+    copy = path.with_name(f"damaged{path.suffix}")
+    copy.write_bytes(data)
+    return copy
+
+
+@pytest.mark.parametrize("suffix, rate", [(".mp3", 44_100), (".m4a", 44_100), (".ogg", 48_000), (".flac", 16_000)])
+def test_light_damage_becomes_silence_and_what_follows_keeps_its_time(tmp_path, suffix, rate):
+    recording = np.tile(SPEECH, 8)
+    media.encode(recording, tmp_path / f"a{suffix}", rate=rate)
+    pcm = decoded(damaged(tmp_path / f"a{suffix}", 0.002 if suffix == ".ogg" else 0.01, at=0.506))  # Ogg loses whole pages
+    assert abs(seconds(pcm) - seconds(recording)) <= 0.1
+    half_a_minute = 30 * SAMPLE_RATE
+    late, match = lag(recording[-half_a_minute:], pcm[len(recording) - half_a_minute :])
+    assert abs(late) <= 0.1 and match > 0.9
+
+
+@pytest.mark.parametrize(
+    "suffix, rate", [(".mp3", 44_100), (".mp3", 16_000), (".m4a", 44_100), (".ogg", 48_000), (".webm", 48_000), (".flac", 16_000)]
+)
+def test_heavy_damage_is_an_error_not_a_shorter_transcript(tmp_path, suffix, rate):
+    media.encode(SPEECH, tmp_path / f"a{suffix}", rate=rate)
+    assert "damaged" in refusal(damaged(tmp_path / f"a{suffix}", 0.1))
+
+
+def test_a_hole_of_zeros_in_an_mp3_is_damage_too(tmp_path):
+    media.encode(SPEECH, tmp_path / "a.mp3", rate=44_100)
+    data = bytearray((tmp_path / "a.mp3").read_bytes())
+    data[len(data) // 4 : len(data) * 3 // 4] = bytes(len(data) * 3 // 4 - len(data) // 4)
+    (tmp_path / "b.mp3").write_bytes(data)
+    assert "damaged" in refusal(tmp_path / "b.mp3")
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".mp3", ".ogg", ".webm", ".flac"])
+def test_of_a_file_cut_short_what_is_there_is_decoded(tmp_path, suffix):
+    media.encode(SPEECH, tmp_path / f"a{suffix}", rate=16_000)
+    data = (tmp_path / f"a{suffix}").read_bytes()
+    (tmp_path / "cut").write_bytes(data[: len(data) * 6 // 10 + 1])
+    pcm = decoded(tmp_path / "cut")
+    assert 4.5 < seconds(pcm) < 7 and lag(SPEECH[: len(pcm)], pcm)[1] > 0.9
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".m4a"])
+def test_an_mp4_cut_short_has_lost_its_index_and_is_refused(tmp_path, suffix):
+    media.encode(SPEECH, tmp_path / f"a{suffix}")
+    data = (tmp_path / f"a{suffix}").read_bytes()
+    (tmp_path / "cut").write_bytes(data[: len(data) // 2])
+    refusal(tmp_path / "cut")
+
+
+def test_tags_around_an_mp3_are_no_damage(tmp_path):
+    media.encode(SPEECH, tmp_path / "a.mp3", rate=44_100)
+    picture = random.Random(1).randbytes(60_000)
+    before = b"ID3\x03\0\0" + bytes([0, *(len(picture) >> s & 127 for s in (14, 7, 0))]) + picture
+    after = b"APETAGEX\xd0\x07\0\0" + len(picture).to_bytes(4, "little") + picture + b"TAG" + bytes(125)
+    (tmp_path / "b.mp3").write_bytes(before + (tmp_path / "a.mp3").read_bytes() + after)
+    pcm = decoded(tmp_path / "b.mp3")
+    assert abs(seconds(pcm) - seconds(SPEECH)) < 0.2 and abs(lag(SPEECH, pcm)[0]) <= LOSSY_LAG
+
+
+def test_silence_that_was_never_sent_is_silence_not_damage(tmp_path):
+    """As recorders of calls write it: the track has no packets while nobody speaks."""
+    media.encode(SPEECH, tmp_path / "whole.webm", rate=48_000)
+    with av.open(str(tmp_path / "whole.webm")) as whole, av.open(str(tmp_path / "a.webm"), "w") as sparse:
+        track = whole.streams.audio[0]
+        copy = sparse.add_stream_from_template(track)
+        for packet in whole.demux(track):
+            if packet.pts is not None and not 3 <= packet.pts * packet.time_base < 7:
+                packet.stream = copy
+                sparse.mux(packet)
+    pcm = decoded(tmp_path / "a.webm")
+    assert abs(seconds(pcm) - seconds(SPEECH)) <= 0.06
+    assert not pcm[round(3.1 * SAMPLE_RATE) : round(6.9 * SAMPLE_RATE)].any()
+    assert abs(lag(SPEECH[-2 * SAMPLE_RATE :], pcm[-2 * SAMPLE_RATE :])[0]) <= LOSSY_LAG
+
+
+# limits and the end of the child
+
+
+def test_a_recording_longer_than_allowed_is_refused(tmp_path):
+    media.encode(SPEECH, tmp_path / "a.wav")
+    assert "9.5 seconds allowed" in refusal(tmp_path / "a.wav", AudioTooLong, max_seconds=9.5)
+    assert sum(map(len, blocks_of(tmp_path / "a.wav", max_seconds=10))) == len(SPEECH)
+
+
+def test_who_leaves_early_leaves_no_decoder_behind(tmp_path):
+    media.encode(silence(300), tmp_path / "a.wav")
+
+    async def leave():
+        async with decode(tmp_path / "a.wav", 3600) as pcm:
+            async for _ in pcm:
+                break
+            child = psutil.Process(pcm._child.pid)
+            assert child.is_running()
+        assert not child.is_running()
+
+    asyncio.run(leave())
+
+
+def test_a_cancelled_job_leaves_no_decoder_behind(tmp_path):
+    media.encode(silence(300), tmp_path / "a.wav")
+
+    async def job():
+        async with decode(tmp_path / "a.wav", 3600) as pcm:
+            async for _ in pcm:
+                await asyncio.sleep(60)
+
+    async def cancel():
+        task = asyncio.create_task(job())
+        await asyncio.sleep(0.5)
+        task.cancel()
+        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5)
+        assert task.cancelled()
+
+    asyncio.run(cancel())
+
+
+def test_a_decoder_that_dies_fails_the_file_not_the_worker(tmp_path):
+    media.encode(silence(300), tmp_path / "a.wav")
+
+    async def kill():
+        async with decode(tmp_path / "a.wav", 3600) as pcm:
+            async for _ in pcm:
+                if pcm._child.returncode is None:
+                    pcm._child.kill()
+
+    with pytest.raises(DecodeError, match="decoder failed"):
+        asyncio.run(kill())
+
+
+def test_a_decoder_that_gets_stuck_is_given_up(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "a")  # nobody will ever write to it
+    monkeypatch.setattr(audio, "STALL_SECONDS", 0.5)
+    assert "stuck" in refusal(tmp_path / "a")
+
+
+def test_many_files_at_once_do_not_mix(tmp_path):
+    async def collect(path):
+        async with decode(path, 3600) as pcm:
+            return np.concatenate([block async for block in pcm])
+
+    async def together():
+        return await asyncio.gather(*(collect(path) for path in paths))
+
+    recordings = [np.full(20 * SAMPLE_RATE, i, np.int16) for i in range(4)]
+    paths = [tmp_path / f"{i}.wav" for i in range(4)]
+    for recording, path in zip(recordings, paths):
+        media.encode(recording, path)
+    assert all(np.array_equal(a, b) for a, b in zip(asyncio.run(together()), recordings))
+
+
+# chunks
+
+
+def test_a_chunk_knows_its_place_in_the_recording():
+    chunk = AudioChunk(index=3, offset=8000, pcm=SPEECH[:4000], speech_seconds=0.2)
+    assert (chunk.start, chunk.end, chunk.duration) == (0.5, 0.75, 0.25)
+
+
+def test_a_waveform_is_float_between_minus_one_and_one_and_padded_with_zeros():
+    pcm = np.array([-32768, 0, 32767], np.int16)
+    padded = waveform(AudioChunk(0, 0, pcm, 0), at_least=0.5)
+    assert padded.dtype == np.float32 and len(padded) == 8000
+    assert padded[:3].tolist() == [-1, 0, 32767 / 32768] and not padded[3:].any()
+    assert len(waveform(AudioChunk(0, 0, pcm, 0))) == 3
