@@ -105,7 +105,7 @@ def heartbeat(done: threading.Event) -> None:
 def show(recording: str, result: dict, seconds: float) -> None:
     """Language, text, and the words in rows, each with its start."""
     segments = result["segments"]
-    print(f"\nRecording  {recording}\nLanguage   {result['language_detected'] or '- (nothing heard)'}")
+    print(f"\nRecording  {os.path.relpath(recording) if os.path.exists(recording) else recording}\nLanguage   {result['language_detected'] or '- (nothing heard)'}")
     print(f"Words      {len(segments)}, until {clock(segments[-1]['end']) if segments else '-'}; start-up and job took {seconds:.0f} s\n")
     print(textwrap.fill(result["text"], 100) + "\n")
     for i in range(0, len(segments), WORDS_PER_ROW):
