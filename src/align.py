@@ -142,9 +142,30 @@ def words(chunk: AudioChunk, text: str, units: Sequence[str], marks: Sequence[in
 
 
 def estimated_words(chunk: AudioChunk, text: str) -> tuple[Word, ...]:
-    """The units of `text` spread over the chunk by their characters, for want of an aligner."""
+    """The units of `text` spread over the chunk's speech by their characters, for want of an aligner."""
     spans = units_in(text)
-    return _timed(chunk, text, spans, [-1] * (2 * len(spans)))
+    speech = [(a * 1000 // SAMPLE_RATE, b * 1000 // SAMPLE_RATE) for a, b in chunk.speech]
+    total = sum(b - a for a, b in speech)
+    if total < len(spans) * SHORTEST_WORD_MS:  # the detector has missed it
+        return _timed(chunk, text, spans, [-1] * (2 * len(spans)))
+    lengths = [b - a for a, b in spans]
+    heard = [t for start, end, _ in repair([-1] * (2 * len(spans)), total, lengths) for t in (start, end)]
+    starts, ends = (_on_the_clock(speech, heard[i::2], at_end=bool(i)) for i in (0, 1))
+    return tuple(
+        Word(text[a:b], chunk.start + start / 1000, chunk.start + end / 1000, a, estimated=True)
+        for (a, b), start, end in zip(spans, starts, ends)
+    )
+
+
+def _on_the_clock(speech: Sequence[tuple[int, int]], heard: Sequence[int], at_end: bool) -> Iterator[int]:
+    """Where in the chunk so many ms of speech have passed; at a pause, its end, or `at_end` its beginning."""
+    spans, passed = iter(speech), 0
+    start, end = next(spans)
+    for ms in heard:
+        while ms - passed > end - start or (not at_end and ms - passed == end - start):
+            passed += end - start
+            start, end = next(spans)
+        yield start + ms - passed
 
 
 def _timed(chunk: AudioChunk, text: str, spans: Sequence[tuple[int, int]], marks: Sequence[int]) -> tuple[Word, ...]:
@@ -153,7 +174,7 @@ def _timed(chunk: AudioChunk, text: str, spans: Sequence[tuple[int, int]], marks
         spans, marks = [(spans[0][0], spans[-1][1])], [-1, -1]
     offset = chunk.offset * 1000 / SAMPLE_RATE
     return tuple(
-        Word(text[a:b], (offset + start) / 1000, (offset + end) / 1000, estimated)
+        Word(text[a:b], (offset + start) / 1000, (offset + end) / 1000, a, estimated)
         for (a, b), (start, end, estimated) in zip(spans, repair(marks, duration, [b - a for a, b in spans]))
     )
 

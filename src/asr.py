@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from audio import SAMPLE_RATE, AudioChunk, waveform
@@ -21,7 +21,15 @@ AUDIO_TOKENS_PER_SECOND = 13  # each second of 100 mel frames gives 13
 TEXT_TOKENS_PER_SECOND, TEXT_TOKENS_BASE = 12, 64  # cap of an answer: about thrice the fastest speech, so that a loop ends
 CONTEXT_TOKENS = 1024  # of a context, at most; its end counts most
 PROMPT_TOKENS = 64  # of the prompt around context and audio, generously
-LOOP_PENALTY = 1.1  # repetition penalty of the second attempt
+LOOP_PENALTY = 1.1  # repetition penalty after a loop
+CONTEXT_SPEECH_SECONDS = 1.0  # with less speech there is little to hear, and a context is printed in its stead
+ECHO_LETTERS = 16  # of a context's beginning or end that make an echo, or all of one that has at least SHORTEST_ECHO
+SHORTEST_ECHO = 8
+FIRST_WIDE = 0x1100  # Hangul, kana, ideographs and all behind them
+LOOP_UNITS, LOOP_REPEATS, LOOP_LETTERS = 12, 6, 24  # a phrase of up to so many words, so often in a row, so long in all
+LETTERS_PER_SECOND = (0.5, 40)  # of speech; an ideograph or syllable counts as WIDE_LETTERS
+WIDE_LETTERS = 3
+LITTLE_SECONDS, MUCH_SECONDS = 1.5, 4.0  # of speech, for less than which too little, too much text is not judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +38,9 @@ class Hypothesis:
 
     text: str  # "" where it heard nothing
     language: str | None  # as it names it; None where it heard nothing
-    finish_reason: str  # vLLM's: "stop", as "length" is not accepted
+    finish_reason: str  # vLLM's: "stop", or "length" where it was cut off
     num_tokens: int
+    fault: str | None = None  # what is still wrong with it: a name of `fault_in`
     retries: tuple[str, ...] = ()  # why each discarded attempt was discarded
 
 
@@ -101,27 +110,34 @@ class Recogniser:
         self._engine.shutdown()
         del self._engine  # now: at the interpreter's end its destructor finds its modules gone
 
-    async def transcribe(self, chunk: AudioChunk, language: str | None, context: str) -> Hypothesis:
+    async def transcribe(self, chunk: AudioChunk, language: str | None, context: str, retry: bool = True) -> Hypothesis:
         """What is said in `chunk`: in `language` (one of the model's names) or in the one it detects.
 
-        Raises EngineDead when the engine is gone, RecognitionError when it refuses the chunk or never comes to an end.
+        A faulty answer is asked for once more in the one way that its fault calls for, if `retry`; where that does not
+        help, or only smaller pieces would, the fault is named in what is returned.
+        Raises EngineDead when the engine is gone, RecognitionError when it refuses the chunk.
         """
-        return await asyncio.wrap_future(self._submit(self._transcribe(chunk, language, context)))
+        return await asyncio.wrap_future(self._submit(self._transcribe(chunk, language, context, retry)))
 
     def _submit(self, coroutine: Coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    async def _transcribe(self, chunk: AudioChunk, language: str | None, context: str) -> Hypothesis:
+    async def _transcribe(self, chunk: AudioChunk, language: str | None, context: str, retry: bool) -> Hypothesis:
+        if chunk.speech_seconds < CONTEXT_SPEECH_SECONDS:
+            context = ""
+        first = await self._attempt(chunk, language, context, penalty=1.0)
+        if not retry or first.fault not in RETRY_PENALTY:
+            return first
+        second = await self._attempt(chunk, language, "", RETRY_PENALTY[first.fault])
+        return replace(second, retries=(first.fault,))
+
+    async def _attempt(self, chunk: AudioChunk, language: str | None, context: str, penalty: float) -> Hypothesis:
         from qwen_asr.inference.utils import parse_asr_output
 
-        discarded = []
-        for reason, attempt_context, penalty in ((None, context, 1.0), ("cut_off", "", LOOP_PENALTY)):
-            discarded += [reason] if reason else []
-            output = await self._generate(chunk, self._prompt(attempt_context, language), penalty)
-            if output.finish_reason != "length":
-                heard, text = parse_asr_output(output.text, user_language=language)
-                return Hypothesis(text, heard or None if text else None, output.finish_reason, len(output.token_ids), tuple(discarded))
-        raise RecognitionError(f"The recogniser does not come to an end on {chunk.start:.3f}-{chunk.end:.3f} s.")
+        output = await self._generate(chunk, self._prompt(context, language), penalty)
+        heard, text = parse_asr_output(output.text, user_language=language)
+        fault = fault_in(output.text, text, output.finish_reason, context, chunk.speech_seconds)
+        return Hypothesis(text, (heard or None) if text else None, output.finish_reason, len(output.token_ids), fault)
 
     def _prompt(self, context: str, language: str | None) -> list[int]:
         context_ids = self._tokenizer.encode(without(self._special, context), add_special_tokens=False)
@@ -161,6 +177,56 @@ async def _start_engine(engine_args: dict[str, Any]):
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args))
+
+
+# The step for each fault that another attempt at the same samples may mend: without context, with this penalty.
+# "cut_off" and "too_little" call for smaller pieces instead, which is the caller's step.
+RETRY_PENALTY = {"loop": LOOP_PENALTY, "context_echo": 1.0, "too_much": LOOP_PENALTY}
+
+
+def fault_in(raw: str, text: str, finish_reason: str, context: str, speech_seconds: float) -> str | None:
+    """What makes an answer suspicious, or None.
+
+    `raw`: the answer before loops are collapsed; `text`: what it says. "loop": a phrase many times in a row;
+    "cut_off": it ended for want of tokens; "context_echo": it begins like the context; "too_much", "too_little": for
+    the seconds of speech in the chunk.
+    """
+    if has_loop(raw):
+        return "loop"
+    if finish_reason == "length":
+        return "cut_off"
+    if echoes(context, text):
+        return "context_echo"
+    least, most = (rate * speech_seconds for rate in LETTERS_PER_SECOND)
+    said = sum(WIDE_LETTERS if ord(c) >= FIRST_WIDE else 1 for c in text if c.isalnum())
+    if said > max(most, LETTERS_PER_SECOND[1] * MUCH_SECONDS):
+        return "too_much"
+    if speech_seconds >= LITTLE_SECONDS and said < least:
+        return "too_little"
+    return None
+
+
+def has_loop(text: str) -> bool:
+    """Whether a phrase of up to LOOP_UNITS words (or characters, where there are no spaces) comes LOOP_REPEATS times in a row."""
+    for units in (text.lower().split(), [c for c in text.lower() if not c.isspace()]):
+        for size in range(1, min(LOOP_UNITS, len(units) // LOOP_REPEATS) + 1):
+            needed = max(size * (LOOP_REPEATS - 1), LOOP_LETTERS - size)
+            run = 0
+            for a, b in zip(units, units[size:]):
+                run = run + 1 if a == b else 0
+                if run >= needed:
+                    return True
+    return False
+
+
+def echoes(context: str, text: str) -> bool:
+    """Whether `text` begins like `context`, or with the end of it, letter by letter."""
+    given, said = ("".join(c for c in t.lower() if c.isalnum()) for t in (context, text))
+    if len(given) < SHORTEST_ECHO:
+        return False
+    return said.startswith(given[:ECHO_LETTERS]) or any(
+        said.startswith(given[i:]) for i in range(len(given) - min(len(given), ECHO_LETTERS) + 1)
+    )
 
 
 def answer_tokens(seconds: float) -> int:

@@ -38,7 +38,7 @@ class AudioChunk:
     index: int  # of its recording, from 0
     offset: int  # of its first sample in the recording
     pcm: np.ndarray  # (samples,) int16 mono at SAMPLE_RATE
-    speech_seconds: float  # as far as the voice activity detector can tell
+    speech: tuple[tuple[int, int], ...]  # (start, end) samples of it in which the detector heard speech
     forced_cut: bool = False  # its end was cut where no pause was
 
     @property
@@ -55,6 +55,23 @@ class AudioChunk:
     def duration(self) -> float:
         """Seconds."""
         return len(self.pcm) / SAMPLE_RATE
+
+    @property
+    def speech_seconds(self) -> float:
+        """Seconds of speech in it, as far as the detector can tell."""
+        return sum(end - start for start, end in self.speech) / SAMPLE_RATE
+
+    def halves(self) -> tuple["AudioChunk", "AudioChunk"]:
+        """Two chunks that tile this one, cut in the longest pause of its middle half; without one, in the middle."""
+        quarter = len(self.pcm) // 4
+        pauses = [(a, b) for (_, a), (b, _) in zip(self.speech, self.speech[1:]) if quarter <= (a + b) // 2 <= 3 * quarter]
+        cut = sum(max(pauses, key=lambda p: p[1] - p[0])) // 2 if pauses else len(self.pcm) // 2
+        before = tuple((a, min(b, cut)) for a, b in self.speech if a < cut)
+        after = tuple((max(a, cut) - cut, b - cut) for a, b in self.speech if b > cut)
+        return (
+            AudioChunk(self.index, self.offset, self.pcm[:cut], before, forced_cut=not pauses),
+            AudioChunk(self.index, self.offset + cut, self.pcm[cut:], after, self.forced_cut),
+        )
 
 
 def waveform(chunk: AudioChunk, at_least: float = 0.0) -> np.ndarray:

@@ -13,9 +13,12 @@ WorkerError
 │   ├── EmptyAudio       audio_empty
 │   └── AudioTooLong     audio_too_long
 ├── RecognitionError     recognition_failed   retryable
-│   └── EngineDead       engine_dead          retryable
+│   ├── EngineDead       engine_dead          retryable
+│   └── Incomplete       transcript_incomplete retryable
 └── AlignError           alignment_failed     retryable
 """
+
+SPANS_SHOWN = 10  # in an error's sentence; all of them are beside it
 
 
 class WorkerError(Exception):
@@ -111,6 +114,26 @@ class EngineDead(RecognitionError):
     """The vLLM engine has died; this worker must be replaced."""
 
     code = "engine_dead"
+
+
+class Incomplete(RecognitionError):
+    """Some spans of the recording could not be transcribed, and the request did not allow a partial result."""
+
+    code = "transcript_incomplete"
+
+    spans: list[dict] = []
+
+    @classmethod
+    def in_spans(cls, spans: list[dict]) -> "Incomplete":
+        """`spans`: [{"start", "end", "reason"}], seconds from the start of the recording."""
+        shown = ", ".join(f"{s['start']:.3f}-{s['end']:.3f} s ({s['reason']})" for s in spans[:SPANS_SHOWN])
+        more = f" and {len(spans) - SPANS_SHOWN} more" if len(spans) > SPANS_SHOWN else ""
+        error = cls(f"Not all of the recording could be transcribed: {shown}{more}.")
+        error.spans = spans
+        return error
+
+    def to_output(self) -> dict:
+        return super().to_output() | ({"failed_spans": self.spans} if self.spans else {})
 
 
 class AlignError(WorkerError):

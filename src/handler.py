@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,20 @@ from huggingface_hub import snapshot_download
 from runpod import RunPodLogger
 
 from align import Aligner, estimated_words
-from asr import EngineOptions, Recogniser
+from asr import EngineOptions, Hypothesis, Recogniser
 from audio import SAMPLE_RATE, AudioChunk, decode
 from download import download
-from errors import AlignError, EngineDead, SettingsError, WorkerError
+from errors import AlignError, EngineDead, Incomplete, RecognitionError, SettingsError, WorkerError
 from request import Request, parse_request
 from settings import Settings, load_settings
-from transcript import ChunkResult, Transcript, merge
+from transcript import ChunkResult, Transcript, Word, dominant_language, join, merge
 from vad import CutRules, split_at_pauses
 
 CONTEXT_CHARACTERS = 200  # of the previous chunk's text, where the request asks for it
+TAIL_SECONDS = 2.0  # of speech after the last word, and something is missing
+OUTLIER_SECONDS = 3.0  # of speech; in less, the language detected may be a slip
+HALVED = ("cut_off", "too_little", "tail_missing")  # faults that smaller pieces may mend
+FATAL = ("cut_off", "loop")  # faults with which a text must not go out
 
 log = RunPodLogger()
 settings: Settings
@@ -54,41 +59,94 @@ async def handler(job: dict) -> dict:
         refresh = {"refresh_worker": True} if isinstance(failure, EngineDead) else {}
         return failure.to_output() | refresh
     log.info(f"done in {time.monotonic() - began:.1f} s", job.get("id"))
-    return transcript.to_output()
+    return transcript.to_output(request.segment_level, request.punctuation)
 
 
 async def transcribe_recording(request: Request, folder: Path) -> Transcript:
-    """Download, decode, split, recognise, align and merge, all at once where it can be; files go to `folder`."""
+    """Download, decode, split, recognise, align and merge, all at once where it can be; files go to `folder`.
+
+    Raises Incomplete where a chunk failed, unless the request allows a partial transcript and there is one.
+    """
     path = await download(
         request.audio_url, folder, max_bytes=settings.max_download_bytes, timeout=settings.download_timeout_seconds
     )
     rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
     slots = asyncio.Semaphore(settings.max_chunks_per_job)
-    context, results = request.initial_context, []
-    async with decode(path, settings.max_audio_seconds) as pcm, asyncio.TaskGroup() as tasks:
+    context, tasks, short = request.initial_context, [], {}
+    async with decode(path, settings.max_audio_seconds) as pcm, asyncio.TaskGroup() as group:
         async for chunk in split_at_pauses(pcm, rules):
             await slots.acquire()
-            task = tasks.create_task(transcribe_chunk(chunk, request.language, context))
+            task = group.create_task(transcribe_chunk(chunk, request.language, context))
             task.add_done_callback(lambda _: slots.release())
-            results.append(task)
+            tasks.append(task)
+            if chunk.speech_seconds < OUTLIER_SECONDS and len(short) < settings.max_chunks_per_job:
+                short[chunk.start] = chunk  # few and short: kept until the language of the rest is known
             if not request.use_previous_context:
                 context = ""
-            elif text := (await task).text:  # a chunk in which nothing was said passes on what it was given
-                context = text[-CONTEXT_CHARACTERS:]
-    return merge([task.result() for task in results])
+            elif text := join([result.text for result in await task])[0]:
+                context = text[-CONTEXT_CHARACTERS:]  # a chunk in which nothing was said passes on what it was given
+    results = [result for task in tasks for result in task.result()]
+    if request.language is None:
+        results = await with_outliers_reheard(results, short)
+    transcript = merge(results, pcm.duration)
+    if transcript.failed and not (request.allow_partial and transcript.text):
+        raise Incomplete.in_spans([span.to_output() for span in transcript.failed])
+    return transcript
 
 
-async def transcribe_chunk(chunk: AudioChunk, language: str | None, context: str) -> ChunkResult:
-    """Recognise and align one chunk. Its text outlives a failed alignment, with estimated times."""
-    heard = await asr.transcribe(chunk, language, context)
-    words = ()
-    if heard.text:
-        try:
-            words = await aligner.align(chunk, heard.text, heard.language)
-        except AlignError as error:
-            log.warn(f"times of the chunk at {chunk.start:.3f} s are estimated: {error}")
-            words = estimated_words(chunk, heard.text)
-    return ChunkResult(chunk.start, chunk.end, chunk.speech_seconds, heard.text, heard.language, words, heard.retries)
+async def transcribe_chunk(chunk: AudioChunk, language: str | None, context: str) -> list[ChunkResult]:
+    """One chunk's result, after at most two extra decodes; two where its halves gave what the whole did not."""
+    result, fault = await attempt(chunk, language, context)
+    if fault == "engine_error":
+        again, _ = await attempt(chunk, language, context, retry=False)
+        return [replace(again, retries=(fault,))]
+    if fault in HALVED and not result.retries:
+        halves = await asyncio.gather(*(attempt(half, language, "", retry=False) for half in chunk.halves()))
+        return [replace(half, retries=(fault,)) for half, _ in halves]
+    return [result]
+
+
+async def attempt(chunk: AudioChunk, language: str | None, context: str, retry: bool = True) -> tuple[ChunkResult, str | None]:
+    """Recognise and align: (result, what is wrong with it). The text outlives a failed alignment, with estimated times."""
+    result = ChunkResult(chunk.start, chunk.end, chunk.speech_seconds)
+    try:
+        heard = await asr.transcribe(chunk, language, context, retry)
+    except EngineDead:
+        raise
+    except RecognitionError:
+        return replace(result, failure="engine_error"), "engine_error"
+    result = replace(result, retries=heard.retries)
+    if heard.fault in FATAL:
+        return replace(result, failure=heard.fault), heard.fault
+    if not heard.text:
+        return result, heard.fault
+    words, warning = await time_words(chunk, heard)
+    result = replace(result, text=heard.text, language=heard.language, words=words, warning=warning)
+    speech_end = chunk.start + (chunk.speech[-1][1] / SAMPLE_RATE if chunk.speech else 0)
+    return result, heard.fault or ("tail_missing" if speech_end - words[-1].end > TAIL_SECONDS else None)
+
+
+async def time_words(chunk: AudioChunk, heard: Hypothesis) -> tuple[tuple[Word, ...], str | None]:
+    """(words, warning): aligned, or spread over the chunk's speech where the aligner can't."""
+    try:
+        return await aligner.align(chunk, heard.text, heard.language), None
+    except AlignError as error:
+        log.warn(f"times of the chunk at {chunk.start:.3f} s are estimated: {error}")
+        return estimated_words(chunk, heard.text), f"Some times are estimated. {error}"
+
+
+async def with_outliers_reheard(results: list[ChunkResult], short: dict[float, AudioChunk]) -> list[ChunkResult]:
+    """A language heard nowhere in OUTLIER_SECONDS of speech, in the midst of another, is a slip: ask in that other."""
+    rest = dominant_language(results)
+    settled = {r.language for r in results if r.text and r.speech_seconds >= OUTLIER_SECONDS}
+
+    async def reheard(result: ChunkResult) -> ChunkResult:
+        if not result.text or result.retries or result.language in settled or rest not in settled or result.start not in short:
+            return result
+        again, fault = await attempt(short[result.start], rest, "", retry=False)
+        return replace(again, retries=("language",)) if again.text and not fault else result
+
+    return await asyncio.gather(*map(reheard, results))
 
 
 def as_worker_error(error: BaseException) -> WorkerError:
@@ -128,7 +186,7 @@ def load_models() -> None:
 async def warm_up() -> None:
     """One second through both models, so that the first job finds everything compiled and allocated."""
     noise = np.random.default_rng(0).normal(0, 1000, SAMPLE_RATE).astype(np.int16)
-    chunk = AudioChunk(index=0, offset=0, pcm=noise, speech_seconds=0)
+    chunk = AudioChunk(index=0, offset=0, pcm=noise, speech=())
     await asr.transcribe(chunk, "English", "")
     await aligner.align(chunk, "one two", "English")
 

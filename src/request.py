@@ -5,11 +5,14 @@ from urllib.parse import urlsplit
 
 from errors import InvalidRequest
 
-LANGUAGES = (  # that Qwen3-ASR transcribes, by the names its prompt uses
-    "Chinese", "English", "Cantonese", "Japanese", "Korean", "French", "German", "Spanish", "Portuguese", "Italian",
-    "Arabic", "Russian", "Thai", "Vietnamese", "Indonesian", "Turkish", "Hindi", "Malay", "Dutch", "Swedish",
-    "Danish", "Finnish", "Polish", "Czech", "Filipino", "Persian", "Greek", "Romanian", "Hungarian", "Macedonian",
-)  # fmt: skip
+LANGUAGES = {  # that Qwen3-ASR transcribes, by the names its prompt uses: ISO 639 code
+    "Chinese": "zh", "English": "en", "Cantonese": "yue", "Japanese": "ja", "Korean": "ko", "French": "fr", "German": "de",
+    "Spanish": "es", "Portuguese": "pt", "Italian": "it", "Arabic": "ar", "Russian": "ru", "Thai": "th", "Vietnamese": "vi",
+    "Indonesian": "id", "Turkish": "tr", "Hindi": "hi", "Malay": "ms", "Dutch": "nl", "Swedish": "sv", "Danish": "da",
+    "Finnish": "fi", "Polish": "pl", "Czech": "cs", "Filipino": "fil", "Persian": "fa", "Greek": "el", "Romanian": "ro",
+    "Hungarian": "hu", "Macedonian": "mk",
+}  # fmt: skip
+SEGMENT_LEVELS = ("word", "sentence", "both")
 _BY_NAME = {name.lower(): name for name in LANGUAGES}
 LONGEST_URL = 8192  # characters; signed URLs run to about 2000
 LONGEST_CONTEXT = 10_000  # characters
@@ -23,6 +26,9 @@ class Request:
     language: str | None = None  # one of LANGUAGES; None: detect it in every chunk
     initial_context: str = ""  # the context of the first chunk
     use_previous_context: bool = False  # the end of each chunk's text is the next one's context
+    allow_partial: bool = False  # a result with failed_spans instead of a failed job
+    segment_level: str = "word"  # one of SEGMENT_LEVELS
+    punctuation: bool = False  # words with the punctuation around them
 
 
 def parse_request(job_input: object) -> Request:
@@ -37,6 +43,9 @@ def parse_request(job_input: object) -> Request:
         language=_language(job_input.get("language")),
         initial_context=_initial_context(job_input.get("initial_context")),
         use_previous_context=_flag("use_previous_context", job_input.get("use_previous_context")),
+        allow_partial=_flag("allow_partial", job_input.get("allow_partial")),
+        segment_level=_segment_level(job_input.get("segment_level")),
+        punctuation=_flag("punctuation", job_input.get("punctuation")),
     )
 
 
@@ -88,6 +97,14 @@ def _flag(field: str, value: object) -> bool:
         return False
     if not isinstance(value, bool):
         raise InvalidRequest(f"{field} is {_shown(value)}; it must be true or false.")
+    return value
+
+
+def _segment_level(value: object) -> str:
+    if value is None:
+        return "word"
+    if value not in SEGMENT_LEVELS:
+        raise InvalidRequest(f"segment_level is {_shown(value)}; it must be one of: {', '.join(SEGMENT_LEVELS)}.")
     return value
 
 

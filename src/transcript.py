@@ -6,14 +6,21 @@ Knows nothing of samples, models or RunPod. Seconds are floats from the start of
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from request import LANGUAGES
 
 # Scripts written without spaces between words: a character of theirs is a unit of its own.
 _NO_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff00-\uff9f\U00020000-\U0003ffff]"
 )  # fmt: skip  # Thai, Lao, Myanmar, Khmer; CJK punctuation, kana, ideographs; full-width forms
+
+_TERMINATED = re.compile(r"""[.!?…。！？｡．؟۔।॥]["'”’»）)\]」』】]*$""")
+_INITIAL = re.compile(r"(\w\.)+")  # the J. of a name, U.S.
+SENTENCE_PAUSE_SECONDS = 1.5  # a longer pause ends a sentence
+SENTENCE_SECONDS, SENTENCE_CHARACTERS = 20, 240  # the longest, which a subtitle of two lines cannot hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,8 @@ class Word:
     text: str
     start: float
     end: float
-    estimated: bool = False  # its time was not measured but worked out from its neighbours'
+    offset: int  # of its first character in the chunk's text
+    estimated: bool = False  # its time was not measured but worked out from its neighbours' or from the speech around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +41,45 @@ class ChunkResult:
     start: float
     end: float
     speech_seconds: float
-    text: str
-    language: str | None
-    words: tuple[Word, ...]
-    retries: tuple[str, ...] = ()
+    text: str = ""
+    language: str | None = None
+    words: tuple[Word, ...] = ()
+    retries: tuple[str, ...] = ()  # why each discarded attempt at it was discarded
+    failure: str | None = None  # why it has no text, where it should have
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of the recording and what became of it: "transcribed", "silent" or "failed"."""
+
+    start: float
+    end: float
+    state: str
+    reason: str | None = None
+
+    def to_output(self) -> dict:
+        """Plain JSON values, for a failed one."""
+        return {"start": round(self.start, 3), "end": round(self.end, 3), "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A unit of the output: a word, or a character where the script has no spaces."""
+    """A unit of the output: a slice of the text, with its time."""
 
     start: float
     end: float
     text: str
+    offset: int  # of its first character in the transcript's text
+    estimated: bool = False
+    language: str | None = None
 
-    def to_output(self) -> dict:
+    def to_output(self, with_language: bool) -> dict:
         """Plain JSON values; seconds to the millisecond."""
-        return {"start": round(self.start, 3), "end": round(self.end, 3), "text": self.text}
+        output = {"start": round(self.start, 3), "end": round(self.end, 3), "text": self.text}
+        output |= {"offset": self.offset, "length": len(self.text)}
+        output |= {"estimated": True} if self.estimated else {}
+        return output | ({"language": self.language} if with_language else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,45 +87,151 @@ class Transcript:
     """The whole of one recording."""
 
     text: str
-    language: str | None
-    segments: tuple[Segment, ...]
+    chunks: tuple[ChunkResult, ...]  # in order
+    offsets: tuple[int, ...]  # of each chunk's text in the text
+    spans: tuple[Span, ...]  # tile the recording
 
-    def to_output(self) -> dict:
-        """The job's output: plain JSON values that encode to UTF-8."""
+    @property
+    def language(self) -> str | None:
+        """The language with the most seconds of speech; None where nothing was heard."""
+        return dominant_language(self.chunks)
+
+    @property
+    def failed(self) -> tuple[Span, ...]:
+        """What could not be transcribed."""
+        return tuple(span for span in self.spans if span.state == "failed")
+
+    def words(self, punctuation: bool) -> list[Segment]:
+        """Every word; with the punctuation around it, their slices hold every character of the text but white space."""
+        return [
+            Segment(word.start, word.end, chunk.text[a:b], offset + a, word.estimated, chunk.language)
+            for chunk, offset in zip(self.chunks, self.offsets)
+            for word, (a, b) in zip(chunk.words, _slices(chunk, punctuation))
+        ]
+
+    def sentences(self) -> list[Segment]:
+        """Runs of words that end at a terminator, before a long pause, or at the longest a sentence may be."""
+        found, run = [], []
+        words = self.words(punctuation=True)
+        for word, following in zip(words, [*words[1:], None]):
+            run.append(word)
+            if following is None or _ends_sentence(self.text, run, following):
+                text = self.text[run[0].offset : run[-1].offset + len(run[-1].text)]
+                estimated = run[0].estimated or run[-1].estimated
+                found.append(Segment(run[0].start, run[-1].end, text, run[0].offset, estimated, run[0].language))
+                run = []
+        return found
+
+    def languages(self) -> list[dict]:
+        """Each language heard with its ISO code and its seconds of speech, the most first."""
+        return [
+            {"language": name, "code": LANGUAGES.get(name), "seconds": round(seconds, 3)}
+            for name, seconds in speech_seconds(self.chunks).most_common()
+        ]
+
+    def to_output(self, segment_level: str = "word", punctuation: bool = False) -> dict:
+        """The job's output: plain JSON values that encode to UTF-8.
+
+        What is of interest only sometimes (sentences, failed_spans, retries, warnings) is there only then.
+        """
+        languages = self.languages()
+        several = len(languages) > 1
+        segments = self.sentences() if segment_level == "sentence" else self.words(punctuation)
         output = {
             "language_detected": self.language,
+            "languages": languages,
             "text": self.text,
-            "segments": [segment.to_output() for segment in self.segments],
+            "segments": [segment.to_output(several) for segment in segments],
         }
+        if segment_level == "both":
+            output["sentences"] = [sentence.to_output(several) for sentence in self.sentences()]
+        if self.failed:
+            output["failed_spans"] = [span.to_output() for span in self.failed]
+        if retries := [{"start": c.start, "end": c.end, "reasons": list(c.retries)} for c in self.chunks if c.retries]:
+            output["retries"] = retries
+        if warnings := list(dict.fromkeys(c.warning for c in self.chunks if c.warning)):
+            output["warnings"] = warnings
         return output
 
 
-def merge(chunks: Sequence[ChunkResult]) -> Transcript:
-    """The transcript of a recording from its chunks, in any order."""
-    ordered = sorted(chunks, key=lambda chunk: chunk.start)
-    return Transcript(
-        text=join([chunk.text for chunk in ordered]),
-        language=dominant_language(ordered),
-        segments=tuple(Segment(word.start, word.end, word.text) for chunk in ordered for word in chunk.words),
-    )
+def merge(chunks: Sequence[ChunkResult], duration: float) -> Transcript:
+    """The transcript of a recording of `duration` seconds from its chunks, in any order."""
+    ordered = tuple(sorted(chunks, key=lambda chunk: chunk.start))
+    text, offsets = join([chunk.text for chunk in ordered])
+    return Transcript(text, ordered, tuple(offsets), tuple(account(ordered, duration)))
 
 
-def join(texts: Sequence[str]) -> str:
-    """Texts one after another: with a space, or with nothing between two scripts written without spaces."""
-    joined = ""
-    for text in filter(None, (t.strip() for t in texts)):
-        unspaced = joined and _NO_SPACES.match(joined[-1]) and _NO_SPACES.match(text[0])
-        joined += text if not joined or unspaced else f" {text}"
-    return joined
+def account(chunks: Sequence[ChunkResult], duration: float) -> Iterator[Span]:
+    """What became of every second: the chunks, and the silence between them, tile [0, duration]."""
+    end = 0.0
+    for chunk in chunks:
+        if chunk.start > end:
+            yield Span(end, chunk.start, "silent")
+        yield Span(chunk.start, chunk.end, "failed" if chunk.failure else "transcribed", chunk.failure)
+        end = chunk.end
+    if duration > end:
+        yield Span(end, duration, "silent")
 
 
-def dominant_language(chunks: Sequence[ChunkResult]) -> str | None:
-    """The language with the most seconds of speech; None where nothing was heard."""
+def join(texts: Sequence[str]) -> tuple[str, list[int]]:
+    """Texts one after another, and where each begins: a space between, or nothing between two scripts without spaces."""
+    joined, offsets = "", []
+    for text in texts:
+        if joined and text and not (_NO_SPACES.match(joined[-1]) and _NO_SPACES.match(text[0])):
+            joined += " "
+        offsets.append(len(joined))
+        joined += text
+    return joined, offsets
+
+
+def _slices(chunk: ChunkResult, punctuation: bool) -> list[tuple[int, int]]:
+    """(start, end) of each word in the chunk's text, alone or with the punctuation that belongs to it."""
+    alone = [(word.offset, word.offset + len(word.text)) for word in chunk.words]
+    if not punctuation or not alone:
+        return alone
+    edges = [0, *(_boundary(chunk.text, a, b) for (_, a), (b, _) in zip(alone, alone[1:])), len(chunk.text)]
+    return [_trimmed(chunk.text, a, b) for a, b in zip(edges, edges[1:])]
+
+
+def _boundary(text: str, end: int, start: int) -> int:
+    """Between two words, where the first one's punctuation ends: at white space, else before what opens the second."""
+    gap = text[end:start]
+    for i, character in enumerate(gap):
+        if character.isspace() or unicodedata.category(character) in ("Ps", "Pi") or character in "¿¡":
+            return end + i
+    return start
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    while text[start].isspace():
+        start += 1
+    while text[end - 1].isspace():
+        end -= 1
+    return start, end
+
+
+def _ends_sentence(text: str, run: Sequence[Segment], following: Segment) -> bool:
+    last = run[-1]
+    behind = text[last.offset + len(last.text) : following.offset]
+    if _TERMINATED.search(last.text) and (behind or _NO_SPACES.match(last.text[-1])) and not _INITIAL.fullmatch(last.text):
+        return True
+    seconds, characters = following.end - run[0].start, following.offset + len(following.text) - run[0].offset
+    pause = following.start - last.end
+    return pause >= SENTENCE_PAUSE_SECONDS or seconds > SENTENCE_SECONDS or characters > SENTENCE_CHARACTERS
+
+
+def speech_seconds(chunks: Sequence[ChunkResult]) -> Counter[str]:
+    """Seconds of speech of each language, in chunks with text."""
     seconds: Counter[str] = Counter()
     for chunk in chunks:
         if chunk.text and chunk.language:
             seconds[chunk.language] += chunk.speech_seconds
-    return seconds.most_common(1)[0][0] if seconds else None
+    return seconds
+
+
+def dominant_language(chunks: Sequence[ChunkResult]) -> str | None:
+    """The language with the most seconds of speech; None where nothing was heard."""
+    return next((name for name, _ in speech_seconds(chunks).most_common(1)), None)
 
 
 def units_in(text: str) -> list[tuple[int, int]]:

@@ -146,7 +146,7 @@ class Splitter:
 
     def _take(self, frames: int, forced: bool) -> AudioChunk:
         pcm = np.frombuffer(bytes(self._held[: frames * FRAME * 2]), np.int16)
-        chunk = AudioChunk(self._count, self._offset, pcm, sum(self._speech[:frames]) * FRAME_SECONDS, forced)
+        chunk = AudioChunk(self._count, self._offset, pcm, _spans(self._speech[:frames], len(pcm)), forced)
         self._count += 1
         self._forget(frames)
         self._look_again()
@@ -159,6 +159,12 @@ class Splitter:
         self._offset += frames * FRAME
         self._seen -= frames
         return frames
+
+
+def _spans(speech: list[bool], samples: int) -> tuple[tuple[int, int], ...]:
+    """(start, end) samples of the runs of speech; the last frame may be cut short."""
+    edges = [i for i, (a, b) in enumerate(zip([False, *speech], [*speech, False])) if a != b]
+    return tuple((a * FRAME, min(b * FRAME, samples)) for a, b in zip(edges[::2], edges[1::2]))
 
 
 def _length(run: tuple[int, int]) -> int:

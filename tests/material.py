@@ -5,12 +5,17 @@ from pathlib import Path
 import numpy as np
 
 import bank
-from audio import SAMPLE_RATE
+from audio import SAMPLE_RATE, AudioChunk
 from speech import Utterance
 
 BANK = bank.load(Path(__file__).parent / "models" / "bank")
 ENGLISH = [u for u in BANK if u.language == "English"]
 CHINESE = [u for u in BANK if u.language == "Chinese"]
+
+
+def chunk_of(pcm: np.ndarray, offset: int = 0) -> AudioChunk:
+    """A chunk all of which is speech."""
+    return AudioChunk(0, offset, pcm, ((0, len(pcm)),))
 
 
 def silence(seconds: float) -> np.ndarray:

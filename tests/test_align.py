@@ -12,11 +12,11 @@ import align
 from align import LANGUAGES, MAX_BATCH, batches, estimated_words, locate, longest_non_decreasing, repair, words
 from audio import SAMPLE_RATE, AudioChunk
 from errors import AlignError
-from material import CHINESE, ENGLISH
+from material import CHINESE, ENGLISH, chunk_of, silence
 
 
-def chunk_of(seconds: float, offset: int = 0) -> AudioChunk:
-    return AudioChunk(0, offset, np.zeros(round(seconds * SAMPLE_RATE), np.int16), seconds)
+def chunk_lasting(seconds: float, offset: int = 0) -> AudioChunk:
+    return chunk_of(silence(seconds), offset)
 
 
 def upstream_indices(data: list[int]) -> list[int]:
@@ -107,27 +107,27 @@ def test_units_that_are_not_the_texts_are_refused(units):
 
 
 def test_word_times_are_the_chunks_own_plus_its_offset():
-    (word,) = words(chunk_of(2, offset=480 * 1001), "alpha", ["alpha"], [80, 560])
+    (word,) = words(chunk_lasting(2, offset=480 * 1001), "alpha", ["alpha"], [80, 560])
     assert (word.start, word.end) == (30.11, 30.59)
 
 
 def test_as_many_marks_as_two_a_unit_are_required():
     with pytest.raises(AlignError):
-        words(chunk_of(2), "alpha bravo", ["alpha", "bravo"], [0, 80])
+        words(chunk_lasting(2), "alpha bravo", ["alpha", "bravo"], [0, 80])
 
 
 def test_estimated_words_fill_the_chunk_by_characters_and_say_so():
-    found = estimated_words(chunk_of(1), "ab, cdefgh.")
+    found = estimated_words(chunk_lasting(1), "ab, cdefgh.")
     assert [(w.text, w.start, w.end, w.estimated) for w in found] == [("ab", 0.0, 0.26, True), ("cdefgh", 0.26, 1.0, True)]
 
 
 def test_more_words_than_milliseconds_still_lose_no_text():
-    (word,) = estimated_words(chunk_of(0.004), "a b c d e f")
+    (word,) = estimated_words(chunk_lasting(0.004), "a b c d e f")
     assert word.text == "a b c d e f" and word.start < word.end
 
 
 def test_batches_hold_like_lengths_within_their_audio_and_count():
-    tasks = [align._Task(chunk_of(s), "", "English", Future()) for s in [9, 1, 5, 3, 30, 2, *[0.5] * 20]]
+    tasks = [align._Task(chunk_lasting(s), "", "English", Future()) for s in [9, 1, 5, 3, 30, 2, *[0.5] * 20]]
     found = [[t.chunk.duration for t in batch] for batch in batches(tasks, seconds=12)]
     assert sorted(d for batch in found for d in batch) == sorted(t.chunk.duration for t in tasks)
     assert all(len(b) <= MAX_BATCH and (len(b) == 1 or len(b) * max(b) <= 12) for b in found)
@@ -138,7 +138,7 @@ def test_our_way_through_the_real_aligner_gives_the_packages_own_times(worker):
     """For every word whose marks needed no repair; what upstream would fill in is ours to estimate."""
     package, compared = worker.aligner._model, 0
     for u in [*ENGLISH[:6], *CHINESE[:6]]:
-        chunk = AudioChunk(0, 0, u.pcm, u.duration)
+        chunk = chunk_of(u.pcm)
         ours = asyncio.run(worker.aligner.align(chunk, u.text, u.language))
         theirs = package.align((u.pcm.astype(np.float32) / 32768, SAMPLE_RATE), u.text, u.language)[0]
         assert len(ours) == len(theirs)
@@ -152,7 +152,7 @@ def test_our_way_through_the_real_aligner_gives_the_packages_own_times(worker):
 def test_the_real_aligner_takes_jobs_together_and_answers_each_with_its_own(worker):
     async def together():
         pool = [*ENGLISH[:10], *CHINESE[:10]]
-        return pool, await asyncio.gather(*(worker.aligner.align(AudioChunk(0, 0, u.pcm, 1), u.text, u.language) for u in pool))
+        return pool, await asyncio.gather(*(worker.aligner.align(chunk_of(u.pcm), u.text, u.language) for u in pool))
 
     for u, found in zip(*asyncio.run(together())):
         assert len(found) == len(u.words)
@@ -162,7 +162,7 @@ def test_the_real_aligner_takes_jobs_together_and_answers_each_with_its_own(work
 def test_a_language_without_an_aligner_is_refused_not_guessed(worker):
     assert "Hindi" not in LANGUAGES
     with pytest.raises(AlignError, match="Hindi"):
-        asyncio.run(worker.aligner.align(chunk_of(1), "नमस्ते", "Hindi"))
+        asyncio.run(worker.aligner.align(chunk_lasting(1), "नमस्ते", "Hindi"))
 
 
 def test_a_broken_batch_fails_its_own_clips_and_the_aligner_goes_on_fault_injected_in_the_model(worker, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_broken_batch_fails_its_own_clips_and_the_aligner_goes_on_fault_inject
         raise RuntimeError("out of memory")
 
     u = ENGLISH[0]
-    chunk = AudioChunk(0, 0, u.pcm, u.duration)
+    chunk = chunk_of(u.pcm)
     with monkeypatch.context() as broken:
         broken.setattr(worker.aligner._model.model.thinker, "forward", out_of_memory)
         with pytest.raises(AlignError):

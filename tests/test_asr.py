@@ -13,14 +13,10 @@ import asr
 from asr import EngineOptions, answer_tokens, prompt_around, without
 from audio import AudioChunk
 from errors import EngineDead, RecognitionError
-from material import CHINESE, ENGLISH, silence
+from material import CHINESE, ENGLISH, chunk_of, silence
 from speech import plain
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<asr_text>", "<timestamp>")
-
-
-def chunk_of(pcm: np.ndarray) -> AudioChunk:
-    return AudioChunk(0, 0, pcm, len(pcm) / 16_000)
 
 
 class Prompts:
@@ -116,18 +112,75 @@ def test_a_context_over_the_budget_keeps_its_end(worker, prompts):
     assert context.endswith("zulu") and len(worker.asr._tokenizer.encode(context)) <= asr.CONTEXT_TOKENS + 1
 
 
-def test_a_cut_off_answer_is_asked_again_without_context_and_noted_fault_injected(worker, prompts):
-    watched = prompts(("language English<asr_text>one one one", "length"))
-    heard = transcribe(worker, ENGLISH[0].pcm, context="alpha")
-    assert heard.retries == ("cut_off",) and heard.text == ENGLISH[0].text
-    assert "alpha" in watched.seen[0] and "alpha" not in watched.seen[1]
-    assert [s.repetition_penalty for s in watched.sampling] == [1.0, asr.LOOP_PENALTY]
+LOOP = "language English<asr_text>" + "one two " * 30
 
 
-def test_an_answer_cut_off_again_is_an_error_never_a_short_text_fault_injected(worker, prompts):
-    prompts(("one", "length"), ("one", "length"))
-    with pytest.raises(RecognitionError, match="0.000-"):
-        transcribe(worker, ENGLISH[0].pcm)
+@pytest.mark.parametrize(
+    "answer, context, fault, penalty",
+    [
+        ((LOOP, "stop"), "", "loop", asr.LOOP_PENALTY),
+        ((LOOP, "length"), "", "loop", asr.LOOP_PENALTY),
+        (("language English<asr_text>" + " ".join(u.text for u in ENGLISH), "stop"), "", "too_much", asr.LOOP_PENALTY),
+        (("language English<asr_text>Names: Tango, Whiskey. Alpha.", "stop"), "Names: Tango, Whiskey.", "context_echo", 1.0),
+    ],
+)
+def test_a_faulty_answer_is_asked_once_more_without_context_fault_injected(worker, prompts, answer, context, fault, penalty):
+    watched = prompts(answer)
+    heard = transcribe(worker, ENGLISH[0].pcm, context=context)
+    assert (heard.retries, heard.fault, heard.text) == ((fault,), None, ENGLISH[0].text)
+    assert len(watched.seen) == 2 and watched.seen[1].startswith("<|im_start|>system\n<|im_end|>")
+    assert [s.repetition_penalty for s in watched.sampling] == [1.0, penalty]
+
+
+def test_a_loop_that_goes_on_is_named_not_passed_off_as_text_fault_injected(worker, prompts):
+    prompts((LOOP, "stop"), (LOOP, "stop"))
+    heard = transcribe(worker, ENGLISH[0].pcm)
+    assert (heard.fault, heard.retries) == ("loop", ("loop",))
+
+
+def test_a_cut_off_answer_is_named_at_once_for_only_pieces_help_fault_injected(worker, prompts):
+    watched = prompts(("language English<asr_text>One", "length"))
+    assert transcribe(worker, ENGLISH[0].pcm).fault == "cut_off" and len(watched.seen) == 1
+
+
+def test_a_context_is_withheld_from_a_chunk_with_hardly_any_speech(worker, prompts):
+    watched = prompts()
+    asyncio.run(worker.asr.transcribe(AudioChunk(0, 0, silence(3), ((0, 8000),)), None, "Names: Tango."))
+    assert "Tango" not in watched.seen[0]
+
+
+@pytest.mark.parametrize(
+    "raw, loops",
+    [
+        ("I think. " * 8, True),
+        ("no " * 12, True),
+        ("谢谢" * 12, True),
+        ("a b c d e f g h i j k l " * 6, True),
+        ("no no no no no", False),
+        ("very very very good, very very good", False),
+        ("哈哈哈哈哈哈哈", False),
+        ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15", False),
+        (" ".join(u.text for u in ENGLISH), False),
+        ("".join(u.text for u in CHINESE), False),
+        ("", False),
+    ],
+)
+def test_loops_are_told_from_speech_that_repeats_itself(raw, loops):
+    assert asr.has_loop(raw) is loops
+
+
+@pytest.mark.parametrize(
+    "context, text, echo",
+    [
+        ("Names: Tango, Whiskey.", "names tango whiskey. Alpha", True),
+        ("a long context that ends with these last few words", "Ends with these last few words. Alpha", True),
+        ("Tango", "Tango alpha bravo", False),  # one word may well be said
+        ("Names: Tango, Whiskey.", "Tango, Whiskey.", False),
+        ("", "Alpha", False),
+    ],
+)
+def test_an_echo_is_a_text_that_begins_like_its_context(context, text, echo):
+    assert asr.echoes(context, text) is echo
 
 
 def test_a_dead_engine_is_told_as_such_fault_injected(worker, prompts):

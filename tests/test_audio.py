@@ -405,13 +405,13 @@ def test_many_files_at_once_do_not_mix(tmp_path):
 
 
 def test_a_chunk_knows_its_place_in_the_recording():
-    chunk = AudioChunk(index=3, offset=8000, pcm=SPEECH[:4000], speech_seconds=0.2)
+    chunk = AudioChunk(index=3, offset=8000, pcm=SPEECH[:4000], speech=((0, 3200),))
     assert (chunk.start, chunk.end, chunk.duration) == (0.5, 0.75, 0.25)
 
 
 def test_a_waveform_is_float_between_minus_one_and_one_and_padded_with_zeros():
     pcm = np.array([-32768, 0, 32767], np.int16)
-    padded = waveform(AudioChunk(0, 0, pcm, 0), at_least=0.5)
+    padded = waveform(AudioChunk(0, 0, pcm, ()), at_least=0.5)
     assert padded.dtype == np.float32 and len(padded) == 8000
     assert padded[:3].tolist() == [-1, 0, 32767 / 32768] and not padded[3:].any()
-    assert len(waveform(AudioChunk(0, 0, pcm, 0))) == 3
+    assert len(waveform(AudioChunk(0, 0, pcm, ()))) == 3

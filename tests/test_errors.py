@@ -24,6 +24,7 @@ STABLE = {  # what clients rely on: code → worth sending the same job again
     "audio_too_long": False,
     "recognition_failed": True,
     "engine_dead": True,
+    "transcript_incomplete": True,
     "alignment_failed": True,
 }
 

@@ -7,11 +7,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transcript import ChunkResult, Word, join, merge, units_in
+from transcript import ChunkResult, Transcript, Word, join, merge, units_in
 
 
 def chunk(text: str, start: float = 0, speech: float = 1, language: str | None = "English", words: tuple[Word, ...] = ()) -> ChunkResult:
     return ChunkResult(start, start + 2, speech, text, language if text else None, words)
+
+
+def merged(chunks: list[ChunkResult]) -> Transcript:
+    return merge(chunks, duration=max([0, *(c.end for c in chunks)]))
 
 
 def units(text: str) -> list[str]:
@@ -37,12 +41,18 @@ def units(text: str) -> list[str]:
     ],
 )
 def test_texts_join_as_their_scripts_are_written(texts, joined):
-    assert join(texts) == joined
+    assert join(texts)[0] == joined
 
 
-def test_texts_join_with_one_space_whatever_is_around_them_and_empty_ones_leave_no_trace():
-    assert join(["  One. ", "", "  ", "Two.\n"]) == "One. Two."
-    assert join([]) == join([""]) == ""
+def test_empty_texts_leave_no_trace():
+    assert join(["One.", "", "", "Two."])[0] == "One. Two."
+    assert join([])[0] == join([""])[0] == ""
+
+
+@given(st.lists(st.text().map(str.strip)))
+def test_joining_tells_where_each_text_begins(texts):
+    joined, offsets = join(texts)
+    assert [joined[o : o + len(t)] for o, t in zip(offsets, texts)] == texts
 
 
 # language
@@ -50,51 +60,52 @@ def test_texts_join_with_one_space_whatever_is_around_them_and_empty_ones_leave_
 
 def test_the_language_with_the_most_speech_wins_not_the_one_with_the_most_chunks():
     chunks = [chunk("a", 0, 3), chunk("b", 2, 3), chunk("天", 4, 10, "Chinese")]
-    assert merge(chunks).language == "Chinese"
+    assert merged(chunks).language == "Chinese"
 
 
 def test_the_speech_of_a_language_is_summed():
     chunks = [chunk("a", 0, 6), chunk("天", 2, 10, "Chinese"), chunk("b", 4, 6)]
-    assert merge(chunks).language == "English"
+    assert merged(chunks).language == "English"
 
 
 def test_a_chunk_in_which_nothing_was_heard_has_no_say():
-    assert merge([chunk("", 0, 100), chunk("天", 2, 1, "Chinese")]).language == "Chinese"
+    assert merged([chunk("", 0, 100), chunk("天", 2, 1, "Chinese")]).language == "Chinese"
 
 
 def test_nothing_heard_is_an_empty_transcript_without_a_language():
-    nothing = {"language_detected": None, "text": "", "segments": []}
-    assert merge([]).to_output() == merge([chunk(""), chunk("", 2)]).to_output() == nothing
+    nothing = {"language_detected": None, "languages": [], "text": "", "segments": []}
+    assert merged([]).to_output() == merged([chunk(""), chunk("", 2)]).to_output() == nothing
 
 
 # merging
 
 
 def test_chunks_are_merged_in_the_order_of_time_however_they_come():
-    first = chunk("One two.", 0, words=(Word("One", 0.1, 0.4), Word("two", 0.5, 0.9)))
-    second = chunk("Three.", 2, words=(Word("Three", 2.2, 2.9, estimated=True),))
+    first = chunk("One two.", 0, words=(Word("One", 0.1, 0.4, 0), Word("two", 0.5, 0.9, 4)))
+    second = chunk("Three.", 2, words=(Word("Three", 2.2, 2.9, 0, estimated=True),))
     expected = {
         "language_detected": "English",
+        "languages": [{"language": "English", "code": "en", "seconds": 2}],
         "text": "One two. Three.",
         "segments": [
-            {"start": 0.1, "end": 0.4, "text": "One"},
-            {"start": 0.5, "end": 0.9, "text": "two"},
-            {"start": 2.2, "end": 2.9, "text": "Three"},
+            {"start": 0.1, "end": 0.4, "text": "One", "offset": 0, "length": 3},
+            {"start": 0.5, "end": 0.9, "text": "two", "offset": 4, "length": 3},
+            {"start": 2.2, "end": 2.9, "text": "Three", "offset": 9, "length": 5, "estimated": True},
         ],
     }
-    assert merge([first, second]).to_output() == merge([second, first]).to_output() == expected
+    assert merged([first, second]).to_output() == merged([second, first]).to_output() == expected
 
 
 def test_times_are_given_to_the_millisecond():
-    words = (Word("one", 1 / 3, 2 / 3), Word("two", 59.9996, 3600.00049))
-    segments = merge([chunk("one two", words=words)]).to_output()["segments"]
+    words = (Word("one", 1 / 3, 2 / 3, 0), Word("two", 59.9996, 3600.00049, 4))
+    segments = merged([chunk("one two", words=words)]).to_output()["segments"]
     assert [(s["start"], s["end"]) for s in segments] == [(0.333, 0.667), (60.0, 3600.0)]
 
 
 @given(st.lists(st.tuples(st.text(), st.floats(0, 1e5, allow_subnormal=False), st.floats(0, 180, allow_subnormal=False)), max_size=5))
 def test_the_output_is_strict_json_of_plain_types(chunks):
-    words = [tuple(Word(t[a:b], start, start + 1) for a, b in units_in(t)) for t, start, _ in chunks]
-    output = merge([chunk(t, start, s, words=w) for (t, start, s), w in zip(chunks, words)]).to_output()
+    words = [tuple(Word(t[a:b], start, start + 1, a) for a, b in units_in(t)) for t, start, _ in chunks]
+    output = merged([chunk(t, start, s, words=w) for (t, start, s), w in zip(chunks, words)]).to_output()
     assert json.loads(json.dumps(output, allow_nan=False, ensure_ascii=False).encode()) == output
     assert type(output["text"]) is str
     assert all(type(s["start"]) is type(s["end"]) is float and type(s["text"]) is str for s in output["segments"])
