@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,8 +123,13 @@ async def attempt(chunk: AudioChunk, language: str | None, context: str, retry: 
         return result, heard.fault
     words, warning = await time_words(chunk, heard)
     result = replace(result, text=heard.text, language=heard.language, words=words, warning=warning)
-    speech_end = chunk.start + (chunk.speech[-1][1] / SAMPLE_RATE if chunk.speech else 0)
-    return result, heard.fault or ("tail_missing" if speech_end - words[-1].end > TAIL_SECONDS else None)
+    return result, heard.fault or ("tail_missing" if speech_behind(words, chunk) > TAIL_SECONDS else None)
+
+
+def speech_behind(words: Sequence[Word], chunk: AudioChunk) -> float:
+    """Seconds from the last word whose time was measured to the end of the chunk's speech."""
+    measured = [word.end for word in words if not word.estimated]
+    return chunk.start + chunk.speech[-1][1] / SAMPLE_RATE - measured[-1] if measured and chunk.speech else 0
 
 
 async def time_words(chunk: AudioChunk, heard: Hypothesis) -> tuple[tuple[Word, ...], str | None]:

@@ -1,0 +1,277 @@
+"""What a transcript promises: an account of every second, slices of the text, sentences, languages, honest times."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from align import LANGUAGES as ALIGNED
+from align import estimated_words, repair
+from audio import SAMPLE_RATE, AudioChunk
+from material import CHINESE, ENGLISH, chunk_of, silence, voice
+from request import LANGUAGES
+from speech import plain
+from transcript import ChunkResult, account, merge
+
+# One sentence or two for each of the languages: marks, apostrophes, digits, quotes, several scripts, emoji.
+SPOKEN = {
+    "Chinese": "今天天气很好，气温25度。“我们”去公园吧！",
+    "English": "Don't stop-gap it: \"Dr. Who\" isn't here (yet)… 3.14 👍 OK?",
+    "Cantonese": "你食咗飯未呀？我哋聽日去「旺角」行街。",
+    "Japanese": "カメラを５つください。「ガラス」は東京で買った！",
+    "Korean": "안녕하세요, 여러분! 오늘은 3월 1일입니다.",
+    "French": "L'été, qu'est-ce que c'est ? « Rien », dit-il.",
+    "German": "Größe, Übermut und „Straße“ – das kostet 12,50 €.",
+    "Spanish": "¿Qué tal? ¡Muy bien! El niño comió 2 piñas.",
+    "Portuguese": "Não, ação é pão-de-ló; às 8h30.",
+    "Italian": "L'università è qui: perché no? Sì!",
+    "Arabic": "مرحبا، كيف حالك؟ أنا بخير، ١٢ كتابًا.",
+    "Russian": "Привет – мир! Ёлка стоит 100 рублей.",
+    "Thai": "สวัสดีครับ ผมชื่อสมชาย อายุ ๒๕ ปี",
+    "Vietnamese": "Xin chào! Tiếng Việt có dấu, được không?",
+    "Indonesian": "Selamat pagi, anak-anak! Apa kabar?",
+    "Turkish": "İstanbul'da ılık bir gün; değil mi?",
+    "Hindi": "नमस्ते दुनिया। आप कैसे हैं? मैं ठीक हूँ!",
+    "Malay": "Selamat datang! Buku-buku itu mahal.",
+    "Dutch": "'s Ochtends drinkt hij koffie; zo'n 3 koppen.",
+    "Swedish": "Åsa äter kött – på fredag?",
+    "Danish": "Rødgrød med fløde, tak! Ærlig talt.",
+    "Finnish": "Hyvää päivää! Äiti söi 5 omenaa.",
+    "Polish": "Cześć, jak się masz? Źdźbło trawy…",
+    "Czech": "Příliš žluťoučký kůň úpěl ďábelské ódy.",
+    "Filipino": "Kumusta ka? Mabuti naman, salamat po!",
+    "Persian": "سلام! حال شما چطور است؟ می‌روم خانه.",
+    "Greek": "Καλημέρα! Τι κάνεις; Είμαι «καλά».",
+    "Romanian": "Bună ziua! Ştiţi că-i frig în ţară?",
+    "Hungarian": "Jó napot! Árvíztűrő tükörfúrógép.",
+    "Macedonian": "Здраво! Ќе дојдеш ли утре? Ѓорѓи чека.",
+}
+
+
+def chunk_result(text: str, start: float = 0.0, language: str = "English", seconds: float = 4.0, speech: float | None = None) -> ChunkResult:
+    """A chunk whose words are spread over its seconds."""
+    chunk = chunk_of(silence(seconds), offset=round(start * SAMPLE_RATE))
+    return ChunkResult(start, start + seconds, speech or seconds, text, language, estimated_words(chunk, text))
+
+
+# text and segments
+
+
+def test_the_examples_cover_every_language():
+    assert set(SPOKEN) == set(LANGUAGES) and len(LANGUAGES) == 30 and len(ALIGNED) == 11
+
+
+@pytest.mark.parametrize("language", SPOKEN)
+def test_segments_are_slices_of_the_text_and_with_punctuation_hold_all_of_it(language):
+    text = SPOKEN[language]
+    output = merge([chunk_result(text, 0, language), chunk_result(text, 4, language)], 8).to_output(punctuation=True)
+    position, rebuilt = 0, ""
+    for s in output["segments"]:
+        assert output["text"][s["offset"] : s["offset"] + s["length"]] == s["text"]
+        between = output["text"][position : s["offset"]]
+        assert between.strip() == ""
+        rebuilt += between + s["text"]
+        position = s["offset"] + s["length"]
+    assert rebuilt == output["text"]
+
+
+@pytest.mark.parametrize("language", SPOKEN)
+def test_words_without_punctuation_are_slices_that_begin_and_end_in_a_letter(language):
+    output = merge([chunk_result(SPOKEN[language], 0, language)], 4).to_output()
+    for s in output["segments"]:
+        assert output["text"][s["offset"] :][: s["length"]] == s["text"]
+        assert s["text"][0].isalnum() and not s["text"].endswith((".", ",", "!", "?", "。", "，"))
+
+
+def test_punctuation_goes_with_the_word_it_belongs_to():
+    output = merge([chunk_result('He said: "Go (now)!" ¿Sí? 他说：「走」。')], 4).to_output(punctuation=True)
+    assert [s["text"] for s in output["segments"]] == ["He", "said:", '"Go', "(now)!\"", "¿Sí?", "他", "说：", "「走」。"]
+
+
+# sentences
+
+
+def sentences(text: str, **fields) -> list[str]:
+    return [s["text"] for s in merge([chunk_result(text, **fields)], 9).to_output("sentence")["segments"]]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("One two. Three four! Five?", ["One two.", "Three four!", "Five?"]),
+        ("今天很好。明天呢？好！", ["今天很好。", "明天呢？", "好！"]),
+        ("It costs 3.14 today. J. Smith of the U.S. knows.", ["It costs 3.14 today.", "J. Smith of the U.S. knows."]),
+        ('"Go." "No!" he said', ['"Go."', '"No!"', "he said"]),
+        ("नमस्ते दुनिया। आप कैसे हैं?", ["नमस्ते दुनिया।", "आप कैसे हैं?"]),
+        ("مرحبا. كيف حالك؟ بخير", ["مرحبا.", "كيف حالك؟", "بخير"]),
+        ("no end", ["no end"]),
+    ],
+)
+def test_sentences_end_at_terminators(text, expected):
+    assert sentences(text) == expected
+
+
+def test_a_long_pause_ends_a_sentence():
+    chunks = [chunk_result("and then", 0, seconds=1), chunk_result("he went", 4, seconds=1)]
+    output = merge(chunks, 5).to_output("sentence")
+    assert [(s["text"], s["start"], s["end"]) for s in output["segments"]] == [("and then", 0.0, 1.0), ("he went", 4.0, 5.0)]
+
+
+def test_a_sentence_has_a_longest():
+    found = sentences("word " * 200 + "end.", seconds=60)
+    assert len(found) > 2 and all(len(s) <= 240 for s in found) and " ".join(found) == "word " * 200 + "end."
+
+
+def test_both_gives_words_and_sentences_that_share_their_times():
+    output = merge([chunk_result("One two. Three four.")], 4).to_output("both")
+    words, sentences = output["segments"], output["sentences"]
+    assert len(words) == 4 and [s["text"] for s in sentences] == ["One two.", "Three four."]
+    assert [s["start"] for s in sentences] == [words[0]["start"], words[2]["start"]]
+    assert [s["end"] for s in sentences] == [words[1]["end"], words[3]["end"]]
+
+
+# the account
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9), st.sampled_from([None, "loop"])), max_size=8), st.integers(0, 5))
+def test_the_account_tiles_the_recording(parts, tail):
+    at, chunks = 0, []
+    for gap, length, failure in parts:
+        at += gap
+        chunks.append(ChunkResult(at, at + length, length, failure=failure))
+        at += length
+    spans = list(account(chunks, at + tail))
+    edges = [0, *(s.end for s in spans)]
+    assert [s.start for s in spans] == edges[:-1] and edges[-1] == at + tail
+    assert sum(s.end - s.start for s in spans if s.state == "failed") == sum(c.end - c.start for c in chunks if c.failure)
+    assert {s.reason for s in spans if s.state != "failed"} <= {None}
+
+
+# times
+
+
+def test_a_hundred_thousand_arrays_of_raw_marks_break_no_promise():
+    rng = np.random.default_rng(4)
+    violations = 0
+    for case in range(100_000):
+        n, duration = int(rng.integers(1, 12)), int(rng.integers(20, 20_000))
+        kind = case % 5
+        marks = rng.integers(-500, duration + 5000, 2 * n)
+        if kind == 1:
+            marks = np.sort(marks)
+        elif kind == 2:
+            marks = np.sort(marks)[::-1]
+        elif kind == 3:
+            marks = rng.choice([0, 80, 160, duration, 399_920], 2 * n)
+        elif kind == 4:
+            marks = np.sort(rng.integers(0, 6, 2 * n) * duration // 6)
+        marks = marks.tolist()
+        end_before = 0
+        for (start, end, estimated), a, b in zip(repair(marks, duration, [1 + i % 7 for i in range(n)]), marks[::2], marks[1::2]):
+            violations += not end_before <= start < end <= duration
+            violations += not estimated and (start, end) != (a, b)
+            end_before = end
+    assert violations == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=6), st.integers(1, 30))
+@settings(max_examples=300, deadline=None)
+def test_estimated_words_lie_in_speech_and_keep_the_contract(runs, count):
+    at, speech = 0, []
+    for gap, length in runs:
+        at += (gap + bool(speech)) * 480
+        speech.append((at, at + length * 480))
+        at += length * 480
+    words = estimated_words(AudioChunk(0, 0, np.zeros(at + 480, np.int16), tuple(speech)), "word " * count)
+    total = sum(b - a for a, b in speech) // 16
+    end_before = 0.0
+    for word in words:
+        assert word.estimated and end_before <= word.start < word.end <= (at + 480) / SAMPLE_RATE
+        if total >= 20 * count:
+            assert any(a / SAMPLE_RATE <= word.start < b / SAMPLE_RATE for a, b in speech)
+            assert any(a / SAMPLE_RATE < word.end <= b / SAMPLE_RATE for a, b in speech)
+        end_before = word.end
+
+
+# whole jobs
+
+
+@pytest.fixture
+def job(worker, file_server):
+    def run(pcm, **fields):
+        soundfile.write(file_server.folder / "trust.wav", pcm, SAMPLE_RATE)
+        return asyncio.run(worker.handler({"id": "test", "input": {"audio_url": file_server.url("trust.wav"), **fields}}))
+
+    return run
+
+
+@pytest.fixture
+def say(worker, monkeypatch):
+    """Let the engine answer these, one a call, in its stead; then the real one again."""
+
+    def say(*texts):
+        real, left = worker.asr._engine.generate, list(texts)
+
+        async def said(text):
+            yield SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason="stop", token_ids=[])])
+
+        def generate(prompt, sampling, request_id):
+            text = left.pop(0) if left else None
+            return said(text) if text is not None else real(prompt, sampling, request_id=request_id)
+
+        monkeypatch.setattr(worker.asr._engine, "generate", generate)
+
+    return say
+
+
+def test_a_language_without_an_aligner_is_timed_by_its_speech_with_one_warning_text_injected(job, say):
+    say("language Hindi<asr_text>नमस्ते दुनिया। आप कैसे हैं?")
+    output = job(np.concatenate([voice(1.5), silence(1.0), voice(1.5)]))
+    assert [s["text"] for s in output["segments"]] == ["नमस्ते", "दुनिया", "आप", "कैसे", "हैं"]
+    assert all(s["estimated"] for s in output["segments"]) and len(output["warnings"]) == 1 and "Hindi" in output["warnings"][0]
+    assert not [s for s in output["segments"] if 1.7 < s["start"] < 2.4]
+
+
+def test_alternating_languages_give_their_timeline(job):
+    turns = [u for pair in zip(*([u for u in pool if u.duration > 4] for pool in (ENGLISH, CHINESE))) for u in pair][:6]
+    output = job(np.concatenate([part for u in turns for part in (u.pcm, silence(1.6))]))
+    by_word = [s["language"] for s in output["segments"]]
+    assert by_word == [u.language for u in turns for _ in u.words]
+    assert {entry["language"]: entry["code"] for entry in output["languages"]} == {"English": "en", "Chinese": "zh"}
+    for entry in output["languages"]:
+        spoken = sum(u.words[-1].end - u.words[0].start for u in turns if u.language == entry["language"])
+        assert entry["seconds"] == pytest.approx(spoken, rel=0.25)
+
+
+def test_one_language_is_not_repeated_at_every_segment(job):
+    output = job(ENGLISH[0].pcm)
+    assert [e["language"] for e in output["languages"]] == ["English"] and "language" not in output["segments"][0]
+
+
+def test_a_short_outlier_is_heard_again_in_the_language_of_the_rest_text_injected(job, say):
+    short = min(ENGLISH, key=lambda u: u.duration)
+    long = [u for u in ENGLISH if u.duration > 4][:2]
+    say("language Chinese<asr_text>天地")
+    output = job(np.concatenate([short.pcm, silence(2), long[0].pcm, silence(1), long[1].pcm]))
+    assert output["language_detected"] == "English" and len(output["languages"]) == 1
+    assert [r["reasons"] for r in output["retries"]] == [["language"]]
+    assert [plain(s["text"]) for s in output["segments"][: len(short.words)]] == [plain(w.text) for w in short.words]
+
+
+def test_speech_after_the_last_word_is_heard_in_halves_text_injected(job, say):
+    u = max(ENGLISH, key=lambda u: u.words[-1].end - u.words[0].start)
+    say("language English<asr_text>" + " ".join(w.text for w in u.words[:3]))
+    output = job(u.pcm)
+    assert {r for entry in output["retries"] for r in entry["reasons"]} == {"tail_missing"}
+    assert abs(len(output["segments"]) - len(u.words)) <= 2
+
+
+def test_sentences_of_a_real_recording_are_those_that_were_said(job):
+    pool = ENGLISH[:4]
+    output = job(np.concatenate([part for u in pool for part in (u.pcm, silence(0.5))]), segment_level="both")
+    said = [s.strip() for s in " ".join(u.text for u in pool).replace(".", ".|").split("|") if s.strip()]
+    assert [s["text"] for s in output["sentences"]] == said
