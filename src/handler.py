@@ -127,9 +127,13 @@ async def attempt(chunk: AudioChunk, language: str | None, context: str, retry: 
 
 
 def speech_behind(words: Sequence[Word], chunk: AudioChunk) -> float:
-    """Seconds from the last word whose time was measured to the end of the chunk's speech."""
-    measured = [word.end for word in words if not word.estimated]
-    return chunk.start + chunk.speech[-1][1] / SAMPLE_RATE - measured[-1] if measured and chunk.speech else 0
+    """Seconds of the chunk's speech behind its last word; one whose time is estimated is as long as the others make it."""
+    measured = [word for word in words if not word.estimated]
+    if not measured or not chunk.speech:
+        return 0
+    pace = sum(word.end - word.start for word in measured) / sum(len(word.text) for word in measured)
+    behind = sum(len(word.text) for word in words if word.start >= measured[-1].end)
+    return chunk.start + chunk.speech[-1][1] / SAMPLE_RATE - measured[-1].end - pace * behind
 
 
 async def time_words(chunk: AudioChunk, heard: Hypothesis) -> tuple[tuple[Word, ...], str | None]:

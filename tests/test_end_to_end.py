@@ -3,11 +3,13 @@ with known words, known word times and pauses of 0.2-1.5 s, cut at 8 s.
 """
 
 import asyncio
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+import align
 import clips
 import media
 from audio import AudioChunk, decode
@@ -35,6 +37,7 @@ class Case:
     whole: Utterance
     outputs: dict[str, dict]  # by format
     chunks: list[AudioChunk]
+    engine_calls: dict[str, int]  # by format
 
     @property
     def said(self) -> list[str]:
@@ -55,19 +58,31 @@ def run(worker, url: str, **fields) -> dict:
 
 @pytest.fixture(scope="module")
 def cases(worker, file_server) -> dict[str, Case]:
+    monkeypatch = pytest.MonkeyPatch()
+
     async def chunks_of(path):
         rules = CutRules(worker.settings.chunk_target_seconds, worker.settings.chunk_limit_seconds, worker.settings.vad_mode)
         async with decode(path, 3600) as pcm:
             return [c async for c in split_at_pauses(pcm, rules)]
 
+    generate, calls = worker.asr._engine.generate, []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(worker.asr._engine, "generate", counted)
     found = {}
     for language, pool in POOLS.items():
-        whole, outputs = clips.recording(pool, SECONDS, SEED), {}
+        whole, outputs, engine_calls = clips.recording(pool, SECONDS, SEED), {}, {}
         for suffix, (rate, channels, bitrate) in FORMATS.items():
             path = file_server.folder / f"{language}.{suffix}"
             media.encode(whole.pcm, path, rate=rate, channels=channels, bitrate=bitrate)
+            calls.clear()
             outputs[suffix] = run(worker, file_server.url(path.name))
-        found[language] = Case(whole, outputs, asyncio.run(chunks_of(file_server.folder / f"{language}.wav")))
+            engine_calls[suffix] = len(calls)
+        found[language] = Case(whole, outputs, asyncio.run(chunks_of(file_server.folder / f"{language}.wav")), engine_calls)
+    monkeypatch.undo()
     return found
 
 
@@ -145,6 +160,35 @@ def test_word_boundaries_are_as_close_as_the_models_allow(cases, language):
     off = 1000 * np.array([abs(x - y) for i, j in pairs for x, y in ((truth[i].start, found[j]["start"]), (truth[i].end, found[j]["end"]))])
     print(f"\n{language}: {len(case.chunks)} chunks, boundaries off by mean {off.mean():.1f} ms, median {np.median(off):.0f}, 90 % under {np.quantile(off, 0.9):.0f}")
     assert off.mean() <= MEAN_OFF_MS[language]
+
+
+@per_language
+def test_the_repair_brings_boundaries_no_further_from_the_truth(cases, worker, language):
+    """The model's own marks, and upstream's repair of them, beside ours."""
+    case = cases[language]
+
+    async def heard():
+        return await asyncio.gather(*(worker.asr.transcribe(c, None, "") for c in case.chunks))
+
+    off = {"the model's marks": [], "upstream's repair": [], "ours": []}
+    for chunk, hypothesis in zip(case.chunks, asyncio.run(heard())):
+        true = [w for w in case.whole.words if chunk.start <= w.start < chunk.end]
+        ((units, marks),) = worker.aligner._marks([align._Task(chunk, hypothesis.text, language, Future())])
+        _, pairs = matched([plain(w.text) for w in true], [plain(u) for u in units])
+        theirs = worker.aligner._model.aligner_processor.fix_timestamp(np.array(marks))
+        ours = [1000 * (t - chunk.start) for w in align.words(chunk, hypothesis.text, units, marks) for t in (w.start, w.end)]
+        for way, times in zip(off, (marks, theirs, ours)):
+            off[way] += [abs(times[2 * j + e] - 1000 * (t - chunk.start)) for i, j in pairs for e, t in enumerate((true[i].start, true[i].end))]
+    means = {way: np.mean(found) for way, found in off.items()}
+    print(f"\n{language}: boundaries off by", ", ".join(f"{mean:.1f} ms ({way})" for way, mean in means.items()))
+    assert means["ours"] <= means["the model's marks"] + 1
+
+
+@per_language
+def test_healthy_audio_costs_one_engine_call_a_chunk(cases, language):
+    case = cases[language]
+    assert case.engine_calls["wav"] == len(case.chunks)
+    assert not [output for output in case.outputs.values() if "retries" in output]
 
 
 @per_language
