@@ -1,7 +1,9 @@
 """The worker: a RunPod job with the URL of a recording in, a transcript with a time for every word out.
 
-Job input:  audio_url, language ("auto", null or a name), initial_context, use_previous_context.
-Output:     language_detected, text, segments [{start, end, text}], or error, error_code, retryable.
+Job input:  audio_url; language ("auto", null or a name), initial_context, use_previous_context, segment_level,
+            punctuation, allow_partial.
+Output:     language_detected, languages, text, segments [{start, end, text, offset, length}], and sentences,
+            failed_spans, retries, warnings where there are any; or error, error_code, retryable.
 
     python src/handler.py --test_input '{"input": {"audio_url": "https://…"}}'    one job, its result as JSON on stdout
     python src/handler.py --rp_serve_api                                          a local server with /runsync

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import InvalidRequest
-from request import LANGUAGES, LONGEST_CONTEXT, LONGEST_URL, Request, parse_request
+from request import LANGUAGES, LONGEST_CONTEXT, LONGEST_URL, SEGMENT_LEVELS, Request, parse_request
 
 URL = "https://example.com/talk.mp3"
 
 
-def parse(**fields) -> Request:
-    return parse_request({"audio_url": URL} | fields)
+FIELDS = [f.name for f in fields(Request) if f.name != "audio_url"]
+
+
+def parse(**given) -> Request:
+    return parse_request({"audio_url": URL} | given)
 
 
 def refusal(job_input) -> str:
@@ -26,16 +30,25 @@ def refusal(job_input) -> str:
 
 
 def test_a_url_is_all_that_is_needed():
-    assert parse() == Request(audio_url=URL, language=None, initial_context="", use_previous_context=False)
+    assert parse() == Request(
+        audio_url=URL,
+        language=None,
+        initial_context="",
+        use_previous_context=False,
+        allow_partial=False,
+        segment_level="word",
+        punctuation=False,
+    )
 
 
 def test_every_field_is_taken_over():
     job_input = {"audio_url": URL, "language": "German", "initial_context": "Namen: Žižek", "use_previous_context": True}
-    assert parse_request(job_input) == Request(URL, "German", "Namen: Žižek", True)
+    job_input |= {"allow_partial": True, "segment_level": "both", "punctuation": True}
+    assert parse_request(job_input) == Request(URL, "German", "Namen: Žižek", True, True, "both", True)
 
 
 def test_null_is_the_same_as_absent():
-    assert parse(language=None, initial_context=None, use_previous_context=None) == parse()
+    assert parse(**dict.fromkeys(FIELDS)) == parse()
 
 
 def test_unknown_fields_are_ignored():
@@ -83,10 +96,16 @@ def test_what_must_be_a_string_is_nothing_else(field, value):
     assert refusal({"audio_url": URL, field: value}).startswith(f"{field} is {shown}")
 
 
+@pytest.mark.parametrize("field", ["use_previous_context", "allow_partial", "punctuation"])
 @pytest.mark.parametrize("value", NO_FLAGS, ids=repr)
-def test_use_previous_context_is_true_or_false_and_nothing_like_it(value):
-    message = refusal({"audio_url": URL, "use_previous_context": value})
-    assert message.startswith("use_previous_context is ") and message.endswith("it must be true or false.")
+def test_a_flag_is_true_or_false_and_nothing_like_it(field, value):
+    message = refusal({"audio_url": URL, field: value})
+    assert message.startswith(f"{field} is ") and message.endswith("it must be true or false.")
+
+
+@pytest.mark.parametrize("value", ["words", "WORD", "", 1, True, ["word"], {}], ids=repr)
+def test_a_segment_level_is_one_of_three(value):
+    assert refusal({"audio_url": URL, "segment_level": value}).endswith("it must be one of: word, sentence, both.")
 
 
 @pytest.mark.parametrize("job_input", [None, URL, 7, True, [], [{"audio_url": URL}]], ids=repr)
@@ -203,6 +222,9 @@ any_input = st.one_of(
             "language": any_json | st.sampled_from(["auto", *LANGUAGES]),
             "initial_context": any_json,
             "use_previous_context": any_json,
+            "allow_partial": any_json,
+            "segment_level": any_json | st.sampled_from(SEGMENT_LEVELS),
+            "punctuation": any_json,
         },
     ),
 )
@@ -219,7 +241,8 @@ def test_any_json_value_is_a_request_or_a_printable_refusal(job_input):
     else:
         assert request.audio_url.lower().startswith(("http://", "https://"))
         assert request.language in (None, *LANGUAGES)
-        assert isinstance(request.use_previous_context, bool)
+        assert {type(request.use_previous_context), type(request.allow_partial), type(request.punctuation)} == {bool}
+        assert request.segment_level in SEGMENT_LEVELS
         (request.audio_url + request.initial_context).encode()
 
 
