@@ -1,6 +1,6 @@
 """Chunk, text, language → `Word`s with times, by Qwen3-ForcedAligner. Hides its batching; knows nothing of vLLM or jobs.
 
-One thread serves every job: it takes what is waiting, sorts it by length and aligns it in batches of bounded audio.
+One thread serves every job, in batches of like length and bounded audio.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ SHORTEST_WORD_MS = 20  # of a word whose time is estimated
 MAX_BATCH = 16  # clips; more are slower (962x real time at 8, 649x at 128)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Task:
     chunk: AudioChunk
     text: str
@@ -64,27 +64,38 @@ class Aligner:
         return await asyncio.wrap_future(task.result)
 
     def _serve(self) -> None:
-        while (task := self._waiting.get()) is not None:
-            tasks = [task]
-            while not self._waiting.empty() and tasks[-1] is not None:
-                tasks.append(self._waiting.get())
-            if tasks[-1] is None:
-                self._waiting.put(tasks.pop())
-            wanted = [t for t in tasks if t.result.set_running_or_notify_cancel()]
-            for batch in batches(wanted, self._batch_seconds):
-                self._align_batch(batch)
+        waiting: list[_Task] = []
+        closing = False
+        while waiting or not closing:
+            while not closing and (not waiting or not self._waiting.empty()):
+                if task := self._waiting.get():
+                    waiting.append(task)
+                else:
+                    closing = True
+            if waiting:
+                batch = next_batch(waiting, self._batch_seconds)
+                self._align_batch([t for t in batch if t.result.set_running_or_notify_cancel()])
 
     def _align_batch(self, batch: Sequence[_Task]) -> None:
+        import torch
+
+        if not batch:
+            return
         try:
             for task, (units, marks) in zip(batch, self._marks(batch)):
                 try:
                     task.result.set_result(words(task.chunk, task.text, units, marks))
                 except AlignError as error:
                     task.result.set_exception(error)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                return _fail(batch, "The aligner ran out of memory.")
         except Exception as error:  # whatever torch raises, the texts must live on
-            for task in batch:
-                if not task.result.done():
-                    task.result.set_exception(AlignError(f"The aligner failed: {type(error).__name__}."))
+            return _fail(batch, f"The aligner failed: {type(error).__name__}.")
+        if left := [task for task in batch if not task.result.done()]:
+            half = (len(left) + 1) // 2
+            self._align_batch(left[:half])
+            self._align_batch(left[half:])
 
     def _marks(self, batch: Sequence[_Task]) -> Iterator[tuple[list[str], list[int]]]:
         """For each clip its units of text and two marks a unit, start and end in ms, as the model gives them.
@@ -119,16 +130,28 @@ def _stacked(tensors: Sequence):
     return torch.stack([torch.nn.functional.pad(t, (0, longest - t.shape[-1])) for t in tensors])
 
 
-def batches(tasks: Sequence[_Task], seconds: float) -> Iterator[list[_Task]]:
-    """Tasks of like length together: at most MAX_BATCH, and at most `seconds` of audio with the padding, a batch."""
-    batch: list[_Task] = []
-    for task in sorted(tasks, key=lambda t: len(t.chunk.pcm)):
-        if batch and (len(batch) == MAX_BATCH or (len(batch) + 1) * task.chunk.duration > seconds):
-            yield batch
-            batch = []
+def next_batch(waiting: list[_Task], seconds: float) -> list[_Task]:
+    """Take from `waiting` the earliest chunk of any recording and those of most like length.
+
+    At most MAX_BATCH, and at most `seconds` of audio with the padding, but always one. So a short recording does not wait
+    for the rest of a long one.
+    """
+    first = min(waiting, key=lambda t: t.chunk.index)
+    batch, longest = [], 0.0
+    for task in sorted(waiting, key=lambda t: (t is not first, abs(len(t.chunk.pcm) - len(first.chunk.pcm)))):
+        longest = max(longest, task.chunk.duration)
+        if batch and (len(batch) == MAX_BATCH or (len(batch) + 1) * longest > seconds):
+            break
         batch.append(task)
-    if batch:
-        yield batch
+    for task in batch:
+        waiting.remove(task)
+    return batch
+
+
+def _fail(batch: Sequence[_Task], sentence: str) -> None:
+    for task in batch:
+        if not task.result.done():
+            task.result.set_exception(AlignError(sentence))
 
 
 def words(chunk: AudioChunk, text: str, units: Sequence[str], marks: Sequence[int]) -> tuple[Word, ...]:

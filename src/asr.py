@@ -75,6 +75,7 @@ class EngineOptions:
             max_num_batched_tokens=max(self.max_num_batched_tokens, self.max_model_len),
             gpu_memory_utilization=self.gpu_memory_utilization,
             limit_mm_per_prompt={"audio": 1},
+            scheduling_policy="priority",  # early chunks first: a short recording doesn't wait for the rest of long ones
             enable_prefix_caching=False,  # no input ever comes twice
             mm_processor_cache_gb=0,
             disable_log_stats=True,
@@ -105,6 +106,11 @@ class Recogniser:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._sockets.cleanup()
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine has died; nothing brings it back."""
+        return self._engine.errored
 
     async def _shut_down(self) -> None:
         self._engine.shutdown()
@@ -162,7 +168,7 @@ class Recogniser:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         try:
-            async for result in self._engine.generate(prompt, sampling, request_id=str(next(self._ids))):
+            async for result in self._engine.generate(prompt, sampling, request_id=str(next(self._ids)), priority=chunk.index):
                 pass
             return result.outputs[0]
         except EngineDeadError as error:

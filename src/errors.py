@@ -15,7 +15,9 @@ WorkerError
 ├── RecognitionError     recognition_failed   retryable
 │   ├── EngineDead       engine_dead          retryable
 │   └── Incomplete       transcript_incomplete retryable
-└── AlignError           alignment_failed     retryable
+├── AlignError           alignment_failed     retryable
+├── DeadlineExceeded     deadline_exceeded    retryable
+└── ResultTooLarge       result_too_large
 """
 
 SPANS_SHOWN = 10  # in an error's sentence; all of them are beside it
@@ -141,3 +143,16 @@ class AlignError(WorkerError):
 
     code = "alignment_failed"
     retryable = True
+
+
+class DeadlineExceeded(WorkerError):
+    """The job's own executionTimeout was about to pass."""
+
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class ResultTooLarge(WorkerError):
+    """Even the bare text is more than RunPod takes."""
+
+    code = "result_too_large"

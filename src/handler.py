@@ -4,6 +4,7 @@ Job input:  audio_url; language ("auto", null or a name), initial_context, use_p
             punctuation, allow_partial.
 Output:     language_detected, languages, text, segments [{start, end, text, offset, length}], and sentences,
             failed_spans, retries, warnings where there are any; or error, error_code, retryable.
+Beside the input: policy.executionTimeout is kept, s3Config takes results over RunPod's limit. /status shows the progress.
 
     python src/handler.py --test_input '{"input": {"audio_url": "https://…"}}'    one job, its result as JSON on stdout
     python src/handler.py --rp_serve_api                                          a local server with /runsync
@@ -30,8 +31,10 @@ from runpod import RunPodLogger
 from align import Aligner, estimated_words
 from asr import EngineOptions, Hypothesis, Recogniser
 from audio import SAMPLE_RATE, AudioChunk, decode
+from delivery import bucket_for, deliver
 from download import download
 from errors import AlignError, EngineDead, Incomplete, RecognitionError, SettingsError, WorkerError
+from job import Progress, progress_of, time_allowed
 from request import Request, parse_request
 from settings import Settings, load_settings
 from transcript import ChunkResult, Transcript, Word, dominant_language, join, merge
@@ -42,6 +45,7 @@ TAIL_SECONDS = 2.0  # of speech after the last word, and something is missing
 OUTLIER_SECONDS = 3.0  # of speech; in less, the language detected may be a slip
 HALVED = ("cut_off", "too_little", "tail_missing")  # faults that smaller pieces may mend
 FATAL = ("cut_off", "loop")  # faults with which a text must not go out
+SECOND = Path(__file__).parent / "second.flac"
 
 log = RunPodLogger()
 settings: Settings
@@ -54,18 +58,21 @@ async def handler(job: dict) -> dict:
     began = time.monotonic()
     try:
         request = parse_request(job.get("input"))
-        with tempfile.TemporaryDirectory(prefix="job-") as folder:
-            transcript = await transcribe_recording(request, Path(folder))
+        async with time_allowed(job):
+            async with progress_of(job) as progress:
+                with tempfile.TemporaryDirectory(prefix="job-") as folder:
+                    transcript = await transcribe_recording(request, Path(folder), progress)
+            output = await deliver(transcript, request, settings.max_result_bytes, bucket_for(job, settings), f"{job.get('id')}.json")
     except Exception as error:
         failure = as_worker_error(error)
         log.warn(f"failed after {time.monotonic() - began:.1f} s: {failure.code}", job.get("id"))
         refresh = {"refresh_worker": True} if isinstance(failure, EngineDead) else {}
         return failure.to_output() | refresh
     log.info(f"done in {time.monotonic() - began:.1f} s", job.get("id"))
-    return transcript.to_output(request.segment_level, request.punctuation)
+    return output
 
 
-async def transcribe_recording(request: Request, folder: Path) -> Transcript:
+async def transcribe_recording(request: Request, folder: Path, progress: Progress) -> Transcript:
     """Download, decode, split, recognise, align and merge, all at once where it can be; files go to `folder`.
 
     Raises Incomplete where a chunk failed, unless the request allows a partial transcript and there is one.
@@ -76,18 +83,26 @@ async def transcribe_recording(request: Request, folder: Path) -> Transcript:
     rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
     slots = asyncio.Semaphore(settings.max_chunks_per_job)
     context, tasks, short = request.initial_context, [], {}
+
+    async def transcribe(chunk: AudioChunk, context: str) -> list[ChunkResult]:
+        results = await transcribe_chunk(chunk, request.language, context)
+        progress.seconds_done, progress.chunks_done = progress.seconds_done + chunk.duration, progress.chunks_done + 1
+        slots.release()
+        return results
+
+    progress.phase = "decoding"
     async with decode(path, settings.max_audio_seconds) as pcm, asyncio.TaskGroup() as group:
         async for chunk in split_at_pauses(pcm, rules):
+            progress.seconds_known = pcm.duration
             await slots.acquire()
-            task = group.create_task(transcribe_chunk(chunk, request.language, context))
-            task.add_done_callback(lambda _: slots.release())
-            tasks.append(task)
+            tasks.append(task := group.create_task(transcribe(chunk, context)))
             if chunk.speech_seconds < OUTLIER_SECONDS and len(short) < settings.max_chunks_per_job:
                 short[chunk.start] = chunk  # few and short: kept until the language of the rest is known
             if not request.use_previous_context:
                 context = ""
             elif text := join([result.text for result in await task])[0]:
                 context = text[-CONTEXT_CHARACTERS:]  # a chunk in which nothing was said passes on what it was given
+        progress.phase, progress.seconds_known = "transcribing", pcm.duration
     results = [result for task in tasks for result in task.result()]
     if request.language is None:
         results = await with_outliers_reheard(results, short)
@@ -113,11 +128,14 @@ async def attempt(chunk: AudioChunk, language: str | None, context: str, retry: 
     """Recognise and align: (result, what is wrong with it). The text outlives a failed alignment, with estimated times."""
     result = ChunkResult(chunk.start, chunk.end, chunk.speech_seconds)
     try:
-        heard = await asr.transcribe(chunk, language, context, retry)
+        async with asyncio.timeout(settings.chunk_timeout_seconds):
+            heard = await asr.transcribe(chunk, language, context, retry)
     except EngineDead:
         raise
     except RecognitionError:
         return replace(result, failure="engine_error"), "engine_error"
+    except TimeoutError:
+        return replace(result, failure="timeout"), "timeout"
     result = replace(result, retries=heard.retries)
     if heard.fault in FATAL:
         return replace(result, failure=heard.fault), heard.fault
@@ -141,10 +159,12 @@ def speech_behind(words: Sequence[Word], chunk: AudioChunk) -> float:
 async def time_words(chunk: AudioChunk, heard: Hypothesis) -> tuple[tuple[Word, ...], str | None]:
     """(words, warning): aligned, or spread over the chunk's speech where the aligner can't."""
     try:
-        return await aligner.align(chunk, heard.text, heard.language), None
-    except AlignError as error:
-        log.warn(f"times of the chunk at {chunk.start:.3f} s are estimated: {error}")
-        return estimated_words(chunk, heard.text), f"Some times are estimated. {error}"
+        async with asyncio.timeout(settings.chunk_timeout_seconds):
+            return await aligner.align(chunk, heard.text, heard.language), None
+    except (AlignError, TimeoutError) as error:
+        reason = str(error) or "The aligner did not answer in time."
+        log.warn(f"times of the chunk at {chunk.start:.3f} s are estimated: {reason}")
+        return estimated_words(chunk, heard.text), f"Some times are estimated. {reason}"
 
 
 async def with_outliers_reheard(results: list[ChunkResult], short: dict[float, AudioChunk]) -> list[ChunkResult]:
@@ -195,12 +215,25 @@ def load_models() -> None:
     aligner = Aligner(checkpoint(settings.aligner_name, settings.aligner_revision), settings.device, settings.aligner_batch_seconds)
 
 
-async def warm_up() -> None:
-    """One second through both models, so that the first job finds everything compiled and allocated."""
-    noise = np.random.default_rng(0).normal(0, 1000, SAMPLE_RATE).astype(np.int16)
-    chunk = AudioChunk(index=0, offset=0, pcm=noise, speech=())
-    await asr.transcribe(chunk, "English", "")
-    await aligner.align(chunk, "one two", "English")
+async def check() -> None:
+    """A bundled second of speech through decoder, splitter and both models; raises where one of them does not work.
+
+    It warms them up, so that the first job finds everything compiled and allocated, and is RunPod's fitness check.
+    """
+    async with decode(SECOND, max_seconds=10) as pcm:
+        (chunk,) = [c async for c in split_at_pauses(pcm, CutRules(10, 10, settings.vad_mode))]
+    heard = await asr.transcribe(chunk, "English", "", retry=False)
+    if heard.fault in FATAL:
+        raise RecognitionError(f"A second of speech could not be transcribed: {heard.fault}.")
+    await aligner.align(chunk, "November xray", "English")
+
+
+def jobs_at_once(_: int) -> int:
+    """How many jobs to hold; the SDK asks before it takes any. With a dead engine none, and the worker ends when it is idle."""
+    if asr.dead:
+        signal.raise_signal(signal.SIGTERM)  # the SDK's orderly end: jobs still here are answered first
+        return 0
+    return settings.jobs_at_once
 
 
 async def handler_on_show(job: dict) -> dict:
@@ -220,13 +253,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # through `finally`; on RunPod the SDK puts its own in place
     began = time.monotonic()
     load_models()
-    asyncio.run(warm_up())
+    asyncio.run(check())
     log.info(f"ready after {time.monotonic() - began:.1f} s")
     on_show = "--test_input" in sys.argv or not ({"--rp_serve_api"} & {*sys.argv} or "RUNPOD_WEBHOOK_GET_JOB" in os.environ)
+    runpod.serverless.register_fitness_check(check)
     try:
-        runpod.serverless.start(
-            {"handler": handler_on_show if on_show else handler, "concurrency_modifier": lambda _: settings.max_concurrency}
-        )
+        runpod.serverless.start({"handler": handler_on_show if on_show else handler, "concurrency_modifier": jobs_at_once})
     finally:
         aligner.close()
         asr.close()

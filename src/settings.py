@@ -1,7 +1,7 @@
 """The environment, read once into one frozen object and checked before anything starts. Nobody else reads it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from errors import SettingsError
 
@@ -23,12 +23,18 @@ class Settings:
     max_audio_seconds: float = 36_000
     max_download_bytes: int = 2 * 1024**3
     download_timeout_seconds: float = 600  # for the whole file, redirects and retries included
-    max_concurrency: int = 4  # jobs at once
+    max_concurrency: int = 0  # jobs at once; 0: see jobs_at_once
     max_chunks_per_job: int = 64  # of one job in flight: bounds its memory and its share of the engine
     max_num_seqs: int = 128  # chunks in one engine step
     max_num_batched_tokens: int = 8192  # tokens in one engine step
     gpu_memory_utilization: float = 0.6  # vLLM's share; the aligner needs the rest
     aligner_batch_seconds: float = 480  # audio in one aligner batch
+    chunk_timeout_seconds: float = 600  # for one answer of the engine or the aligner, the wait for its turn included
+    max_result_bytes: int = 9_500_000  # of JSON; RunPod takes 10 MB, and drops what is larger without a word
+    bucket_endpoint_url: str = ""  # with the two keys: where larger results are put as a whole
+    bucket_access_key_id: str = ""
+    bucket_secret_access_key: str = field(default="", repr=False)
+    bucket_name: str = ""  # "": month and year, as the SDK does
 
     def __post_init__(self) -> None:
         low_high = {
@@ -38,12 +44,14 @@ class Settings:
             "max_audio_seconds": (1, 7 * 86_400),
             "max_download_bytes": (1, 2**40),
             "download_timeout_seconds": (1, 86_400),
-            "max_concurrency": (1, 1000),
+            "max_concurrency": (0, 1000),
             "max_chunks_per_job": (1, 10_000),
             "max_num_seqs": (1, 10_000),
             "max_num_batched_tokens": (512, 2**20),
             "gpu_memory_utilization": (0.05, 0.95),
             "aligner_batch_seconds": (1, 10_000),
+            "chunk_timeout_seconds": (1, 86_400),
+            "max_result_bytes": (10_000, 2**30),
         }
         for name, (low, high) in low_high.items():
             value = getattr(self, name)
@@ -51,6 +59,18 @@ class Settings:
                 raise SettingsError(f"{name.upper()} is {value:.16g}; it must be from {low:.16g} to {high:.16g}.")
         if self.device not in ("cuda", "cpu"):
             raise SettingsError(f"DEVICE is {self.device!r}; it must be 'cuda' or 'cpu'.")
+        together = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
+        missing = [name.upper() for name in together if not getattr(self, name)]
+        if missing and len(missing) < len(together):
+            raise SettingsError(f"{missing[0]} is not set; a bucket needs all of {', '.join(map(str.upper, together))}.")
+
+    @property
+    def jobs_at_once(self) -> int:
+        """MAX_CONCURRENCY, else an eighth of what fits one engine step, for most jobs are of few chunks; at least 2.
+
+        At 1 the SDK starts no more than one job a second.
+        """
+        return self.max_concurrency or max(2, self.max_num_seqs // 8)
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:

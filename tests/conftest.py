@@ -56,7 +56,7 @@ def worker() -> Iterator:
 
     handler.settings = load_settings(os.environ)
     handler.load_models()
-    asyncio.run(handler.warm_up())
+    asyncio.run(handler.check())
     yield handler
     handler.aligner.close()
     handler.asr.close()

@@ -2,14 +2,16 @@
 
 import asyncio
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import align
-from align import LANGUAGES, MAX_BATCH, batches, estimated_words, locate, longest_non_decreasing, repair, words
+from align import LANGUAGES, MAX_BATCH, estimated_words, locate, longest_non_decreasing, next_batch, repair, words
 from audio import SAMPLE_RATE, AudioChunk
 from errors import AlignError
 from material import CHINESE, ENGLISH, chunk_of, silence
@@ -126,12 +128,28 @@ def test_more_words_than_milliseconds_still_lose_no_text():
     assert word.text == "a b c d e f" and word.start < word.end
 
 
-def test_batches_hold_like_lengths_within_their_audio_and_count():
-    tasks = [align._Task(chunk_lasting(s), "", "English", Future()) for s in [9, 1, 5, 3, 30, 2, *[0.5] * 20]]
-    found = [[t.chunk.duration for t in batch] for batch in batches(tasks, seconds=12)]
-    assert sorted(d for batch in found for d in batch) == sorted(t.chunk.duration for t in tasks)
-    assert all(len(b) <= MAX_BATCH and (len(b) == 1 or len(b) * max(b) <= 12) for b in found)
-    assert [d for batch in found for d in batch] == sorted(t.chunk.duration for t in tasks)
+def task_lasting(seconds: float, index: int = 0) -> align._Task:
+    return align._Task(replace(chunk_lasting(seconds), index=index), "", "English", Future())
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=60), st.integers(1, 60))
+def test_batches_hold_like_lengths_within_their_audio_and_count(clips, seconds):
+    waiting = [task_lasting(tenths / 10, index) for tenths, index in clips]
+    left, taken = list(waiting), []
+    while left:
+        batch = next_batch(left, seconds)
+        durations = [t.chunk.duration for t in batch]
+        assert len(batch) <= MAX_BATCH and (len(batch) == 1 or len(batch) * max(durations) <= seconds)
+        nearest = sorted(abs(t.chunk.duration - durations[0]) for t in [*batch[1:], *left])
+        assert [abs(d - durations[0]) for d in durations[1:]] == nearest[: len(batch) - 1]
+        taken += batch
+    assert sorted(map(id, taken)) == sorted(map(id, waiting))
+
+
+def test_the_earliest_chunk_of_any_recording_goes_first():
+    rest_of_a_long_one = [task_lasting(8, index) for index in range(3, 40)]
+    short = task_lasting(2, 0)
+    assert next_batch([*rest_of_a_long_one, short], seconds=16)[0] is short
 
 
 def test_our_way_through_the_real_aligner_gives_the_packages_own_times(worker):
@@ -165,14 +183,41 @@ def test_a_language_without_an_aligner_is_refused_not_guessed(worker):
         asyncio.run(worker.aligner.align(chunk_lasting(1), "नमस्ते", "Hindi"))
 
 
+def test_out_of_memory_halves_the_batch_until_it_fits_fault_injected_in_the_model(worker, monkeypatch):
+    """What still doesn't fit alone fails alone."""
+    thinker, sizes = worker.aligner._model.model.thinker, []
+    forward = thinker.forward
+    longest = max(ENGLISH[:8], key=lambda u: u.duration)
+
+    def fits_two_but_not_the_longest(**inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2 or inputs["feature_attention_mask"].sum(-1).max() > 100 * longest.duration - 2:
+            raise torch.OutOfMemoryError("injected")
+        return forward(**inputs)
+
+    monkeypatch.setattr(thinker, "forward", fits_two_but_not_the_longest)
+
+    async def together():
+        return await asyncio.gather(
+            *(worker.aligner.align(chunk_of(u.pcm), u.text, u.language) for u in ENGLISH[:8]), return_exceptions=True
+        )
+
+    for u, found in zip(ENGLISH[:8], asyncio.run(together())):
+        if u is longest:
+            assert isinstance(found, AlignError) and "out of memory" in str(found)
+        else:
+            assert len(found) == len(u.words)
+    assert max(sizes) > 2
+
+
 def test_a_broken_batch_fails_its_own_clips_and_the_aligner_goes_on_fault_injected_in_the_model(worker, monkeypatch):
-    def out_of_memory(**_):
-        raise RuntimeError("out of memory")
+    def breaks(**_):
+        raise RuntimeError("injected")
 
     u = ENGLISH[0]
     chunk = chunk_of(u.pcm)
     with monkeypatch.context() as broken:
-        broken.setattr(worker.aligner._model.model.thinker, "forward", out_of_memory)
+        broken.setattr(worker.aligner._model.model.thinker, "forward", breaks)
         with pytest.raises(AlignError):
             asyncio.run(worker.aligner.align(chunk, u.text, u.language))
     assert asyncio.run(worker.aligner.align(chunk, u.text, u.language))

@@ -27,11 +27,11 @@ class Prompts:
         self._real, self._answers = recogniser._engine.generate, iter(answers or ())
         self._tokenizer = recogniser._tokenizer
 
-    def __call__(self, prompt, sampling, request_id):
+    def __call__(self, prompt, sampling, request_id, priority):
         self.seen.append(self._tokenizer.decode(prompt["prompt_token_ids"]))
         self.sampling.append(sampling)
         answer = next(self._answers, None)
-        return self._real(prompt, sampling, request_id=request_id) if answer is None else self._said(answer)
+        return self._real(prompt, sampling, request_id=request_id, priority=priority) if answer is None else self._said(answer)
 
     async def _said(self, answer):
         if isinstance(answer, Exception):

@@ -51,12 +51,12 @@ class Faulty:
         self._left = {i: times for i in range(len(chunks)) if meant(i, len(chunks))}
         self._answer, self.calls = answer, [0] * len(chunks)
 
-    def __call__(self, prompt, sampling, request_id):
+    def __call__(self, prompt, sampling, request_id, priority):
         wave = prompt["multi_modal_data"]["audio"][0][0]
         i = next(i for i, whole in enumerate(self._waves) if _is_piece(wave, whole))
         self.calls[i] += 1
         if self._left.get(i, 0) == 0:
-            return self._real(prompt, sampling, request_id=request_id)
+            return self._real(prompt, sampling, request_id=request_id, priority=priority)
         self._left[i] -= 1
         return self._faulty()
 

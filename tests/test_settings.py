@@ -28,7 +28,11 @@ OTHER = {  # a right value of every setting that is not its default
     "MAX_NUM_BATCHED_TOKENS": ("4096", 4096),
     "GPU_MEMORY_UTILIZATION": ("0.3", 0.3),
     "ALIGNER_BATCH_SECONDS": ("120", 120.0),
+    "CHUNK_TIMEOUT_SECONDS": ("30", 30.0),
+    "MAX_RESULT_BYTES": ("20000", 20_000),
+    "BUCKET_NAME": ("talks", "talks"),
 }
+BUCKET = {"BUCKET_ENDPOINT_URL": "https://s3.example.com", "BUCKET_ACCESS_KEY_ID": "id", "BUCKET_SECRET_ACCESS_KEY": "hush"}
 NUMBERS = [f.name.upper() for f in fields(Settings) if f.type in (int, float)]
 
 
@@ -46,7 +50,24 @@ def test_the_two_models_are_all_that_must_be_set():
 
 
 def test_this_table_holds_every_setting():
-    assert set(OTHER) == {f.name.upper() for f in fields(Settings)}
+    assert {*OTHER, *BUCKET} == {f.name.upper() for f in fields(Settings)}
+
+
+def test_a_bucket_is_all_of_three_settings_or_none():
+    settings = load_settings(MODELS | BUCKET)
+    assert [getattr(settings, name.lower()) for name in BUCKET] == list(BUCKET.values())
+    for name in BUCKET:
+        rest = {other: value for other, value in BUCKET.items() if other != name}
+        assert refusal(**rest).startswith(f"{name} is not set; a bucket needs all of BUCKET_ENDPOINT_URL, ")
+
+
+def test_the_buckets_secret_is_not_shown():
+    assert "hush" not in repr(load_settings(MODELS | BUCKET))
+
+
+@pytest.mark.parametrize("given, sequences, expected", [("0", "128", 16), ("0", "4", 2), ("5", "128", 5), ("1", "128", 1)])
+def test_without_max_concurrency_the_engines_capacity_sets_the_jobs_at_once(given, sequences, expected):
+    assert load_settings(MODELS | {"MAX_CONCURRENCY": given, "MAX_NUM_SEQS": sequences}).jobs_at_once == expected
 
 
 @pytest.mark.parametrize("variable", OTHER)

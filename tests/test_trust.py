@@ -219,9 +219,9 @@ def say(worker, monkeypatch):
         async def said(text):
             yield SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason="stop", token_ids=[])])
 
-        def generate(prompt, sampling, request_id):
+        def generate(prompt, sampling, request_id, priority):
             text = left.pop(0) if left else None
-            return said(text) if text is not None else real(prompt, sampling, request_id=request_id)
+            return said(text) if text is not None else real(prompt, sampling, request_id=request_id, priority=priority)
 
         monkeypatch.setattr(worker.asr._engine, "generate", generate)
 

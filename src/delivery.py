@@ -1,0 +1,100 @@
+"""A transcript → the job's result, within what RunPod takes: smaller in fixed steps, and whole in a bucket if there is one.
+
+RunPod answers a result over its limit with 400 and shows the job COMPLETED without output, so the size is measured
+here, in the bytes that the SDK will send.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from runpod import RunPodLogger
+
+from errors import ResultTooLarge
+from request import Request
+from settings import Settings
+from transcript import Transcript
+
+KEPT = ("start", "end", "text", "estimated")  # of a compact segment
+
+log = RunPodLogger()
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """An S3 bucket, as in a request's `s3Config` or the worker's settings."""
+
+    endpoint_url: str
+    access_id: str
+    access_secret: str
+    name: str = ""  # "": the SDK's choice, month and year
+    trusted: bool = False  # given by the operator; a client's must be at a public address
+
+
+def bucket_for(job: dict, settings: Settings) -> Bucket | None:
+    """Where a result too large for RunPod goes: the request's top-level `s3Config`, else the worker's own bucket, if any."""
+    config = job.get("s3Config")
+    given = [config.get(key) for key in ("endpointUrl", "accessId", "accessSecret", "bucketName")] if isinstance(config, dict) else []
+    if given and all(isinstance(value, str) and value for value in given):
+        return Bucket(*given)
+    own = (settings.bucket_endpoint_url, settings.bucket_access_key_id, settings.bucket_secret_access_key, settings.bucket_name)
+    return Bucket(*own, trusted=True) if own[0] else None
+
+
+async def deliver(transcript: Transcript, request: Request, max_bytes: int, bucket: Bucket | None, name: str) -> dict:
+    """The job's output as the request wants it, at most `max_bytes` as JSON.
+
+    A larger one is reduced as `reduced_to` says: "compact" segments, "sentences" for segments, the "text" alone; the
+    whole goes to `bucket` as `name`, with a presigned `result_url`. Raises ResultTooLarge where the text alone is too much.
+    """
+    whole = await asyncio.to_thread(transcript.to_output, request.segment_level, request.punctuation)
+    if await asyncio.to_thread(size_of, whole) <= max_bytes:
+        return whole
+    link = {}
+    if bucket:
+        try:
+            link = {"result_url": await asyncio.to_thread(_upload, whole, bucket, name)}
+        except Exception as error:  # boto3 has dozens; the transcript must not be lost with any of them
+            log.warn(f"the result could not be uploaded: {type(error).__name__}")
+            whole["warnings"] = [*whole.get("warnings", []), "The whole result could not be uploaded to the bucket."]
+    return await asyncio.to_thread(_reduced, whole | link, transcript, max_bytes)
+
+
+def size_of(output: dict) -> int:
+    """Bytes of JSON that the SDK sends for it. Raises ValueError for what is no valid JSON: NaN, lone surrogates."""
+    return len(json.dumps({"output": output}, ensure_ascii=False, allow_nan=False).encode())
+
+
+def _reduced(whole: dict, transcript: Transcript, max_bytes: int) -> dict:
+    for output in _smaller(whole, transcript):
+        if size_of(output) <= max_bytes:
+            return output
+    raise ResultTooLarge(f"Even the text alone is more than the {max_bytes} bytes that a result may have; send the recording in parts.")
+
+
+def _smaller(whole: dict, transcript: Transcript) -> Iterator[dict]:
+    yield _compact(whole) | {"reduced_to": "compact"}
+    sentences = transcript.to_output("sentence")["segments"]
+    bare = {key: value for key, value in whole.items() if key != "sentences"}
+    yield _compact(bare | {"segments": sentences}) | {"reduced_to": "sentences"}
+    yield bare | {"segments": [], "reduced_to": "text"}
+
+
+def _compact(output: dict) -> dict:
+    lists = {key: [{k: s[k] for k in KEPT if k in s} for s in output[key]] for key in ("segments", "sentences") if key in output}
+    return output | lists
+
+
+def _upload(whole: dict, bucket: Bucket, name: str) -> str:
+    """Put the result into the bucket by the SDK; returns the presigned URL."""
+    from runpod.serverless.utils.rp_ssrf import resolve_and_validate
+    from runpod.serverless.utils.rp_upload import upload_in_memory_object
+
+    if not bucket.trusted:
+        parts = urlsplit(bucket.endpoint_url)
+        resolve_and_validate(parts.hostname or "", parts.port or 443)
+    credentials = {"endpointUrl": bucket.endpoint_url, "accessId": bucket.access_id, "accessSecret": bucket.access_secret}
+    body = json.dumps(whole, ensure_ascii=False, allow_nan=False).encode()
+    return upload_in_memory_object(name, body, credentials, bucket.name or None)

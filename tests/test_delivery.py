@@ -1,0 +1,110 @@
+"""Results within what RunPod takes: measured as sent, reduced in fixed steps, valid JSON, whole in a bucket if there is one."""
+
+import asyncio
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import delivery
+from delivery import Bucket, bucket_for, deliver, size_of
+from errors import ResultTooLarge
+from request import Request
+from settings import Settings
+from transcript import merge
+from test_trust import chunk_result
+
+SPOKEN = " ".join(["Alpha bravo charlie, delta echo foxtrot."] * 40)
+HOUR = [chunk_result(SPOKEN, start=60.0 * i, seconds=59) for i in range(60)]
+WORDS = Request("http://a/b")
+S3 = {"endpointUrl": "https://s3.example.com", "accessId": "id", "accessSecret": "secret", "bucketName": "talks"}
+SETTINGS = Settings(model_name="m", aligner_name="a")
+
+
+def delivered(max_bytes: int, request: Request = WORDS, bucket: Bucket | None = None, chunks=HOUR) -> dict:
+    return asyncio.run(deliver(merge(chunks, 3600), request, max_bytes, bucket, "job.json"))
+
+
+WHOLE = delivered(2**30)
+SMALLER = 900_000  # bytes, less than its compact form
+
+
+def test_what_fits_is_sent_whole():
+    assert delivered(size_of(WHOLE)) == WHOLE and "reduced_to" not in WHOLE
+
+
+def test_one_byte_too_much_costs_offsets_and_lengths_first():
+    output = delivered(size_of(WHOLE) - 1)
+    assert output["reduced_to"] == "compact" and output["text"] == WHOLE["text"]
+    assert output["segments"] == [{k: s[k] for k in ("start", "end", "text", "estimated")} for s in WHOLE["segments"]]
+
+
+def test_then_words_become_sentences():
+    compact = size_of(delivered(size_of(WHOLE) - 1))
+    for level in ("word", "both"):
+        output = delivered(compact - 1, replace(WORDS, segment_level=level))
+        assert output["reduced_to"] == "sentences" and "sentences" not in output
+        assert " ".join(s["text"] for s in output["segments"]) == output["text"] == WHOLE["text"]
+
+
+def test_then_only_the_text_is_left():
+    output = delivered(len(WHOLE["text"]) + 1000)
+    assert (output["reduced_to"], output["segments"], output["text"]) == ("text", [], WHOLE["text"])
+
+
+def test_a_text_that_is_too_large_itself_is_an_error_never_a_shorter_text():
+    with pytest.raises(ResultTooLarge, match="send the recording in parts"):
+        delivered(10_000)
+
+
+@given(st.integers(1, 20), st.integers(10_000, 400_000))
+@settings(max_examples=30, deadline=None)
+def test_a_result_is_never_larger_than_allowed_and_never_without_its_text(minutes, max_bytes):
+    chunks = HOUR[:minutes]
+    try:
+        output = delivered(max_bytes, chunks=chunks)
+    except ResultTooLarge:
+        assert len(merge(chunks, 3600).text) > max_bytes - 1000
+    else:
+        assert size_of(output) <= max_bytes and output["text"] == merge(chunks, 3600).text
+
+
+def test_the_size_is_that_of_the_bytes_the_sdk_sends():
+    output = {"text": "天 👍 é"}
+    assert size_of(output) == len(json.dumps({"output": output}, ensure_ascii=False).encode())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"], ids=repr)
+def test_what_is_no_valid_json_is_refused_not_sent(value):
+    with pytest.raises(ValueError):
+        size_of({"value": value})
+
+
+# the bucket
+
+
+def test_the_requests_own_bucket_comes_before_the_workers():
+    own = replace(SETTINGS, bucket_endpoint_url="http://minio:9000", bucket_access_key_id="k", bucket_secret_access_key="s")
+    assert bucket_for({}, SETTINGS) is None
+    assert bucket_for({}, own) == Bucket("http://minio:9000", "k", "s", "", trusted=True)
+    assert bucket_for({"s3Config": S3}, own) == Bucket("https://s3.example.com", "id", "secret", "talks")
+
+
+@pytest.mark.parametrize("config", [None, [], "s3", {}, S3 | {"accessId": 7}, S3 | {"bucketName": ""}], ids=repr)
+def test_an_incomplete_s3_config_is_none(config):
+    assert bucket_for({"s3Config": config}, SETTINGS) is None
+
+
+def test_a_bucket_that_cannot_be_reached_costs_no_text_but_a_warning():
+    """A loopback address in a request is refused before anything is sent to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", raising=False)
+        output = delivered(SMALLER, bucket=Bucket("http://127.0.0.1:9", "id", "secret", "talks"))
+    assert output["text"] == WHOLE["text"] and "result_url" not in output and "could not be uploaded" in output["warnings"][0]
+
+
+def test_what_fits_goes_to_no_bucket(monkeypatch):
+    monkeypatch.setattr(delivery, "_upload", lambda *_: pytest.fail("uploaded"))
+    assert delivered(2**30, bucket=Bucket("https://s3.example.com", "id", "secret", "talks")) == WHOLE

@@ -1,0 +1,297 @@
+"""The real worker under the real SDK in production mode, served by the stand-in platform, asked by the real clients.
+
+Jobs that must be slow are long recordings; nothing here is faked but the platform.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import psutil
+import pytest
+import requests
+import runpod
+import soundfile
+
+import clips
+from audio import SAMPLE_RATE
+from material import ENGLISH
+from speech import plain
+from standin import ENDPOINT, Platform, running_worker, until
+from test_entry_points import HANDLER, START_SECONDS, members
+from test_standin import CLIENT, JAVASCRIPT, NODE
+
+LONG_SECONDS = 3600
+RESULT_BYTES = 30_000  # MAX_RESULT_BYTES of the worker: a recording of some minutes is over it
+
+
+class Worker:
+    """A worker process of a platform of its own, ready and waiting for jobs."""
+
+    def __init__(self, platform: Platform, process: subprocess.Popen, temporary: str, log: Path):
+        self.platform, self.process, self._temporary, self._log = platform, process, temporary, log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def files(self) -> list[str]:
+        """Temp folders of jobs."""
+        return [name for name in os.listdir(self._temporary) if name.startswith("job-")]
+
+    def decoders(self) -> list[psutil.Process]:
+        return [p for p in self.children() if any("audio.py" in part for part in _command(p))]
+
+    def engine(self) -> psutil.Process:
+        return next(p for p in self.children() if "EngineCore" in p.name() or any("EngineCore" in part for part in _command(p)))
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def started(folder: Path, **environment: str) -> Iterator[Worker]:
+    platform = Platform()
+    # a short path: the engine's sockets live in it
+    with tempfile.TemporaryDirectory() as temporary:
+        environment |= {"TMPDIR": temporary, "MAX_CONCURRENCY": "4", "MAX_RESULT_BYTES": str(RESULT_BYTES)}
+        with running_worker(platform, [sys.executable, "-u", HANDLER], folder / "log", **environment) as process:
+            worker = Worker(platform, process, temporary, folder / "log")
+            until(lambda: process.poll() is not None or platform.takes, START_SECONDS)
+            assert process.poll() is None, worker.log
+            yield worker
+    platform.close()
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory) -> Iterator[Worker]:
+    yield from started(tmp_path_factory.mktemp("worker"))
+
+
+@pytest.fixture
+def platform(worker) -> Platform:
+    return worker.platform
+
+
+@pytest.fixture(scope="module")
+def recordings(file_server) -> dict[str, str]:
+    """URLs of a few seconds, of some minutes and of an hour of speech."""
+    minutes = clips.recording(ENGLISH, 200, 5).pcm
+    soundfile.write(file_server.folder / "short.wav", SHORT.pcm, SAMPLE_RATE)
+    soundfile.write(file_server.folder / "minutes.wav", minutes, SAMPLE_RATE)
+    with soundfile.SoundFile(file_server.folder / "long.flac", "w", SAMPLE_RATE, 1) as file:
+        for _ in range(LONG_SECONDS * SAMPLE_RATE // len(minutes)):
+            file.write(minutes)
+    return {name: file_server.url(f"{name}.{suffix}") for name, suffix in (("short", "wav"), ("minutes", "wav"), ("long", "flac"))}
+
+
+SHORT = min((u for u in ENGLISH if 4.5 < u.duration < 5.5), key=lambda u: u.duration)
+
+
+@pytest.fixture
+def short(recordings) -> dict:
+    return {"audio_url": recordings["short"]}
+
+
+@pytest.fixture
+def long(recordings) -> dict:
+    return {"audio_url": recordings["long"]}
+
+
+@pytest.fixture
+def running_long(worker, long) -> Iterator[str]:
+    """An hour's job on its way; cancelled at the end."""
+    job_id = worker.platform.submit(long)
+    until(lambda: len(worker.platform.jobs[job_id].progress) > 2)
+    yield job_id
+    worker.platform.cancel(job_id)
+    until(lambda: not worker.files())
+
+
+# readiness
+
+
+def test_the_engine_is_up_and_has_passed_the_fitness_check_before_the_first_take(worker):
+    """The stand-in was asked for a job only then: see `started`."""
+    log = worker.log
+    assert "ready after" in log and log.index("ready after") < log.index("check")
+    assert "Fitness check passed: check" in log
+
+
+# clients
+
+
+def test_the_python_client_gets_a_transcript_an_error_and_a_cancellation(platform, short, long, monkeypatch):
+    monkeypatch.setattr(runpod, "endpoint_url_base", platform.base_url)
+    client = runpod.Endpoint(ENDPOINT, api_key="any")
+    assert client.run_sync({"input": short}, timeout=60)["text"] == SHORT.text
+    job = client.run({"input": {"language": "English"}})
+    assert job.output(timeout=60)["error_code"] == "input_invalid" and job.status() == "FAILED"
+    job = client.run({"input": long})
+    until(lambda: job.status() == "IN_PROGRESS")
+    job.cancel()
+    assert job.status() == "CANCELLED"
+    assert client.health()["jobs"]["inProgress"] == 0
+
+
+@pytest.mark.skipif(not NODE or not JAVASCRIPT.exists(), reason="Node.js or its runpod-sdk is not installed")
+def test_the_javascript_client_gets_a_transcript_an_error_and_a_cancellation(platform, short, long):
+    def ask(action: str, payload: object) -> dict:
+        command = [NODE, CLIENT, platform.base_url, ENDPOINT, action, json.dumps(payload)]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120).stdout)
+
+    done = ask("runSync", {"input": short})
+    assert done["status"] == "COMPLETED" and done["output"]["text"] == SHORT.text
+    failed = ask("runSync", {"input": {"language": "English"}})
+    assert failed["status"] == "FAILED" and "audio_url is missing" in failed["error"]
+    job = ask("run", {"input": long})
+    until(lambda: ask("status", job["id"])["status"] == "IN_PROGRESS")
+    ask("cancel", job["id"])
+    assert ask("status", job["id"])["status"] == "CANCELLED"
+
+
+def test_nothing_is_streamed_and_the_final_answer_is_a_plain_object(platform, short):
+    """A generator handler would make a list of every job's output."""
+    job_id = platform.submit(short | {"stream": True})
+    assert isinstance(platform.wait(job_id, 60)["output"], dict)
+    assert requests.get(f"{platform.url}/stream/{job_id}", timeout=30).json() == {"status": "COMPLETED", "stream": []}
+
+
+# many jobs, one engine
+
+
+def test_a_short_job_does_not_wait_for_a_long_one(worker, platform, short, long):
+    def latency() -> float:
+        return platform.wait(platform.submit(short), 120) and time.monotonic()
+
+    def measured() -> float:
+        began = time.monotonic()
+        return latency() - began
+
+    alone = [measured() for _ in range(3)]
+    job_id = platform.submit(long)
+    until(lambda: platform.jobs[job_id].progress and platform.jobs[job_id].progress[-1].body["output"]["chunks_done"] > 5)
+    beside = [measured() for _ in range(5)]
+    assert platform.jobs[job_id].status == "IN_PROGRESS"
+    platform.cancel(job_id)
+    until(lambda: not worker.files())
+    print(f"\na job of {SHORT.duration:.1f} s: alone {median(alone):.2f} s, beside an hour {median(beside):.2f} s, ratio {median(beside) / median(alone):.2f}")
+
+
+def test_a_jobs_output_is_the_same_alone_and_beside_others(platform, recordings, running_long):
+    job = {"audio_url": recordings["minutes"]}
+    beside = [platform.submit(job) for _ in range(2)]
+    together = [json.dumps(platform.wait(job_id, 120)["output"]) for job_id in beside]
+    platform.cancel(running_long)
+    assert {*together} == {json.dumps(platform.wait(platform.submit(job), 120)["output"])}
+
+
+# progress
+
+
+def test_progress_rises_at_most_once_a_second_and_ends_before_the_result(platform, recordings):
+    job_id = platform.submit({"audio_url": recordings["minutes"]})
+    platform.wait(job_id, 120)
+    time.sleep(1.5)
+    job = platform.jobs[job_id]
+    posts = [post.body["output"] for post in job.progress]
+    assert len(posts) >= 3 and set(posts[0]) == {"phase", "seconds_known", "seconds_done", "chunks_done"}
+    phases = ["downloading", "decoding", "transcribing"]
+    for a, b in zip(posts, posts[1:]):
+        assert phases.index(a["phase"]) <= phases.index(b["phase"])
+        assert all(a[name] <= b[name] for name in ("seconds_known", "seconds_done", "chunks_done")) and a != b
+    assert all(post["seconds_done"] <= post["seconds_known"] + 0.1 for post in posts)
+    assert all(b.at - a.at > 0.8 for a, b in zip(job.progress, job.progress[1:]))
+    assert job.progress[-1].at < job.results[0].at and job.answers == 1
+
+
+# cancel and deadline
+
+
+def test_a_cancelled_job_leaves_no_file_and_no_decoder_and_the_others_do_not_notice(worker, platform, recordings, running_long):
+    other = platform.submit({"audio_url": recordings["minutes"]})
+    until(lambda: platform.jobs[other].progress)
+    platform.cancel(running_long)
+    job = platform.jobs[running_long]
+    until(lambda: job.stopped)
+    until(lambda: len(worker.files()) <= (platform.jobs[other].status == "IN_PROGRESS"))
+    print(f"\ngone {time.monotonic() - job.stopped:.2f} s after the stop signal")
+    assert platform.wait(other, 120)["status"] == "COMPLETED" and job.results == []
+    assert worker.files() == [] and worker.decoders() == []
+
+
+def test_a_job_fails_with_deadline_exceeded_before_the_platform_kills_it(worker, platform, long):
+    job_id = platform.submit(long, policy={"executionTimeout": 10_000})
+    body = platform.wait(job_id, 60)
+    assert body["status"] == "FAILED" and body["output"] == {"error_code": "deadline_exceeded", "retryable": True}
+    assert "10000 ms" in body["error"]
+    until(lambda: worker.files() == [] and worker.decoders() == [])
+
+
+# the size of a result
+
+
+def test_a_result_over_the_limit_is_reduced_not_dropped(platform, recordings):
+    output = platform.wait(platform.submit({"audio_url": recordings["minutes"], "segment_level": "both"}), 120)["output"]
+    assert output["reduced_to"] == "sentences" and "".join(s["text"] for s in output["segments"]) == output["text"].replace(". ", ".")
+
+
+def test_with_a_bucket_the_whole_result_is_put_there(platform, recordings):
+    config = {"accessId": "id", "accessSecret": "secret", "bucketName": "talks", "endpointUrl": platform.bucket_url}
+    job_id = platform.submit({"audio_url": recordings["minutes"]}, s3Config=config)
+    output = platform.wait(job_id, 120)["output"]
+    whole = requests.get(output["result_url"], timeout=30).json()
+    assert whole["text"] == output["text"] and output["reduced_to"] == "compact"
+    assert [s["start"] for s in whole["segments"]] == [s["start"] for s in output["segments"]] and "offset" in whole["segments"][0]
+    assert list(platform.store.objects) == [f"talks/{job_id}.json"]
+
+
+# logs
+
+
+def test_logs_hold_no_text_no_context_and_no_query(worker, platform, short):
+    job = {"audio_url": short["audio_url"] + "?token=abc", "initial_context": "hush hush"}
+    text = platform.wait(platform.submit(job), 60)["output"]["text"]
+    assert text and not [part for part in (text, "token", "short.wav", "hush") if part in worker.log]
+
+
+# the end
+
+
+def test_on_sigterm_running_jobs_are_answered_and_nothing_is_left(worker, platform, recordings):
+    """The last test on this worker."""
+    jobs = [platform.submit({"audio_url": recordings["minutes"]}) for _ in range(2)]
+    until(lambda: all(platform.jobs[job_id].progress for job_id in jobs))
+    worker.process.send_signal(signal.SIGTERM)
+    for job_id in jobs:
+        assert [plain(w) for w in platform.wait(job_id, 120)["output"]["text"].split()][:3]
+    assert worker.process.wait(120) == 0
+    assert members(worker.process.pid) == [] and worker.files() == []
+
+
+def test_when_the_engine_is_killed_its_jobs_fail_at_once_and_the_worker_asks_to_be_replaced_and_ends(tmp_path, long, recordings):
+    for worker in started(tmp_path):
+        platform = worker.platform
+        jobs = [platform.submit(long), platform.submit(long), platform.submit({"audio_url": recordings["minutes"]})]
+        until(lambda: all(platform.jobs[job_id].progress for job_id in jobs))
+        worker.engine().kill()
+        for job_id in jobs:
+            body = platform.wait(job_id, 30)
+            assert body["status"] == "FAILED" and body["output"] == {"error_code": "engine_dead", "retryable": True}
+            assert platform.jobs[job_id].stop_pod and platform.jobs[job_id].answers == 1
+        assert worker.process.wait(60) == 0
+        assert members(worker.process.pid) == []
