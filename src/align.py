@@ -36,15 +36,21 @@ class Aligner:
     """qwen-asr's Qwen3ForcedAligner behind a queue."""
 
     def __init__(self, model: str, device: str, batch_seconds: float):
-        """Load the checkpoint in the local folder `model` onto `device` ("cuda" or "cpu")."""
+        """Load the checkpoint in the local folder `model` into memory, for `device` ("cuda" or "cpu")."""
         import torch
         from qwen_asr import Qwen3ForcedAligner
 
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self._model = Qwen3ForcedAligner.from_pretrained(model, dtype=dtype, device_map=device)
+        self._model = Qwen3ForcedAligner.from_pretrained(model, dtype=dtype, device_map="cpu")
+        self._device = torch.device(device)
         self._batch_seconds = batch_seconds
         self._waiting: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="aligner", daemon=True)
+
+    def start(self) -> None:
+        """Take the device, and tasks. Not before vLLM has measured what the GPU has free: it takes a share of that."""
+        self._model.model.to(self._device)
+        self._model.device = self._device
         self._thread.start()
 
     def close(self) -> None:
@@ -114,11 +120,16 @@ class Aligner:
         ]
         together = {name: _stacked([i[name][0] for i in inputs]).to(model.model.device) for name in inputs[0]}
         together["input_features"] = together["input_features"].to(model.model.dtype)
-        with torch.inference_mode():
-            classes = model.model.thinker(**together).logits.argmax(dim=-1)
-        for (units, _), single, best in zip(texts, inputs, classes.cpu()):
-            ids = single["input_ids"][0]
-            marks = best[: len(ids)][ids == model.timestamp_token_id] * model.timestamp_segment_time
+        is_mark = together["input_ids"] == model.timestamp_token_id
+        # scores of 5000 classes for the marks only, not for every token of audio and text
+        hook = model.model.thinker.lm_head.register_forward_pre_hook(lambda _, args: (args[0][is_mark],))
+        try:
+            with torch.inference_mode():
+                classes = model.model.thinker(**together, use_cache=False).logits.argmax(dim=-1)
+        finally:
+            hook.remove()
+        times = (classes.cpu() * model.timestamp_segment_time).split(is_mark.sum(dim=1).tolist())
+        for (units, _), marks in zip(texts, times):
             yield units, [round(m) for m in marks.tolist()]
 
 

@@ -6,21 +6,20 @@ and an AsyncLLM moved between loops dies. Callers await across the bridge; cance
 
 import asyncio
 import itertools
+import multiprocessing
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
 from audio import SAMPLE_RATE, AudioChunk, waveform
+from engine import CONTEXT_TOKENS, EngineOptions, answer_tokens
 from errors import EngineDead, RecognitionError
 
 SHORTEST_SECONDS = 0.5  # what the model was trained on; shorter chunks are zero-padded
-AUDIO_TOKENS_PER_SECOND = 13  # each second of 100 mel frames gives 13
-TEXT_TOKENS_PER_SECOND, TEXT_TOKENS_BASE = 12, 64  # cap of an answer: about thrice the fastest speech, so that a loop ends
-CONTEXT_TOKENS = 1024  # of a context, at most; its end counts most
-PROMPT_TOKENS = 64  # of the prompt around context and audio, generously
 LOOP_PENALTY = 1.1  # repetition penalty after a loop
 CONTEXT_SPEECH_SECONDS = 1.0  # with less speech there is little to hear, and a context is printed in its stead
 ECHO_LETTERS = 16  # of a context's beginning or end that make an echo, or all of one that has at least SHORTEST_ECHO
@@ -44,52 +43,14 @@ class Hypothesis:
     retries: tuple[str, ...] = ()  # why each discarded attempt was discarded
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How the engine is set up."""
-
-    model: str  # local folder
-    device: str  # "cuda" or "cpu"
-    longest_chunk_seconds: float
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    gpu_memory_utilization: float
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of the longest request; the model's own 65536 would inflate the cache's minimum."""
-        seconds = self.longest_chunk_seconds
-        audio = int(AUDIO_TOKENS_PER_SECOND * (seconds + 1))
-        return audio + CONTEXT_TOKENS + PROMPT_TOKENS + answer_tokens(seconds)
-
-    def engine_args(self) -> dict[str, Any]:
-        """Arguments of vLLM's AsyncEngineArgs."""
-        on_gpu = self.device == "cuda"
-        return dict(
-            model=self.model,
-            dtype="bfloat16" if on_gpu else "float32",
-            enforce_eager=not on_gpu,
-            max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs,
-            # must hold the longest chunk: the async default of 2048 rejects audio over 157 s (vllm#39408)
-            max_num_batched_tokens=max(self.max_num_batched_tokens, self.max_model_len),
-            gpu_memory_utilization=self.gpu_memory_utilization,
-            limit_mm_per_prompt={"audio": 1},
-            scheduling_policy="priority",  # early chunks first: a short recording doesn't wait for the rest of long ones
-            enable_prefix_caching=False,  # no input ever comes twice
-            mm_processor_cache_gb=0,
-            disable_log_stats=True,
-            skip_mm_profiling=not on_gpu,  # measures GPU memory; on a CPU it only takes time
-        )
-
-
 class Recogniser:
     """One vLLM engine; every chunk of every job is in flight in it at once."""
 
     def __init__(self, options: EngineOptions):
-        """Start the engine, which takes from seconds to minutes. Only in the main process: it spawns a child."""
+        """Start the engine's process, which then boots by itself. Only in the main process: it spawns a child."""
         from transformers import AutoTokenizer
 
+        self.capacity = options.max_num_seqs  # chunks in one step
         self._tokenizer = AutoTokenizer.from_pretrained(options.model, fix_mistral_regex=True)
         self._special = special_tokens(self._tokenizer)
         self._ids = itertools.count()
@@ -98,7 +59,13 @@ class Recogniser:
         self._thread.start()
         self._sockets = tempfile.TemporaryDirectory(prefix="engine-")
         os.environ["VLLM_RPC_BASE_PATH"] = self._sockets.name  # vLLM leaves its sockets where it made them
-        self._engine = self._submit(_start_engine(options.engine_args())).result()
+        self._starting = self._submit(_start_engine(options.engine_args()))
+        while not (multiprocessing.active_children() or self._starting.done()):
+            time.sleep(0.01)  # until then this process imports what vLLM needs, and must not import anything beside that
+
+    def wait_until_ready(self) -> None:
+        """Block until the engine has loaded its model, which takes from seconds to minutes. Raises what kept it from that."""
+        self._engine = self._starting.result()
 
     def close(self) -> None:
         """End the engine and its child process."""
@@ -233,11 +200,6 @@ def echoes(context: str, text: str) -> bool:
     return said.startswith(given[:ECHO_LETTERS]) or any(
         said.startswith(given[i:]) for i in range(len(given) - min(len(given), ECHO_LETTERS) + 1)
     )
-
-
-def answer_tokens(seconds: float) -> int:
-    """The most text tokens that `seconds` of speech may give."""
-    return int(TEXT_TOKENS_PER_SECOND * seconds) + TEXT_TOKENS_BASE
 
 
 def prompt_around(language: str | None) -> tuple[str, str]:

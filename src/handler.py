@@ -27,12 +27,14 @@ import numpy as np
 import runpod
 from huggingface_hub import snapshot_download
 from runpod import RunPodLogger
+from runpod.serverless.modules.worker_state import JobsProgress
 
 from align import Aligner, estimated_words
-from asr import EngineOptions, Hypothesis, Recogniser
+from asr import Hypothesis, Recogniser
 from audio import SAMPLE_RATE, AudioChunk, decode
 from delivery import bucket_for, deliver
 from download import download
+from engine import gpu_memory, plan
 from errors import AlignError, EngineDead, Incomplete, RecognitionError, SettingsError, WorkerError
 from job import Progress, progress_of, time_allowed
 from request import Request, parse_request
@@ -198,21 +200,20 @@ def checkpoint(name: str, revision: str) -> str:
 
 
 def load_models() -> None:
-    """Fill the module's state; minutes on a slow machine, seconds on a fast one."""
+    """Fill the module's state: while the engine's process boots, this one loads the aligner.
+
+    Raises SettingsError where the two don't fit the GPU.
+    """
     global asr, aligner
-    log.info(f"loading the recogniser {settings.model_name}")
-    asr = Recogniser(
-        EngineOptions(
-            model=checkpoint(settings.model_name, settings.model_revision),
-            device=settings.device,
-            longest_chunk_seconds=settings.chunk_limit_seconds,
-            max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-        )
-    )
+    model = checkpoint(settings.model_name, settings.model_revision)
+    aligner_model = checkpoint(settings.aligner_name, settings.aligner_revision)
+    options = plan(settings, model, aligner_model, gpu_memory)
+    log.info(f"starting the recogniser {settings.model_name}")
+    asr = Recogniser(options)
     log.info(f"loading the aligner {settings.aligner_name}")
-    aligner = Aligner(checkpoint(settings.aligner_name, settings.aligner_revision), settings.device, settings.aligner_batch_seconds)
+    aligner = Aligner(aligner_model, settings.device, settings.aligner_batch_seconds)
+    asr.wait_until_ready()
+    aligner.start()
 
 
 async def check() -> None:
@@ -229,11 +230,15 @@ async def check() -> None:
 
 
 def jobs_at_once(_: int) -> int:
-    """How many jobs to hold; the SDK asks before it takes any. With a dead engine none, and the worker ends when it is idle."""
+    """How many jobs to hold; the SDK asks before it takes any. With a dead engine none, and the worker ends when it is idle.
+
+    Without MAX_CONCURRENCY an eighth of the chunks of one engine step, for most jobs are of few chunks; but at least 2,
+    as at 1 the SDK starts no more than one job a second.
+    """
     if asr.dead:
         signal.raise_signal(signal.SIGTERM)  # the SDK's orderly end: jobs still here are answered first
         return 0
-    return settings.jobs_at_once
+    return settings.max_concurrency or max(2, asr.capacity // 8)
 
 
 async def handler_on_show(job: dict) -> dict:
@@ -246,19 +251,21 @@ async def handler_on_show(job: dict) -> dict:
 def main() -> None:
     """Load and warm the models, then take jobs. A child started by spawn re-imports this file and stops short of this."""
     global settings
-    try:
-        settings = load_settings(os.environ)
-    except SettingsError as error:
-        sys.exit(f"error: {error}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # through `finally`; on RunPod the SDK puts its own in place
     began = time.monotonic()
-    load_models()
+    try:
+        settings = load_settings(os.environ)
+        load_models()
+    except SettingsError as error:
+        sys.exit(f"error: {error}")
     asyncio.run(check())
     log.info(f"ready after {time.monotonic() - began:.1f} s")
     on_show = "--test_input" in sys.argv or not ({"--rp_serve_api"} & {*sys.argv} or "RUNPOD_WEBHOOK_GET_JOB" in os.environ)
     runpod.serverless.register_fitness_check(check)
     try:
         runpod.serverless.start({"handler": handler_on_show if on_show else handler, "concurrency_modifier": jobs_at_once})
+        if lost := JobsProgress().get_job_list():
+            log.warn(f"taken too late before the end, neither run nor answered: {lost}")
     finally:
         aligner.close()
         asr.close()

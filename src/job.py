@@ -26,25 +26,31 @@ class Progress:
     chunks_done: int = 0
 
 
-@asynccontextmanager
-async def time_allowed(job: dict) -> AsyncIterator[None]:
-    """Cancel what runs inside before the platform kills it for its `policy.executionTimeout` (milliseconds).
+def seconds_allowed(job: dict) -> float | None:
+    """Until a job must be answered: `policy.executionTimeout` (milliseconds) less a margin; None where there is no policy.
 
-    Raises DeadlineExceeded. Without a policy nothing is limited: the endpoint's own timeout is not told to a worker.
+    The endpoint's own timeout is not told to a worker.
     """
     policy = job.get("policy")
     milliseconds = policy.get("executionTimeout") if isinstance(policy, dict) else None
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, (int, float)) or not milliseconds > 0:
-        milliseconds = None
-    seconds = milliseconds and milliseconds / 1000 - min(MARGIN_SECONDS, MARGIN_SHARE * milliseconds / 1000)
+        return None
+    seconds = milliseconds / 1000
+    return seconds - min(MARGIN_SECONDS, MARGIN_SHARE * seconds)
+
+
+@asynccontextmanager
+async def time_allowed(job: dict) -> AsyncIterator[None]:
+    """Cancel what runs inside before the platform would kill the worker for it. Raises DeadlineExceeded."""
     try:
-        async with asyncio.timeout(seconds) as deadline:
+        async with asyncio.timeout(seconds_allowed(job)) as deadline:
             yield
     except TimeoutError:
         if not deadline.expired():
             raise
+        given = job["policy"]["executionTimeout"]
         raise DeadlineExceeded(
-            f"policy.executionTimeout of {milliseconds:.0f} ms was about to pass; a larger one is needed for this recording."
+            f"policy.executionTimeout of {given:.0f} ms was about to pass; a larger one is needed for this recording."
         ) from None
 
 

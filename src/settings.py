@@ -23,11 +23,11 @@ class Settings:
     max_audio_seconds: float = 36_000
     max_download_bytes: int = 2 * 1024**3
     download_timeout_seconds: float = 600  # for the whole file, redirects and retries included
-    max_concurrency: int = 0  # jobs at once; 0: see jobs_at_once
+    max_concurrency: int = 0  # jobs at once; 0: follows the engine's capacity
     max_chunks_per_job: int = 64  # of one job in flight: bounds its memory and its share of the engine
-    max_num_seqs: int = 128  # chunks in one engine step
-    max_num_batched_tokens: int = 8192  # tokens in one engine step
-    gpu_memory_utilization: float = 0.6  # vLLM's share; the aligner needs the rest
+    max_num_seqs: int = 0  # chunks in one engine step; 0, in these three: what suits the GPU's memory, see engine.py
+    max_num_batched_tokens: int = 0  # tokens in one engine step
+    gpu_memory_utilization: float = 0  # vLLM's share; the aligner needs the rest
     aligner_batch_seconds: float = 480  # audio in one aligner batch
     chunk_timeout_seconds: float = 600  # for one answer of the engine or the aligner, the wait for its turn included
     max_result_bytes: int = 9_500_000  # of JSON; RunPod takes 10 MB, and drops what is larger without a word
@@ -46,9 +46,9 @@ class Settings:
             "download_timeout_seconds": (1, 86_400),
             "max_concurrency": (0, 1000),
             "max_chunks_per_job": (1, 10_000),
-            "max_num_seqs": (1, 10_000),
-            "max_num_batched_tokens": (512, 2**20),
-            "gpu_memory_utilization": (0.05, 0.95),
+            "max_num_seqs": (0, 10_000),
+            "max_num_batched_tokens": (0, 2**20),
+            "gpu_memory_utilization": (0, 0.95),
             "aligner_batch_seconds": (1, 10_000),
             "chunk_timeout_seconds": (1, 86_400),
             "max_result_bytes": (10_000, 2**30),
@@ -63,14 +63,6 @@ class Settings:
         missing = [name.upper() for name in together if not getattr(self, name)]
         if missing and len(missing) < len(together):
             raise SettingsError(f"{missing[0]} is not set; a bucket needs all of {', '.join(map(str.upper, together))}.")
-
-    @property
-    def jobs_at_once(self) -> int:
-        """MAX_CONCURRENCY, else an eighth of what fits one engine step, for most jobs are of few chunks; at least 2.
-
-        At 1 the SDK starts no more than one job a second.
-        """
-        return self.max_concurrency or max(2, self.max_num_seqs // 8)
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:

@@ -3,6 +3,19 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../builder/setup.sh"
 cd "$ROOT"
+
+# RunPod's JavaScript client, for the tests that drive it: into .venv/node, once; without npm they are skipped
+set_up_node() {
+  local node=$ROOT/.venv/node key
+  command -v npm >/dev/null && command -v node >/dev/null || return 0
+  key=$(cat "$ROOT"/tests/clients/package{,-lock}.json | sha256sum | cut -d' ' -f1)
+  [ "$(cat "$node/key" 2>/dev/null)" = "$key" ] && return
+  rm -rf "$node" && mkdir -p "$node" && cp "$ROOT"/tests/clients/package{,-lock}.json "$node" &&
+    (cd "$node" && npm ci --silent --ignore-scripts --no-audit --no-fund --fetch-retries=1 </dev/null) && echo "$key" >"$node/key" ||
+    say "npm could not install RunPod's JavaScript client: its tests are skipped"
+}
+set_up_node
+
 TMPDIR=$(mktemp -d) # pytest keeps the folders of its last runs
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT

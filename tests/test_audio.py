@@ -101,6 +101,21 @@ def test_every_format_gives_the_same_sound_at_the_same_time(tmp_path, suffix, op
     assert abs(late) <= (LOSSLESS_LAG if suffix in (".wav", ".flac") else LOSSY_LAG) and match > 0.9
 
 
+@pytest.mark.parametrize("source, suffix", [(".m4a", ".flv"), (".m4a", ".ts"), (".mp3", ".mpg")])
+def test_containers_that_name_their_tracks_only_along_the_way_are_read(tmp_path, source, suffix):
+    media.encode(SPEECH, tmp_path / f"a{source}", rate=44_100)
+    with av.open(str(tmp_path / f"a{source}")) as whole, av.open(str(tmp_path / f"a{suffix}"), "w") as other:
+        track = whole.streams.audio[0]
+        copy = other.add_stream_from_template(track)
+        for packet in whole.demux(track):
+            if packet.pts is not None:
+                packet.stream = copy
+                other.mux(packet)
+    pcm = decoded(tmp_path / f"a{suffix}")
+    late, match = lag(SPEECH, pcm)
+    assert abs(seconds(pcm) - seconds(SPEECH)) < 0.2 and abs(late) <= 2 * LOSSY_LAG and match > 0.9
+
+
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
 def test_lossless_16_khz_mono_comes_through_bit_by_bit(tmp_path, suffix):
     media.encode(SPEECH, tmp_path / f"a{suffix}")
@@ -202,6 +217,14 @@ def test_a_recording_strewn_with_wrong_bytes_is_called_damaged(tmp_path, suffix)
 def test_a_video_without_an_audio_track_is_refused(tmp_path):
     media.encode_silent_film(tmp_path / "a.mp4", 2)
     assert refusal(tmp_path / "a.mp4") == "The file at audio_url has no audio track."
+
+
+def test_a_codec_that_nobody_knows_is_told_apart_from_a_crash(tmp_path):
+    soundfile.write(tmp_path / "a.wav", SPEECH, SAMPLE_RATE)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[20:22] = b"\x34\x12"  # the codec's number
+    (tmp_path / "a.wav").write_bytes(data)
+    assert refusal(tmp_path / "a.wav") == "The audio track of the file at audio_url is in a format that is not known."
 
 
 @pytest.fixture
@@ -310,20 +333,39 @@ def test_tags_around_an_mp3_are_no_damage(tmp_path):
     assert abs(seconds(pcm) - seconds(SPEECH)) < 0.2 and abs(lag(SPEECH, pcm)[0]) <= LOSSY_LAG
 
 
+def without_packets(path: Path, start: float = 3, end: float = 7) -> Path:
+    """A copy in which nothing was sent between `start` and `end` seconds."""
+    copy = path.with_name(f"sparse{path.suffix}")
+    with av.open(str(path)) as whole, av.open(str(copy), "w", format="matroska") as sparse:
+        track = whole.streams.audio[0]
+        template = sparse.add_stream_from_template(track)
+        for packet in whole.demux(track):
+            if packet.pts is not None and not start <= packet.pts * packet.time_base < end:
+                packet.stream = template
+                sparse.mux(packet)
+    return copy
+
+
 def test_silence_that_was_never_sent_is_silence_not_damage(tmp_path):
     """As recorders of calls write it: the track has no packets while nobody speaks."""
     media.encode(SPEECH, tmp_path / "whole.webm", rate=48_000)
-    with av.open(str(tmp_path / "whole.webm")) as whole, av.open(str(tmp_path / "a.webm"), "w") as sparse:
-        track = whole.streams.audio[0]
-        copy = sparse.add_stream_from_template(track)
-        for packet in whole.demux(track):
-            if packet.pts is not None and not 3 <= packet.pts * packet.time_base < 7:
-                packet.stream = copy
-                sparse.mux(packet)
-    pcm = decoded(tmp_path / "a.webm")
+    pcm = decoded(without_packets(tmp_path / "whole.webm"))
     assert abs(seconds(pcm) - seconds(SPEECH)) <= 0.06
     assert not pcm[round(3.1 * SAMPLE_RATE) : round(6.9 * SAMPLE_RATE)].any()
     assert abs(lag(SPEECH[-2 * SAMPLE_RATE :], pcm[-2 * SAMPLE_RATE :])[0]) <= LOSSY_LAG
+
+
+def test_silence_that_was_never_sent_is_silence_on_eight_channels_too(tmp_path):
+    """Sound in eight planes; PyAV lists more of them than there are."""
+    with av.open(str(tmp_path / "whole.mka"), "w", format="matroska") as container:
+        track = container.add_stream("aac", rate=48_000, layout="7.1")
+        frame = av.AudioFrame.from_ndarray(SPEECH.repeat(8)[None], format="s16", layout="7.1")
+        frame.sample_rate, frame.pts = SAMPLE_RATE, 0
+        container.mux([*track.encode(frame), *track.encode(None)])
+    pcm = decoded(without_packets(tmp_path / "whole.mka"))
+    assert abs(seconds(pcm) - seconds(SPEECH)) <= 0.1
+    assert not pcm[round(3.1 * SAMPLE_RATE) : round(6.9 * SAMPLE_RATE)].any()
+    assert lag(SPEECH[-2 * SAMPLE_RATE :], pcm[-2 * SAMPLE_RATE :])[1] > 0.9
 
 
 # limits and the end of the child

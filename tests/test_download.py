@@ -7,6 +7,7 @@ import asyncio
 import errno
 import http.server
 import itertools
+import logging
 import random
 import threading
 import time
@@ -190,6 +191,11 @@ def test_a_body_cut_short_is_tried_again(serve, fetch):
     assert fetch(server.url()) == SOUND and len(server.requests) == 2
 
 
+def test_two_lengths_are_the_servers_mistake_not_the_addresss(serve, refusal):
+    server = serve(lambda handler: reply(handler, body=SOUND, Content_length="9", **{"Content-length": "8"}))
+    assert "connection failed" in refusal(server.url(), DownloadError) and len(server.requests) == 3
+
+
 def test_a_chunked_body_cut_short_is_tried_again(serve, fetch):
     def cut(handler):
         start_chunked(handler)
@@ -308,6 +314,7 @@ def public_only(monkeypatch):
 PRIVATE = [
     *("127.0.0.1", "127.1", "2130706433", "0x7f.1", "localhost", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1"),
     *("169.254.169.254", "100.64.0.1", "224.0.0.1", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[fe80::1]", "[fd00::1]"),
+    *("192.0.0.192", "168.63.129.16", "192.88.99.1", "[2002:7f00:1::]", "[fec0::1]", "[::ffff:192.0.0.192]"),  # let through by the SDK
 ]
 
 
@@ -398,3 +405,25 @@ def test_servers_that_drip_headers_take_no_thread_from_the_pool_of_other_work(se
     found, pool = asyncio.run(together())
     assert {type(e) for e in found} == {DownloadTimeout} and pool == "free"
     assert fetch(quick.url()) == SOUND
+    assert wait_until(lambda: not download_threads())
+
+
+def test_the_thread_of_a_flood_of_interim_answers_ends_with_its_job(serve, refusal):
+    def flood(handler):
+        while not handler.closing.is_set():
+            handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+    refusal(serve(flood).url(), DownloadTimeout, timeout=0.5)
+    assert wait_until(lambda: not download_threads())
+
+
+# the log
+
+
+def test_a_malformed_header_is_not_logged_with_the_url_that_it_came_from(serve, fetch, caplog):
+    def broken(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 700000\r\n\r\n" + SOUND)
+
+    caplog.set_level(logging.DEBUG)
+    assert fetch(serve(broken).url()).endswith(SOUND)
+    assert "SECRET" not in caplog.text and "private" not in caplog.text

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import soundfile
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from audio import SAMPLE_RATE
-from errors import AlignError
+from errors import AlignError, RecognitionError
 from material import ENGLISH, noise, silence
 from test_asr import Prompts
 
@@ -147,6 +148,48 @@ def test_a_failed_alignment_keeps_the_text_with_estimated_times_fault_injected(r
     u = ENGLISH[0]
     output = run({"audio_url": serve("unaligned.wav", u.pcm)})
     assert output["text"] == u.text and len(output["segments"]) == len(u.words)
+
+
+async def never(*_, **__):
+    await asyncio.sleep(3600)
+    yield
+
+
+def test_a_chunk_that_never_returns_hits_its_own_deadline_fault_injected(run, serve, worker, monkeypatch):
+    monkeypatch.setattr(worker, "settings", _changed(worker.settings, chunk_timeout_seconds=0.5))
+    monkeypatch.setattr(worker.asr._engine, "generate", never)
+    output = run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)})
+    assert output["error_code"] == "transcript_incomplete" and [s["reason"] for s in output["failed_spans"]] == ["timeout"]
+
+
+def test_an_aligner_that_never_returns_costs_times_not_text_fault_injected(run, serve, worker, monkeypatch):
+    async def hangs(*_):
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(worker, "settings", _changed(worker.settings, chunk_timeout_seconds=0.5))
+    monkeypatch.setattr(worker.aligner, "align", hangs)
+    monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [(f"language English<asr_text>{ENGLISH[0].text}", "stop")]))
+    output = run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)})
+    assert output["text"] == ENGLISH[0].text and all(s["estimated"] for s in output["segments"])
+    assert output["warnings"] == ["Some times are estimated. The aligner did not answer in time."]
+
+
+def test_the_fitness_check_fails_where_the_engine_talks_nonsense_fault_injected(worker, monkeypatch):
+    asyncio.run(worker.check())
+    monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [("language English<asr_text>" + "!" * 200, "length")]))
+    with pytest.raises(RecognitionError, match="cut_off"):
+        asyncio.run(worker.check())
+
+
+def test_with_a_dead_engine_no_more_jobs_are_taken_and_the_worker_is_told_to_end_fault_injected(worker, monkeypatch):
+    assert worker.jobs_at_once(1) == worker.asr.capacity // 8
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
+    try:
+        monkeypatch.setattr(type(worker.asr), "dead", True)
+        assert worker.jobs_at_once(16) == 0 and told == ["SIGTERM"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_details_from_the_client_and_the_log_fault_injected(run, serve, worker, monkeypatch, capfd):

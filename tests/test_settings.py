@@ -65,11 +65,6 @@ def test_the_buckets_secret_is_not_shown():
     assert "hush" not in repr(load_settings(MODELS | BUCKET))
 
 
-@pytest.mark.parametrize("given, sequences, expected", [("0", "128", 16), ("0", "4", 2), ("5", "128", 5), ("1", "128", 1)])
-def test_without_max_concurrency_the_engines_capacity_sets_the_jobs_at_once(given, sequences, expected):
-    assert load_settings(MODELS | {"MAX_CONCURRENCY": given, "MAX_NUM_SEQS": sequences}).jobs_at_once == expected
-
-
 @pytest.mark.parametrize("variable", OTHER)
 def test_each_setting_comes_from_its_variable_and_from_no_other(variable):
     value, expected = OTHER[variable]

@@ -1,0 +1,135 @@
+"""How vLLM is set up for Qwen3-ASR: every argument with its reason, and what fits which GPU. Knows nothing of requests.
+
+One place for it all: `EngineOptions.engine_args` is what vLLM is given, `plan` chooses what no setting says.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import SettingsError
+from settings import Settings
+
+GIB = 1024**3
+AUDIO_TOKENS_PER_SECOND = 13  # each second of 100 mel frames gives 13
+TEXT_TOKENS_PER_SECOND, TEXT_TOKENS_BASE = 12, 64  # cap of an answer: about thrice the fastest speech, so that a loop ends
+CONTEXT_TOKENS = 1024  # of a context, at most; its end counts most
+PROMPT_TOKENS = 64  # of the prompt around context and audio, generously
+
+# GPU memory in GiB up to which → (chunks, tokens) in one step. Reading the weights costs a step the same for one chunk
+# and for a hundred, so as many as the memory holds: a chunk of a minute is about 1200 tokens of cache.
+STEP_BY_MEMORY = ((20, 32, 4096), (32, 128, 8192), (64, 192, 8192), (float("inf"), 256, 16384))
+STEP_ON_CPU = (128, 8192)
+SHARE_ON_CPU = 0.3  # of free memory, which vLLM insists on there
+MOST_SHARE = 0.85  # of a GPU for vLLM
+VLLM_WORKING_BYTES = 2 * GIB  # CUDA's context, activations and graphs, beside weights and cache
+ALIGNER_WORKING_BYTES = 4 * GIB  # the same for the aligner, with a batch of ALIGNER_BATCH_SECONDS
+CAPTURE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)  # vLLM's own fifty cost most of a start
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How the engine is set up."""
+
+    model: str  # local folder
+    device: str  # "cuda" or "cpu"
+    longest_chunk_seconds: float
+    max_num_seqs: int  # chunks in one step
+    max_num_batched_tokens: int  # tokens in one step
+    gpu_memory_utilization: float  # vLLM's share of the GPU
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest request; the model's own 65536 would inflate the cache's minimum."""
+        return longest_request(self.longest_chunk_seconds)
+
+    def engine_args(self) -> dict[str, Any]:
+        """Arguments of vLLM's AsyncEngineArgs."""
+        on_gpu = self.device == "cuda"
+        graphs = dict(cudagraph_capture_sizes=[*(n for n in CAPTURE_SIZES if n < self.max_num_seqs), self.max_num_seqs])
+        return dict(
+            model=self.model,
+            dtype="bfloat16" if on_gpu else "float32",
+            enforce_eager=not on_gpu,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            # must hold the longest chunk: the async default of 2048 rejects audio over 157 s (vllm#39408)
+            max_num_batched_tokens=max(self.max_num_batched_tokens, self.max_model_len),
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            limit_mm_per_prompt={"audio": 1},
+            scheduling_policy="priority",  # early chunks first: a short recording doesn't wait for the rest of long ones
+            enable_prefix_caching=False,  # no input ever comes twice
+            mm_processor_cache_gb=0,
+            disable_log_stats=True,
+            skip_mm_profiling=not on_gpu,  # measures GPU memory; on a CPU it only takes time
+            **(graphs if on_gpu else {}),
+        )
+
+
+def longest_request(seconds: float) -> int:
+    """Tokens of a chunk of `seconds` with the longest context and answer."""
+    return int(AUDIO_TOKENS_PER_SECOND * (seconds + 1)) + CONTEXT_TOKENS + PROMPT_TOKENS + answer_tokens(seconds)
+
+
+def answer_tokens(seconds: float) -> int:
+    """The most text tokens that `seconds` of speech may give."""
+    return int(TEXT_TOKENS_PER_SECOND * seconds) + TEXT_TOKENS_BASE
+
+
+def plan(settings: Settings, model: str, aligner: str, gpu_bytes: Callable[[], int]) -> EngineOptions:
+    """Settings, and for those that are 0 what suits the machine; `model` and `aligner` are local folders.
+
+    Raises SettingsError where vLLM's share cannot hold the weights and one chunk, or leaves the aligner too little.
+    """
+    if settings.device == "cpu":
+        sequences, tokens = STEP_ON_CPU
+        share = settings.gpu_memory_utilization or SHARE_ON_CPU
+    else:
+        total = gpu_bytes()
+        sequences, tokens = next(step for gib, *step in STEP_BY_MEMORY if total <= gib * GIB)
+        for_aligner = weight_bytes(aligner) + ALIGNER_WORKING_BYTES
+        share = settings.gpu_memory_utilization or min(MOST_SHARE, max(0, total - for_aligner) / total)
+        _check_fit(settings, model, total, share, for_aligner)
+    return EngineOptions(
+        model=model,
+        device=settings.device,
+        longest_chunk_seconds=settings.chunk_limit_seconds,
+        max_num_seqs=settings.max_num_seqs or sequences,
+        max_num_batched_tokens=settings.max_num_batched_tokens or tokens,
+        gpu_memory_utilization=round(share, 3),
+    )
+
+
+def _check_fit(settings: Settings, model: str, total: int, share: float, for_aligner: int) -> None:
+    needed = weight_bytes(model) + VLLM_WORKING_BYTES + longest_request(settings.chunk_limit_seconds) * cache_bytes_per_token(model)
+    gpu = f"of the GPU's {total / GIB:.1f} GiB"
+    if share * total < needed:
+        raise SettingsError(
+            f"GPU_MEMORY_UTILIZATION {share:.2f} {gpu} is {share * total / GIB:.1f} GiB; {settings.model_name} needs at least "
+            f"{needed / GIB:.1f} GiB, beside {for_aligner / GIB:.1f} GiB for {settings.aligner_name}. Choose a larger GPU, or a smaller model."
+        )
+    if share * total + for_aligner > total:
+        raise SettingsError(
+            f"GPU_MEMORY_UTILIZATION {share:.2f} {gpu} leaves {(1 - share) * total / GIB:.1f} GiB; {settings.aligner_name} needs "
+            f"{for_aligner / GIB:.1f} GiB, so it must be at most {1 - for_aligner / total:.2f}."
+        )
+
+
+def weight_bytes(folder: str) -> int:
+    """Of a checkpoint's weights; they are in memory as they are on disk."""
+    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
+def cache_bytes_per_token(folder: str) -> int:
+    """Keys and values of one token in all layers, in bfloat16."""
+    text = json.loads((Path(folder) / "config.json").read_text())["thinker_config"]["text_config"]
+    return 2 * 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
+
+
+def gpu_memory() -> int:
+    """Bytes of the GPU in all; asked of its driver, so that no CUDA context is made in this process."""
+    from vllm.platforms import current_platform
+
+    return current_platform.get_device_total_memory()

@@ -1,0 +1,93 @@
+"""What vLLM is given: by GPU memory, by setting, and refused where it cannot fit."""
+
+import pytest
+
+from engine import CAPTURE_SIZES, CONTEXT_TOKENS, GIB, PROMPT_TOKENS, answer_tokens, cache_bytes_per_token, longest_request, plan
+from errors import SettingsError
+from settings import Settings
+
+CONFIG = '{"thinker_config": {"text_config": {"num_hidden_layers": 28, "num_key_value_heads": 8, "head_dim": 128}}}'
+GPUS = {"RTX 4000": 20, "L4": 22.5, "RTX 4090": 24, "L40S": 45, "A100": 80, "H200": 141}  # GiB
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A folder like that of the 0.6B recogniser; its weights are a sparse file."""
+    return folder_of(tmp_path_factory.mktemp("model"), 1.9)
+
+
+@pytest.fixture(scope="module")
+def aligner(tmp_path_factory) -> str:
+    return folder_of(tmp_path_factory.mktemp("aligner"), 1.8)
+
+
+def folder_of(folder, gib: float) -> str:
+    (folder / "config.json").write_text(CONFIG)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.truncate(int(gib * GIB))
+    return str(folder)
+
+
+@pytest.fixture
+def options(model, aligner):
+    def options(gib: float, **given):
+        return plan(Settings("asr", "aligner", **given), model, aligner, lambda: int(gib * GIB))
+
+    return options
+
+
+def test_a_token_of_the_0_6b_model_takes_112_kib_of_cache(model):
+    assert cache_bytes_per_token(model) == 112 * 1024
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_on_every_gpu_both_models_and_the_longest_chunk_fit(options, gpu):
+    chosen = options(GPUS[gpu])
+    vllm = chosen.gpu_memory_utilization * GPUS[gpu]
+    assert vllm + 1.8 + 4 <= GPUS[gpu] + 0.1 and vllm > 1.9 + 2 + chosen.max_model_len * 112 / 1024**2
+
+
+def test_larger_gpus_take_more_at_once(options):
+    chosen = [options(gib) for gib in GPUS.values()]
+    assert [o.max_num_seqs for o in chosen] == [32, 128, 128, 192, 256, 256]
+    assert [o.max_num_batched_tokens for o in chosen] == [4096, 8192, 8192, 8192, 16384, 16384]
+
+
+def test_settings_come_before_what_the_memory_suggests(options):
+    chosen = options(80, max_num_seqs=7, max_num_batched_tokens=9000, gpu_memory_utilization=0.5)
+    assert (chosen.max_num_seqs, chosen.max_num_batched_tokens, chosen.gpu_memory_utilization) == (7, 9000, 0.5)
+
+
+def test_a_gpu_too_small_for_both_is_refused_with_what_is_needed(options):
+    with pytest.raises(SettingsError, match=r"of the GPU's 8.0 GiB is 2.\d GiB; asr needs at least 4.\d GiB, beside 5.8 GiB for aligner"):
+        options(8)
+
+
+def test_a_share_that_leaves_the_aligner_too_little_is_refused_with_the_most_there_is(options):
+    with pytest.raises(SettingsError, match=r"0.95 of the GPU's 24.0 GiB leaves 1.2 GiB; aligner needs 5.8 GiB, so it must be at most 0.76"):
+        options(24, gpu_memory_utilization=0.95)
+
+
+def test_a_share_too_small_for_one_chunk_is_refused(options):
+    with pytest.raises(SettingsError, match="GPU_MEMORY_UTILIZATION 0.10"):
+        options(24, gpu_memory_utilization=0.1)
+
+
+def test_on_a_cpu_nobody_asks_for_a_gpu(model, aligner):
+    chosen = plan(Settings("asr", "aligner", device="cpu"), model, aligner, lambda: pytest.fail("asked"))
+    args = chosen.engine_args()
+    assert (args["dtype"], args["enforce_eager"], args["gpu_memory_utilization"]) == ("float32", True, 0.3)
+    assert "cudagraph_capture_sizes" not in args
+
+
+def test_graphs_are_captured_up_to_what_one_step_holds(options):
+    for sequences in (1, 32, 100, 256):
+        sizes = options(80, max_num_seqs=sequences).engine_args()["cudagraph_capture_sizes"]
+        assert sizes[-1] == sequences and sizes == sorted({*sizes}) and {*sizes[:-1]} <= {*CAPTURE_SIZES}
+
+
+@pytest.mark.parametrize("seconds", [2, 8, 60, 180])
+def test_the_longest_chunk_with_the_longest_context_and_answer_fits_the_model_length_and_a_step(options, seconds):
+    chosen = options(24, chunk_limit_seconds=seconds, chunk_target_seconds=1, max_num_batched_tokens=512)
+    assert chosen.max_model_len == longest_request(seconds) >= seconds * 13 + CONTEXT_TOKENS + PROMPT_TOKENS + answer_tokens(seconds)
+    assert chosen.engine_args()["max_num_batched_tokens"] >= chosen.max_model_len

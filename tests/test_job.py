@@ -1,0 +1,58 @@
+"""The time that a job is allowed. Its progress is tested where there is a platform: test_runpod.py."""
+
+import asyncio
+
+import pytest
+
+from errors import DeadlineExceeded
+from job import Progress, progress_of, seconds_allowed, time_allowed
+
+
+async def lasts(seconds: float, job: dict) -> str:
+    async with time_allowed(job):
+        await asyncio.sleep(seconds)
+    return "done"
+
+
+def run(seconds: float, **job: object) -> str:
+    return asyncio.run(lasts(seconds, job))
+
+
+def test_a_job_that_takes_longer_than_its_execution_timeout_less_a_fifth_fails_and_says_so():
+    with pytest.raises(DeadlineExceeded, match="executionTimeout of 50 ms"):
+        run(10, policy={"executionTimeout": 50})
+
+
+def test_a_job_within_its_time_is_let_be():
+    assert run(0.01, policy={"executionTimeout": 60_000}) == "done"
+
+
+@pytest.mark.parametrize("milliseconds, seconds", [(600_000, 595), (25_000, 20), (10_000, 8), (5_000, 4)])
+def test_a_fifth_of_the_time_but_no_more_than_five_seconds_is_kept_to_answer_in(milliseconds, seconds):
+    assert seconds_allowed({"policy": {"executionTimeout": milliseconds}}) == seconds
+
+
+@pytest.mark.parametrize("policy", [None, [], "fast", {}, {"executionTimeout": None}, {"executionTimeout": "10"}, {"executionTimeout": True},
+                                    {"executionTimeout": 0}, {"executionTimeout": -5}, {"executionTimeout": float("nan")}], ids=repr)  # fmt: skip
+def test_a_policy_without_a_timeout_limits_nothing(policy):
+    assert seconds_allowed({"policy": policy}) is None and run(0, policy=policy) == "done"
+
+
+def test_a_timeout_from_within_is_not_taken_for_the_jobs_own():
+    async def fails() -> None:
+        async with time_allowed({"policy": {"executionTimeout": 60_000}}):
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(fails())
+
+
+def test_without_a_platform_nothing_is_posted(monkeypatch):
+    monkeypatch.delenv("RUNPOD_WEBHOOK_POST_OUTPUT", raising=False)
+
+    async def tasks() -> int:
+        async with progress_of({"id": "1"}) as progress:
+            assert progress == Progress()
+            return len(asyncio.all_tasks())
+
+    assert asyncio.run(tasks()) == 1
