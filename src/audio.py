@@ -165,13 +165,16 @@ def _blocks(path: str) -> Iterator[bytes]:
     av.logging.set_level(av.logging.PANIC)
     _refuse_what_is_no_media(path)
     try:
-        container = av.open(path, options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
+        # not `options`: PyAV 16 also frees those of streams that it had not seen when it allocated them (FLV, MPEG-PS)
+        container = av.open(path, container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
     except (av.error.FFmpegError, ValueError) as error:
         raise _Undecodable("undecodable", "The file at audio_url is not audio or video in a known format.") from error
     with container:
         track = container.streams.best("audio")
         if track is None:
             raise _Undecodable("undecodable", "The file at audio_url has no audio track.")
+        if track.codec_context is None:  # to decode one of its packets would crash PyAV
+            raise _Undecodable("undecodable", "The audio track of the file at audio_url is in a format that is not known.")
         yield from _resampled(_on_time(_frames(container, track)))
 
 
@@ -276,7 +279,8 @@ def _silence_like(frame, samples: int) -> Iterator:
     for start in range(0, samples, frame.sample_rate):
         silent = av.AudioFrame(frame.format.name, frame.layout.name, min(frame.sample_rate, samples - start))
         silent.sample_rate = frame.sample_rate
-        for plane in silent.planes:
+        # from 8 channels on PyAV lists more planes than there are, and to fill those overwrites the heap
+        for plane in silent.planes[: silent.layout.nb_channels if silent.format.is_planar else 1]:
             plane.update(bytes(plane.buffer_size))
         yield silent
 

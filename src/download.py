@@ -5,6 +5,9 @@ address that was checked (RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS lifts this for test
 """
 
 import asyncio
+import ctypes
+import ipaddress
+import logging
 import socket
 import threading
 import time
@@ -15,6 +18,7 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
+from runpod.serverless.utils import rp_ssrf
 from runpod.serverless.utils.rp_ssrf import SSRFError, safe_get
 
 from errors import AddressRefused, DownloadError, DownloadTimeout, DownloadTooLarge, HostNotFound, SourceRefused
@@ -22,6 +26,7 @@ from errors import AddressRefused, DownloadError, DownloadTimeout, DownloadTooLa
 CONNECT_SECONDS, READ_SECONDS = 10, 30  # for one connection, for one wait for bytes
 ATTEMPTS, BACKOFF_SECONDS = 3, 0.5  # doubled after each attempt
 MAX_REDIRECTS = 30  # podcast hosts chain a tracker after the other
+LONGEST_HOST = 253  # characters; no name in the DNS is longer
 BLOCK_BYTES = 1 << 18
 TRANSIENT_STATUS = (408, 425, 429, *range(500, 600))
 HEADERS = {
@@ -29,6 +34,25 @@ HEADERS = {
     "Accept": "audio/*, video/*;q=0.9, */*;q=0.5",
     "Accept-Encoding": "identity",  # sound does not compress, and a compressed body would hide its size
 }
+NOT_PUBLIC = [  # though the SDK's check lets them pass
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",  # Oracle's metadata service among them
+        "168.63.129.16/32",  # Azure's host
+        "192.88.99.0/24", "2002::/16", "::ffff:0:0/96",  # ways to write or to reach an IPv4 address as an IPv6 one
+        "fec0::/10",  # site-local
+    )
+]  # fmt: skip
+
+_safe_for_the_sdk = rp_ssrf.is_safe_address
+
+
+def _is_public(address: str) -> bool:
+    return _safe_for_the_sdk(address) and not any(ipaddress.ip_address(address) in network for network in NOT_PUBLIC)
+
+
+rp_ssrf.is_safe_address = _is_public  # what safe_get asks about every address of every hop
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of malformed headers, with the whole URL
 
 
 async def download(url: str, folder: Path, *, max_bytes: int, timeout: float) -> Path:
@@ -49,18 +73,30 @@ async def download(url: str, folder: Path, *, max_bytes: int, timeout: float) ->
 
 
 async def _in_own_thread(function: Callable, *args: object) -> object:
-    """Like asyncio.to_thread, but a server that drips its headers keeps no thread of the pool that all jobs share."""
+    """Like asyncio.to_thread, but in no thread of the pool that all jobs share, and the thread ends with the wait for it.
+
+    Servers that send headers, interim answers, trailers or empty blocks without end never let it come back to look at
+    a clock: it would read on, at full speed, for as long as they like.
+    """
 
     def run() -> None:
         future.set_running_or_notify_cancel()
         try:
-            future.set_result(function(*args))
+            settle, outcome = future.set_result, function(*args)
         except BaseException as error:
-            future.set_exception(error)
+            settle, outcome = future.set_exception, error
+        with ending:
+            settle(outcome)
 
-    future = Future()
-    threading.Thread(target=run, name="download", daemon=True).start()
-    return await asyncio.wrap_future(future)
+    future, ending = Future(), threading.Lock()
+    thread = threading.Thread(target=run, name="download", daemon=True)
+    thread.start()
+    try:
+        return await asyncio.wrap_future(future)
+    finally:
+        with ending:  # while this is held, a thread that is not done stays, and its ident is its own
+            if not future.done():  # SystemExit is raised in it, between two of its steps; it ends without a word
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
 
 
 def _fetch_with_retries(url: str, target: Path, max_bytes: int, deadline: float, stop: threading.Event) -> None:
@@ -109,6 +145,8 @@ def _get(url: str) -> requests.Response:
         raise AddressRefused(
             f"audio_url at {_host(url)} was refused: it, or a redirect of it, is not a public http or https address."
         ) from error
+    except requests.exceptions.InvalidHeader:
+        raise  # the server's mistake; though a ValueError it says nothing of the address
     except (requests.exceptions.InvalidURL, UnicodeError, ValueError) as error:
         raise AddressRefused(f"audio_url at {_host(url)}, or a redirect of it, is not a valid address.") from error
 
@@ -122,7 +160,7 @@ def _check_status(response: requests.Response, url: str) -> None:
 
 
 def _host(url: str) -> str:
-    return urlsplit(url).hostname or "an unknown host"
+    return (urlsplit(url).hostname or "an unknown host")[:LONGEST_HOST]
 
 
 def _reason(error: Exception) -> str:

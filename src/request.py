@@ -1,5 +1,6 @@
 """`job["input"]` → a checked `Request`. Knows the contract's fields and the languages; nothing of the network."""
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -65,7 +66,7 @@ def _audio_url(value: object) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise InvalidRequest(f"audio_url is {_shown(url.split('?')[0])}; {wanted}.")
+        raise InvalidRequest(f"audio_url is {_shown(_without_secrets(url))}; {wanted}.")
     return url
 
 
@@ -109,11 +110,16 @@ def _segment_level(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as it may stand in an error message: short, on one line, printable, without the query of a URL."""
+    """A value as it may stand in an error message: short, on one line, printable, without what is secret in a URL."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, str):
         value = value.encode("utf-8", "replace").decode()
-        value = value.split("?")[0] if "://" in value else value
+        value = _without_secrets(value) if "://" in value else value
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _without_secrets(url: str) -> str:
+    """Without its query and fragment, where signatures and tokens are, and without a user's name and password."""
+    return re.sub(r"(?<=//)[^/]*@", "", re.split(r"[?#]", url)[0])
