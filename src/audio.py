@@ -6,8 +6,10 @@ memory and open files, reads nothing but the one local file, and can be killed. 
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ MAX_DAMAGED_SHARE = 0.02  # of packets that cannot be decoded; their time become
 JUNK_RATIO = 4  # a damaged packet so many times the usual size is several, and junk, that the MP3 parser took for one
 GAP_SECONDS, LONGEST_GAP_SECONDS = 0.05, 3600  # jumps in the timestamps that become silence; a longer one is a broken clock
 OVERHEAD_BYTES = 4096  # of a container between two packets, at most
+WAIT_SECONDS = 0.02  # for more of a file that is still arriving
+FORWARD = (b"OggS", b"RIFF", b"RF64", b"\x1a\x45\xdf\xa3")  # Ogg, WAV, Matroska and WebM: decoded the same without seeking
 DEMUXERS = (  # no playlists, no concatenation, no devices: nothing that opens another file or address
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,eac3,flac,flv,loas,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,webm,wv"
 )
@@ -83,8 +87,9 @@ def waveform(chunk: AudioChunk, at_least: float = 0.0) -> np.ndarray:
 class PcmStream:
     """The decoded samples as they come; iterate once. `samples` counts what has been handed on."""
 
-    def __init__(self, child: asyncio.subprocess.Process, report: BinaryIO, max_seconds: float):
+    def __init__(self, child: asyncio.subprocess.Process, report: BinaryIO, max_seconds: float, whole: Path | None):
         self.samples = 0
+        self._whole = whole
         self._child = child
         self._report = report
         self._max_seconds = max_seconds
@@ -114,24 +119,30 @@ class PcmStream:
         _check(self._child.returncode, self._report.read().decode("utf-8", "replace"), self.samples)
 
     async def _read(self) -> bytes:
-        try:
-            async with asyncio.timeout(STALL_SECONDS):
-                return await self._child.stdout.read(BLOCK_BYTES)
-        except TimeoutError:
-            raise DecodeError("The audio decoder got stuck on this file.") from None
+        while True:
+            arriving = self._whole is not None and not self._whole.exists()  # the decoder may be waiting for more of it
+            try:
+                async with asyncio.timeout(STALL_SECONDS):
+                    return await self._child.stdout.read(BLOCK_BYTES)
+            except TimeoutError:
+                if not arriving:
+                    raise DecodeError("The audio decoder got stuck on this file.") from None
 
 
 @asynccontextmanager
-async def decode(path: Path, max_seconds: float) -> AsyncIterator[PcmStream]:
-    """Decode `path`, any rate and channel count, to a PcmStream; the child process ends with the context."""
+async def decode(path: Path, max_seconds: float, size: int | None = None, whole: Path | None = None) -> AsyncIterator[PcmStream]:
+    """Decode `path`, any rate and channel count, to a PcmStream; the child process ends with the context.
+
+    The file may still be growing, up to `size` bytes if that is known: it is all there once the file `whole` exists.
+    """
     # stderr goes to a file: a full unread pipe would block the child, and an unread paused one hangs wait()
     with tempfile.TemporaryFile() as report:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-B", "-E", "-s", __file__, str(path),
+            sys.executable, "-B", "-E", "-s", __file__, str(path), str(size or ""), str(whole or ""),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=report, limit=BLOCK_BYTES,
         )  # fmt: skip
         try:
-            yield PcmStream(child, report, max_seconds)
+            yield PcmStream(child, report, max_seconds, whole)
         finally:
             if child.returncode is None:
                 child.kill()
@@ -158,15 +169,61 @@ class _Undecodable(Exception):
     """(kind, sentence) for the parent."""
 
 
-def _blocks(path: str) -> Iterator[bytes]:
+class _Growing:
+    """The file for PyAV, whose reads wait for what has not arrived; sizes are those it will have."""
+
+    def __init__(self, path: str, size: int | None, whole: str):
+        self._file, self._size, self._whole = open(path, "rb"), size, whole
+        self._parent = os.getppid()
+
+    def read(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            whole = not self._whole or os.path.exists(self._whole)  # looked at first: nothing is added afterwards
+            block = self._file.read(count - len(data))
+            data += block
+            if whole and not block:
+                break
+            if not block:
+                if os.getppid() != self._parent:
+                    raise SystemExit("the worker is gone")
+                time.sleep(WAIT_SECONDS)
+        return data
+
+    def seek(self, offset: int, whence: int) -> int:
+        if whence != os.SEEK_END:
+            return self._file.seek(offset, whence)
+        return self._file.seek(self.size + offset)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    @property
+    def size(self) -> int:
+        while self._whole and self._size is None and not os.path.exists(self._whole):
+            time.sleep(WAIT_SECONDS)
+        return self._size if self._size is not None else os.fstat(self._file.fileno()).st_size
+
+
+class _Forward:
+    """The same for formats whose demuxers look at a file's end when they can, for what is not needed to decode it."""
+
+    def __init__(self, file: _Growing):
+        self.read = file.read
+
+
+def _blocks(file: _Growing) -> Iterator[bytes]:
     """The best audio track of the file as little-endian int16 mono at SAMPLE_RATE."""
     import av
 
     av.logging.set_level(av.logging.PANIC)
-    _refuse_what_is_no_media(path)
+    head = file.read(512)
+    file.seek(0, os.SEEK_SET)
+    _refuse_what_is_no_media(head)
+    source = _Forward(file) if head.startswith(FORWARD) else file
     try:
         # not `options`: PyAV 16 also frees those of streams that it had not seen when it allocated them (FLV, MPEG-PS)
-        container = av.open(path, container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
+        container = av.open(source, container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
     except (av.error.FFmpegError, ValueError) as error:
         raise _Undecodable("undecodable", "The file at audio_url is not audio or video in a known format.") from error
     with container:
@@ -178,9 +235,7 @@ def _blocks(path: str) -> Iterator[bytes]:
         yield from _resampled(_on_time(_frames(container, track)))
 
 
-def _refuse_what_is_no_media(path: str) -> None:
-    with open(path, "rb") as file:
-        head = file.read(512)
+def _refuse_what_is_no_media(head: bytes) -> None:
     if not head:
         raise _Undecodable("empty", "The file at audio_url is empty (0 bytes).")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -304,13 +359,13 @@ def _bytes(frames) -> Iterator[bytes]:
         yield bytes(frame.planes[0])[: frame.samples * 2]  # a plane is padded
 
 
-def _main(path: str) -> int:
+def _main(path: str, size: str, whole: str) -> int:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY_BYTES, CHILD_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # it writes to a pipe and a short report
     try:
-        for block in _blocks(path):
+        for block in _blocks(_Growing(path, int(size) if size else None, whole)):
             sys.stdout.buffer.write(block)
         sys.stdout.buffer.flush()
     except _Undecodable as failure:
@@ -323,4 +378,4 @@ def _main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1]))
+    sys.exit(_main(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""URL → local file, under limits on address, size, time and redirects. Knows nothing of audio.
+"""URL → local file, readable while it grows, under limits on address, size, time and redirects. Knows nothing of audio.
 
 Every hop goes through the SDK's `safe_get`: http(s) only, all resolved addresses public, the connection pinned to the
 address that was checked (RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS lifts this for tests and private networks).
@@ -11,9 +11,12 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import requests
@@ -55,21 +58,38 @@ rp_ssrf.is_safe_address = _is_public  # what safe_get asks about every address o
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of malformed headers, with the whole URL
 
 
-async def download(url: str, folder: Path, *, max_bytes: int, timeout: float) -> Path:
-    """Fetch `url` into a file in `folder`, streamed; at most `max_bytes`, within `timeout` seconds in all.
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A file that is still growing: bytes that are in it stay as they are."""
 
-    Raises a DownloadError: AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge, DownloadTimeout, or
+    path: Path
+    size: int | None  # bytes that the server has promised
+    whole: Path  # exists once all of it is there
+
+
+@asynccontextmanager
+async def download(url: str, folder: Path, *, max_bytes: int, timeout: float) -> AsyncIterator[Arrival]:
+    """Fetch `url` into a file in `folder`, at most `max_bytes`, within `timeout` seconds in all.
+
+    The context begins with the file's first bytes and is cancelled when the rest does not come; the error then is, as
+    before it, a DownloadError: AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge, DownloadTimeout, or
     DownloadError itself after ATTEMPTS transient failures. Messages name the host, never the path or the query.
     """
-    target, stop = folder / "source", threading.Event()
+    fetch = _Fetch(url, folder, max_bytes, time.monotonic() + timeout)
+    async with asyncio.TaskGroup() as group:
+        fetching = group.create_task(_in_time(fetch, timeout))
+        yield await fetch.arrival
+        fetching.cancel()  # if it has not ended: what was wanted of the file has been read
+
+
+async def _in_time(fetch: "_Fetch", timeout: float) -> None:
     try:
         async with asyncio.timeout(timeout):
-            await _in_own_thread(_fetch_with_retries, url, target, max_bytes, time.monotonic() + timeout, stop)
+            await _in_own_thread(fetch.with_retries)
     except TimeoutError:
-        raise _timed_out(url) from None
+        raise _timed_out(fetch.url) from None
     finally:
-        stop.set()  # a thread cannot be cancelled: it looks at this between blocks
-    return target
+        fetch.stop.set()  # a thread cannot be cancelled: it looks at this between blocks
 
 
 async def _in_own_thread(function: Callable, *args: object) -> object:
@@ -99,37 +119,72 @@ async def _in_own_thread(function: Callable, *args: object) -> object:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
 
 
-def _fetch_with_retries(url: str, target: Path, max_bytes: int, deadline: float, stop: threading.Event) -> None:
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return _fetch(url, target, max_bytes, deadline, stop)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            if time.monotonic() >= deadline or stop.is_set():
-                raise _timed_out(url) from error
-            if attempt == ATTEMPTS:
-                raise DownloadError(f"audio_url could not be fetched from {_host(url)}: {_reason(error)}, {ATTEMPTS} times.") from error
-            stop.wait(min(BACKOFF_SECONDS * 2 ** (attempt - 1), deadline - time.monotonic()))
-        except OSError as error:  # the disk's; those of the network come as the two above
-            raise DownloadError(f"The worker could not store the file of audio_url: {error.strerror}.") from error
+class _Fetch:
+    """One file on its way, in a thread of its own but for `arrival`, which is awaited."""
 
+    def __init__(self, url: str, folder: Path, max_bytes: int, deadline: float):
+        self.url, self.stop = url, threading.Event()
+        self.arrival: asyncio.Future[Arrival] = asyncio.get_running_loop().create_future()
+        self._path, self._whole = folder / "source", folder / "source.whole"
+        self._max_bytes, self._deadline = max_bytes, deadline
 
-def _fetch(url: str, target: Path, max_bytes: int, deadline: float, stop: threading.Event) -> None:
-    with _get(url) as response:
-        _check_status(response, url)
-        declared = response.headers.get("Content-Length", "")
-        if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
-            raise _too_large(url, max_bytes)
-        received = 0
-        with target.open("wb") as file:
-            # read1 returns what has arrived; read would wait for a full block and let a slow drip outlast the deadline.
-            # A body shorter than its Content-Length is an error of urllib3's.
-            while block := response.raw.read1(BLOCK_BYTES, decode_content=True):
-                received += len(block)
-                if received > max_bytes:
-                    raise _too_large(url, max_bytes)
-                if time.monotonic() >= deadline or stop.is_set():
-                    raise _timed_out(url)
-                file.write(block)
+    def with_retries(self) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._once()
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                if self._over():
+                    raise _timed_out(self.url) from error
+                if attempt == ATTEMPTS:
+                    raise DownloadError(
+                        f"audio_url could not be fetched from {_host(self.url)}: {_reason(error)}, {ATTEMPTS} times."
+                    ) from error
+                self.stop.wait(min(BACKOFF_SECONDS * 2 ** (attempt - 1), self._deadline - time.monotonic()))
+            except OSError as error:  # the disk's; those of the network come as the two above
+                raise DownloadError(f"The worker could not store the file of audio_url: {error.strerror}.") from error
+
+    def _once(self) -> None:
+        with _get(self.url) as response:
+            _check_status(response, self.url)
+            declared = response.headers.get("Content-Length", "")
+            size = int(declared) if declared.isascii() and declared.isdigit() else None
+            if size is not None and size > self._max_bytes:
+                raise _too_large(self.url, self._max_bytes)
+            received = 0
+            with self._path.open("r+b" if self._path.exists() else "w+b") as file:
+                # read1 returns what has arrived; read would wait for a full block and let a slow drip outlast the deadline.
+                # A body shorter than its Content-Length is an error of urllib3's.
+                while block := response.raw.read1(BLOCK_BYTES, decode_content=True):
+                    received += len(block)
+                    if received > self._max_bytes:
+                        raise _too_large(self.url, self._max_bytes)
+                    if self._over():
+                        raise _timed_out(self.url)
+                    self._add(file, block)
+                    self._arrived(None if response.headers.get("Content-Encoding") else size)
+                if file.read(1):
+                    raise self._changed()
+        self._whole.touch()
+        self._arrived(received)
+
+    def _add(self, file: BinaryIO, block: bytes) -> None:
+        """What an earlier attempt brought may have been decoded already: it must come again."""
+        known = file.read(len(block))
+        if known != block[: len(known)]:
+            raise self._changed()
+        file.write(block[len(known) :])
+        file.flush()
+
+    def _arrived(self, size: int | None) -> None:
+        arrival = Arrival(self._path, size, self._whole)
+        with suppress(RuntimeError):  # the loop is gone with its job
+            self.arrival.get_loop().call_soon_threadsafe(lambda: self.arrival.done() or self.arrival.set_result(arrival))
+
+    def _over(self) -> bool:
+        return time.monotonic() >= self._deadline or self.stop.is_set()
+
+    def _changed(self) -> DownloadError:
+        return DownloadError(f"The file at {_host(self.url)} changed between two attempts to fetch it.")
 
 
 def _get(url: str) -> requests.Response:

@@ -79,9 +79,6 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
 
     Raises Incomplete where a chunk failed, unless the request allows a partial transcript and there is one.
     """
-    path = await download(
-        request.audio_url, folder, max_bytes=settings.max_download_bytes, timeout=settings.download_timeout_seconds
-    )
     rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
     slots = asyncio.Semaphore(settings.max_chunks_per_job)
     context, tasks, short = request.initial_context, [], {}
@@ -92,8 +89,13 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
         slots.release()
         return results
 
-    progress.phase = "decoding"
-    async with decode(path, settings.max_audio_seconds) as pcm, asyncio.TaskGroup() as group:
+    limits = dict(max_bytes=settings.max_download_bytes, timeout=settings.download_timeout_seconds)
+    async with (
+        download(request.audio_url, folder, **limits) as file,
+        decode(file.path, settings.max_audio_seconds, file.size, file.whole) as pcm,
+        asyncio.TaskGroup() as group,
+    ):
+        progress.phase = "decoding"
         async for chunk in split_at_pauses(pcm, rules):
             progress.seconds_known = pcm.duration
             await slots.acquire()

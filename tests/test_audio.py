@@ -49,6 +49,33 @@ def decoded(path: Path) -> np.ndarray:
     return np.concatenate(blocks_of(path))
 
 
+def decoded_while_it_grows(content: bytes, folder: Path, told: bool, pieces: int = 40) -> np.ndarray:
+    """As if the file came over a network, `told` its size or not."""
+    path, whole = folder / "growing", folder / "growing.whole"
+
+    async def grow():
+        with path.open("wb") as file:
+            for i in range(pieces):
+                file.write(content[i * len(content) // pieces : (i + 1) * len(content) // pieces])
+                file.flush()
+                await asyncio.sleep(0.01)
+        whole.touch()
+
+    async def collect():
+        path.touch()
+        growing = asyncio.create_task(grow())
+        async with decode(path, 3600, len(content) if told else None, whole) as pcm:
+            blocks = [block async for block in pcm]
+        await growing
+        return blocks
+
+    try:
+        return np.concatenate(asyncio.run(collect()))
+    finally:
+        path.unlink()
+        whole.unlink(missing_ok=True)
+
+
 def refusal(path: Path, error: type[DecodeError] = DecodeError, **limits) -> str:
     with pytest.raises(error) as refused:
         blocks_of(path, **limits)
@@ -72,33 +99,59 @@ def seconds(pcm: np.ndarray) -> float:
 # formats
 
 
-@pytest.mark.parametrize(
-    "suffix, options",
-    [
-        (".wav", dict(rate=44_100, channels=2)),
-        (".wav", dict(rate=48_000)),
-        (".wav", dict(rate=8_000)),
-        (".flac", dict()),
-        (".flac", dict(rate=44_100, channels=2)),
-        (".mp3", dict(rate=44_100, channels=2, bitrate=128_000)),
-        (".mp3", dict(rate=16_000, bitrate=48_000)),
-        (".mp3", dict(rate=8_000)),
-        (".m4a", dict(rate=44_100, channels=2, bitrate=96_000)),
-        (".m4a", dict(rate=16_000)),
-        (".ogg", dict(rate=48_000, channels=2)),
-        (".opus", dict(rate=48_000, bitrate=32_000)),
-        (".opus", dict(rate=16_000)),
-        (".webm", dict(rate=48_000)),
-        (".mp4", dict(rate=48_000, channels=2)),
-    ],
-    ids=str,
-)
+FORMATS = [
+    (".wav", dict(rate=44_100, channels=2)),
+    (".wav", dict(rate=48_000)),
+    (".wav", dict(rate=8_000)),
+    (".flac", dict()),
+    (".flac", dict(rate=44_100, channels=2)),
+    (".mp3", dict(rate=44_100, channels=2, bitrate=128_000)),
+    (".mp3", dict(rate=16_000, bitrate=48_000)),
+    (".mp3", dict(rate=8_000)),
+    (".m4a", dict(rate=44_100, channels=2, bitrate=96_000)),
+    (".m4a", dict(rate=16_000)),
+    (".ogg", dict(rate=48_000, channels=2)),
+    (".opus", dict(rate=48_000, bitrate=32_000)),
+    (".opus", dict(rate=16_000)),
+    (".webm", dict(rate=48_000)),
+    (".mp4", dict(rate=48_000, channels=2)),
+]
+
+
+@pytest.mark.parametrize("suffix, options", FORMATS, ids=str)
 def test_every_format_gives_the_same_sound_at_the_same_time(tmp_path, suffix, options):
     media.encode(SPEECH, tmp_path / f"a{suffix}", **options)
     pcm = decoded(tmp_path / f"a{suffix}")
     late, match = lag(SPEECH, pcm)
     assert abs(seconds(pcm) - seconds(SPEECH)) <= 0.06
     assert abs(late) <= (LOSSLESS_LAG if suffix in (".wav", ".flac") else LOSSY_LAG) and match > 0.9
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["size told", "size unknown"])
+@pytest.mark.parametrize("suffix, options", FORMATS, ids=str)
+def test_a_file_that_is_still_arriving_gives_the_samples_of_the_whole_one(tmp_path, suffix, options, told):
+    media.encode(SPEECH, tmp_path / f"a{suffix}", **options)
+    whole = decoded(tmp_path / f"a{suffix}")
+    assert np.array_equal(decoded_while_it_grows((tmp_path / f"a{suffix}").read_bytes(), tmp_path, told), whole)
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".wav", ".flac", ".opus", ".webm"])
+def test_sound_comes_before_its_file_is_there(tmp_path, suffix):
+    media.encode(np.tile(SPEECH, 6), tmp_path / f"a{suffix}", rate=48_000)
+    content = (tmp_path / f"a{suffix}").read_bytes()
+    growing, whole = tmp_path / "growing", tmp_path / "growing.whole"
+    growing.write_bytes(content[: len(content) // 2])
+
+    async def first_then_all():
+        async with decode(growing, 3600, len(content), whole) as pcm:
+            blocks = aiter(pcm)
+            first = await anext(blocks)
+            with growing.open("ab") as file:
+                file.write(content[len(content) // 2 :])
+            whole.touch()
+            return [first, *[block async for block in blocks]]
+
+    assert np.array_equal(np.concatenate(asyncio.run(first_then_all())), decoded(tmp_path / f"a{suffix}"))
 
 
 @pytest.mark.parametrize("source, suffix", [(".m4a", ".flv"), (".m4a", ".ts"), (".mp3", ".mpg")])

@@ -94,6 +94,18 @@ def status(code: int):
     return lambda handler: reply(handler, code, b"an error page")
 
 
+async def fetched(url: str, folder: Path, **limits) -> Path:
+    """The whole file; raises what was wrong with it."""
+    try:
+        async with download(url, folder, **limits) as file:
+            while not file.whole.exists():
+                await asyncio.sleep(0.005)
+            return file.path
+    except BaseExceptionGroup as errors:
+        (error,) = errors.exceptions
+        raise error from None
+
+
 @pytest.fixture
 def serve():
     servers = []
@@ -115,7 +127,7 @@ def short_backoff(monkeypatch):
 @pytest.fixture
 def fetch(tmp_path):
     def run(url: str, max_bytes: int = 10**6, timeout: float = 20) -> bytes:
-        return asyncio.run(download(url, tmp_path, max_bytes=max_bytes, timeout=timeout)).read_bytes()
+        return asyncio.run(fetched(url, tmp_path, max_bytes=max_bytes, timeout=timeout)).read_bytes()
 
     return run
 
@@ -164,6 +176,62 @@ def test_a_body_that_ends_with_the_connection_is_the_servers_bytes(serve, fetch)
     assert fetch(serve(lambda handler: reply(handler, body=SOUND, length=-1)).url()) == SOUND
 
 
+# while it comes
+
+
+def test_the_file_can_be_read_while_it_comes(serve, tmp_path):
+    rest = threading.Event()
+
+    def in_two(handler):
+        reply(handler, body=SOUND[:1000], length=len(SOUND))
+        handler.wfile.flush()
+        assert rest.wait(10)
+        handler.wfile.write(SOUND[1000:])
+
+    async def run():
+        async with download(serve(in_two).url(), tmp_path, max_bytes=10**6, timeout=20) as file:
+            assert (file.path.read_bytes(), file.size, file.whole.exists()) == (SOUND[:1000], len(SOUND), False)
+            rest.set()
+            while not file.whole.exists():
+                await asyncio.sleep(0.01)
+            assert file.path.read_bytes() == SOUND
+
+    asyncio.run(run())
+
+
+def test_a_size_that_the_server_does_not_tell_is_unknown(serve, tmp_path):
+    def chunked(handler):
+        start_chunked(handler)
+        send_chunk(handler, SOUND[:1000])
+        handler.wfile.flush()
+        handler.closing.wait(10)
+
+    async def size():
+        async with download(serve(chunked).url(), tmp_path, max_bytes=10**6, timeout=20) as file:
+            return file.size
+
+    assert asyncio.run(size()) is None
+
+
+def test_who_reads_a_file_whose_rest_does_not_come_is_stopped(serve, tmp_path):
+    async def read():
+        async with download(serve(lambda h: reply(h, body=SOUND[:1000], length=len(SOUND))).url(), tmp_path, max_bytes=10**6, timeout=20):
+            await asyncio.sleep(60)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(read())
+    assert type(caught.value.exceptions[0]) is DownloadError
+
+
+def test_who_has_read_enough_ends_the_download(serve, tmp_path):
+    async def read():
+        async with download(serve(drip).url(), tmp_path, max_bytes=10**6, timeout=60):
+            pass
+
+    asyncio.run(read())
+    assert wait_until(lambda: not download_threads())
+
+
 def test_an_empty_file_is_no_failure_of_the_download(serve, fetch):
     assert fetch(serve(lambda handler: reply(handler)).url()) == b""
 
@@ -194,6 +262,12 @@ def test_a_body_cut_short_is_tried_again(serve, fetch):
 def test_two_lengths_are_the_servers_mistake_not_the_addresss(serve, refusal):
     server = serve(lambda handler: reply(handler, body=SOUND, Content_length="9", **{"Content-length": "8"}))
     assert "connection failed" in refusal(server.url(), DownloadError) and len(server.requests) == 3
+
+
+@pytest.mark.parametrize("other", [b"another talk" * 100, SOUND[:500], SOUND[:999] + b"?" + SOUND[1000:]], ids=["other", "shorter", "one byte"])
+def test_a_file_that_is_another_one_when_asked_again_is_refused_for_its_beginning_may_be_decoded_already(serve, refusal, other):
+    server = serve(lambda handler: reply(handler, body=SOUND[:1000], length=len(SOUND)), lambda handler: reply(handler, body=other))
+    assert "changed between two attempts" in refusal(server.url(), DownloadError)
 
 
 def test_a_chunked_body_cut_short_is_tried_again(serve, fetch):
@@ -373,7 +447,7 @@ def running(url: str, folder: Path):
     """A loop in which a download has begun."""
 
     async def begin():
-        task = asyncio.create_task(download(url, folder, max_bytes=10**6, timeout=60))
+        task = asyncio.create_task(fetched(url, folder, max_bytes=10**6, timeout=60))
         await asyncio.to_thread(wait_until, lambda: (folder / "source").exists())
         return task
 
@@ -398,7 +472,7 @@ def test_servers_that_drip_headers_take_no_thread_from_the_pool_of_other_work(se
     slow, quick = serve(drip_headers), serve(whole)
 
     async def together():
-        jobs = [download(slow.url(), Path("unused"), max_bytes=1, timeout=0.3) for _ in range(40)]
+        jobs = [fetched(slow.url(), Path("unused"), max_bytes=1, timeout=0.3) for _ in range(40)]
         found = await asyncio.gather(*jobs, return_exceptions=True)
         return found, await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 5)
 

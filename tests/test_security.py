@@ -44,10 +44,11 @@ import errors
 import handler
 import media
 from audio import SAMPLE_RATE, decode
-from download import MAX_REDIRECTS, download
+from download import MAX_REDIRECTS
 from errors import AudioTooLong, DownloadTooLarge, WorkerError
 from material import ENGLISH, silence
 from settings import load_settings
+from test_download import fetched
 
 PUBLIC = "1.1.1.1"  # where public.test is; nothing is ever sent there
 NAMES = {  # host: its addresses at each look-up, the last ones from then on
@@ -767,7 +768,7 @@ def test_a_compressed_bomb_is_given_up_before_it_fills_the_memory(encodings, mon
         tracemalloc.start()
         try:
             with pytest.raises(DownloadTooLarge):
-                asyncio.run(download(place.fill(URL), tmp_path, max_bytes=10**6, timeout=30))
+                asyncio.run(fetched(place.fill(URL), tmp_path, max_bytes=10**6, timeout=30))
             assert tracemalloc.get_traced_memory()[1] < 10**7
         finally:
             tracemalloc.stop()
