@@ -140,8 +140,9 @@ def test_batches_hold_like_lengths_within_their_audio_and_count(clips, seconds):
         batch = next_batch(left, seconds)
         durations = [t.chunk.duration for t in batch]
         assert len(batch) <= MAX_BATCH and (len(batch) == 1 or len(batch) * max(durations) <= seconds)
-        nearest = sorted(abs(t.chunk.duration - durations[0]) for t in [*batch[1:], *left])
-        assert [abs(d - durations[0]) for d in durations[1:]] == nearest[: len(batch) - 1]
+        lengths, others = [len(t.chunk.pcm) for t in batch], [len(t.chunk.pcm) for t in left]
+        nearest = sorted(abs(n - lengths[0]) for n in [*lengths[1:], *others])
+        assert [abs(n - lengths[0]) for n in lengths[1:]] == nearest[: len(batch) - 1]
         taken += batch
     assert sorted(map(id, taken)) == sorted(map(id, waiting))
 

@@ -26,6 +26,8 @@ STABLE = {  # what clients rely on: code → worth sending the same job again
     "engine_dead": True,
     "transcript_incomplete": True,
     "alignment_failed": True,
+    "deadline_exceeded": True,
+    "result_too_large": False,
 }
 
 

@@ -49,7 +49,7 @@ class Worker:
         return [name for name in os.listdir(self.temporary) if name.startswith("job-")]
 
     def decoders(self) -> list[psutil.Process]:
-        return [p for p in self.children() if any("audio.py" in part for part in _command(p))]
+        return [p for p in self.children() if any("decoder.py" in part for part in _command(p))]
 
     def engine(self) -> psutil.Process:
         return next(p for p in self.children() if "EngineCore" in p.name() or any("EngineCore" in part for part in _command(p)))

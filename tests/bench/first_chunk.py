@@ -1,0 +1,49 @@
+"""How long after a job's start its first chunk is ready for the engine: a minute and hours, fast and throttled networks."""
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import inputs
+import measure
+from measure import cost_of, table
+
+THROTTLED = 2_000_000  # bytes a second
+
+
+def run(quick: bool) -> None:
+    lengths = (60, 1800) if quick else (60, 14_400)
+    found: dict[str, dict[int, float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for network, speed in (("fast", None), ("16 Mbit/s", THROTTLED)):
+            with inputs.served(folder, speed) as address:
+                for _ in range(3):
+                    for length in lengths:
+                        path = inputs.recording(folder, length, "mp3")
+                        _, said = cost_of([__file__, f"{address}/{path.name}"])
+                        found.setdefault(network, {}).setdefault(length, []).append(said["seconds"])
+    medians = {network: {length: sorted(runs)[1] for length, runs in by_length.items()} for network, by_length in found.items()}
+    rows = [[network, *by_length.values(), by_length[lengths[1]] / by_length[lengths[0]]] for network, by_length in medians.items()]
+    print(table("seconds to the first chunk, MP3", ["", *(f"{n / 60:.0f} min" for n in lengths), "ratio"], rows), flush=True)
+    measure.write("first_chunk", medians, quick)
+
+
+async def _first(url: str) -> float:
+    from audio import decode
+    from download import download
+    from vad import CutRules, split_at_pauses
+
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.whole) as pcm:
+            async for _ in split_at_pauses(pcm, CutRules(30, 60, 2)):
+                return time.monotonic() - began
+    raise RuntimeError("no chunk")
+
+
+if __name__ == "__main__":
+    print(json.dumps({"seconds": asyncio.run(_first(sys.argv[1]))}))
