@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import runpod
 from huggingface_hub import snapshot_download
 from runpod import RunPodLogger

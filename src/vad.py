@@ -79,8 +79,8 @@ class Splitter:
     def push(self, block: np.ndarray) -> list[AudioChunk]:
         """Take the next (samples,) int16 of the recording; returns the chunks that are now complete."""
         self._held += block.tobytes()
-        for start in range(len(self._speech) * FRAME * 2, len(self._held) - FRAME * 2 + 1, FRAME * 2):
-            self._speech.append(self._vad.is_speech(bytes(self._held[start : start + FRAME * 2]), SAMPLE_RATE))
+        fresh, frame, is_speech = bytes(self._held[len(self._speech) * FRAME * 2 :]), FRAME * 2, self._vad.is_speech
+        self._speech += [is_speech(fresh[i : i + frame], SAMPLE_RATE) for i in range(0, len(fresh) - frame + 1, frame)]
         chunks = list(self._complete_chunks())
         if self._first is None:
             self._forget(len(self._speech) - MARGIN)

@@ -5,7 +5,6 @@ Jobs that must be slow are long recordings; nothing here is faked but the platfo
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys

@@ -119,6 +119,9 @@ def wav(rate: int = SAMPLE_RATE, channels: int = 1, bits: int = 16, data: bytes 
     return b"RIFF" + struct.pack("<I", min(size + 36, 0xFFFFFFFF)) + b"WAVEfmt " + head + b"data" + struct.pack("<I", size) + data
 
 
+ENDLESS = wav(data=b"", claimed=0xFFFFFFFF)  # the beginning of a recording that goes on and on; a decoder waits for the rest
+
+
 def box(kind: bytes, *parts: bytes) -> bytes:
     """One of those that MP4 and QuickTime files consist of."""
     return struct.pack(">I", 8 + sum(map(len, parts))) + kind + b"".join(parts)
@@ -398,8 +401,8 @@ COMPRESS = {"gzip": gzip.compress, "deflate": zlib.compress, "br": lambda body: 
 
 @functools.cache
 def packed(size: int, *encodings: str) -> bytes:
-    """So many zeros, with the header that says how they are compressed."""
-    body = bytes(size)
+    """Silence of so many bytes, with the header that says how they are compressed."""
+    body = ENDLESS + bytes(size)
     for encoding in encodings:
         body = COMPRESS[encoding](body)
     return reply(body, Content_Encoding=", ".join(encodings))
@@ -459,9 +462,9 @@ SERVERS = [
           limits=QUICKLY),
     # size
     sends("length above the cap", "download_too_large", drip(reply(length=10**12))),
-    sends("chunks above the cap", "download_too_large", flood(chunked(bytes(1000)), b"3e8\r\n" + bytes(1000) + b"\r\n")),
-    sends("no length, above the cap", "download_too_large", flood(reply(length=-1), bytes(10_000))),
-    sends("negative length, above the cap", "download_too_large", flood(reply(length=-5), bytes(10_000))),
+    sends("chunks above the cap", "download_too_large", flood(chunked(ENDLESS), b"3e8\r\n" + bytes(1000) + b"\r\n")),
+    sends("no length, above the cap", "download_too_large", flood(reply(ENDLESS, length=-1), bytes(10_000))),
+    sends("negative length, above the cap", "download_too_large", flood(reply(ENDLESS, length=-5), bytes(10_000))),
     sends("length that claims less: the rest is not read", None, reply(wav() + bytes(9_000_000), length=len(wav())), seconds=1),
     sends("length that claims more", "download_failed", reply(b"RIFF", length=1_000_000)),
     sends("two lengths", "download_failed", reply(b"RIFF", length=4, Content_length="9")),

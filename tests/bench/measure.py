@@ -82,7 +82,8 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 
 def write(name: str, data: object, quick: bool) -> None:
-    """results/NAME.json, with the machine it comes from."""
-    RESULTS.mkdir(exist_ok=True)
+    """results/NAME.json, with the machine it comes from; quick ones, which are rough, apart."""
+    folder = RESULTS / "quick" if quick else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
     machine = {"cpus": os.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30), "quick": quick, "date": time.strftime("%Y-%m-%d")}
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "figures": data}, indent=1, default=asdict) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps({"machine": machine, "figures": data}, indent=1, default=asdict) + "\n")

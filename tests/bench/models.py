@@ -1,0 +1,34 @@
+"""The worker's module with the real models loaded, in a process of its own: what the benchmarks of whole jobs run in."""
+
+import asyncio
+import os
+from contextlib import contextmanager
+
+
+@contextmanager
+def worker():
+    """`handler` with its state filled and warm."""
+    import handler
+    from settings import load_settings
+
+    handler.settings = load_settings(os.environ)
+    handler.load_models()
+    try:
+        asyncio.run(handler.check())
+        yield handler
+    finally:
+        handler.aligner.close()
+        handler.asr.close()
+
+
+async def direct(handler, chunks, in_flight: int) -> None:
+    """Chunks through both models with nothing around them, so many at once."""
+    slots = asyncio.Semaphore(in_flight)
+
+    async def one(chunk):
+        async with slots:
+            heard = await handler.asr.transcribe(chunk, None, "")
+            if heard.text:
+                await handler.aligner.align(chunk, heard.text, heard.language)
+
+    await asyncio.gather(*map(one, chunks))

@@ -1,0 +1,63 @@
+"""The benchmarks' own arithmetic: sides in turn, medians, tables; and a reference that leaves nothing out."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parent / "bench"))
+
+import media
+import measure
+import reference
+from audio import SAMPLE_RATE
+from material import ENGLISH
+from measure import Cost, cost_of, in_turn, table
+
+
+def test_the_sides_take_turns_and_the_median_of_each_counts():
+    calls, costs = [], iter(range(1, 7))
+
+    def side(name):
+        def once():
+            calls.append(name)
+            return Cost(next(costs), 0, 0)
+
+        return once
+
+    medians = in_turn({"ours": side("ours"), "theirs": side("theirs")}, repeats=3)
+    assert calls == ["ours", "theirs"] * 3 and (medians["ours"].wall, medians["theirs"].wall) == (3, 4)
+
+
+def test_the_cost_of_a_process_is_that_of_its_children_too():
+    work = "import subprocess, sys, json; subprocess.run([sys.executable, '-c', 'sum(range(5_000_000))']); print(json.dumps({'said': 1}))"
+    cost, said = cost_of(["-c", work])
+    assert said == {"said": 1} and 0 < cost.cpu and cost.peak > 5
+
+
+def test_a_side_that_fails_is_told_not_measured():
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        cost_of(["-c", "raise SystemExit(3)"])
+
+
+def test_a_table_lines_up():
+    assert table("t", ["", "wall s"], [["ours", 0.5], ["theirs", 12345.0]]) == "t\n-\n        wall s\nours       0.5\ntheirs   12345\n"
+
+
+def test_quick_figures_do_not_overwrite_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    for quick in (False, True):
+        measure.write("x", {"a": Cost(1, 2, 3)}, quick)
+    assert json.loads((tmp_path / "x.json").read_text())["figures"] == {"a": {"wall": 1, "cpu": 2, "peak": 3}}
+    assert (tmp_path / "quick" / "x.json").exists()
+
+
+def test_the_references_chunks_are_the_whole_recording(tmp_path, file_server):
+    import soundfile
+
+    pcm = np.concatenate([u.pcm for u in ENGLISH[:6]])
+    media.encode(pcm, file_server.folder / "bench.wav")
+    paths = reference.front_end(file_server.url("bench.wav"), tmp_path, 5)
+    assert len(paths) > 2 and abs(sum(soundfile.info(p).frames for p in paths) - len(pcm)) < SAMPLE_RATE // 100
