@@ -46,15 +46,13 @@ class Growing:
     def read(self, count: int) -> bytes:
         data = b""
         while len(data) < count:
-            whole = not self._whole or os.path.exists(self._whole)  # looked at first: nothing is added afterwards
+            whole = self._is_whole()  # looked at first: nothing is added afterwards
             block = self._file.read(count - len(data))
             data += block
             if whole and not block:
                 break
             if not block:
-                if os.getppid() != self._parent:
-                    raise SystemExit("the worker is gone")
-                time.sleep(WAIT_SECONDS)
+                self._wait()
         return data
 
     def seek(self, offset: int, whence: int) -> int:
@@ -67,9 +65,17 @@ class Growing:
 
     @property
     def size(self) -> int:
-        while self._whole and self._size is None and not os.path.exists(self._whole):
-            time.sleep(WAIT_SECONDS)
+        while self._size is None and not self._is_whole():
+            self._wait()
         return self._size if self._size is not None else os.fstat(self._file.fileno()).st_size
+
+    def _is_whole(self) -> bool:
+        return not self._whole or os.path.exists(self._whole)
+
+    def _wait(self) -> None:
+        if os.getppid() != self._parent:
+            raise SystemExit("the worker is gone")
+        time.sleep(WAIT_SECONDS)
 
 
 class Forward:

@@ -20,4 +20,8 @@ TMPDIR=$(mktemp -d) # pytest keeps the folders of its last runs
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 export RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS=true # the recordings are served on loopback
-"$PYTHON" -m pytest -c tests/pytest.ini --rootdir . -p no:cacheprovider "${@:-tests}"
+case " $* " in
+*" tests/"*) ;;                                   # files of one's choice: one process, so that -s shows what they print
+*) set -- --numprocesses 2 --dist loadfile "$@" tests ;; # all: each process with an engine of its own
+esac
+"$PYTHON" -m pytest -c tests/pytest.ini --rootdir . -p no:cacheprovider "$@"
