@@ -15,6 +15,13 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "builder"), str(ROOT / "tests" / "models" / "recipe")]
 
 
+LONG = ("test_runpod.py", "test_entry_points.py", "test_end_to_end.py")  # minutes each: first, so that two processes end together
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 class _QuietFiles(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass

@@ -204,7 +204,7 @@ def test_a_jobs_output_is_the_same_alone_and_beside_others(platform, recordings,
 
 
 def test_progress_rises_at_most_once_a_second_and_ends_before_the_result(platform, recordings):
-    job_id = platform.submit({"audio_url": recordings["minutes"]})
+    job_id = platform.submit({"audio_url": recordings["minutes"], "use_previous_context": True})  # chunk by chunk: some seconds
     platform.wait(job_id, 120)
     time.sleep(1.5)
     job = platform.jobs[job_id]
