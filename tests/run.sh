@@ -21,7 +21,8 @@ export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 export RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS=true # the recordings are served on loopback
 case " $* " in
-*" tests/"*) ;;                                   # files of one's choice: one process, so that -s shows what they print
-*) set -- --numprocesses 2 --dist loadfile "$@" tests ;; # all: each process with an engine of its own
+*" tests/"*) ;; # files of one's choice: one process, so that -s shows what they print
+*) # all: each process with an engine of its own, the longest files first
+  set -- --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@" tests ;;
 esac
 "$PYTHON" -m pytest -c tests/pytest.ini --rootdir . -p no:cacheprovider "$@"
