@@ -3,6 +3,10 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../builder/setup.sh"
 cd "$ROOT"
+if ! [ -d .venv/bench/matplotlib ]; then
+  "$(find_python)" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .venv/bench \
+    --requirement tests/bench/requirements.txt || say "matplotlib could not be installed: no plots"
+fi
 TMPDIR=$(mktemp -d)
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
