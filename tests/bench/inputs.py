@@ -40,19 +40,19 @@ def recording(folder: Path, seconds: float, suffix: str) -> Path:
 def _repeat(one: Path, path: Path, times: int) -> None:
     """The packets of a file so many times over, without encoding them again."""
     with av.open(str(path), "w") as out:
-        copy, shift = None, 0
+        copy = end = None
         for _ in range(times):
-            end = 0
+            shift = None  # so that its first packet, which may be at a negative time, follows what is there
             with av.open(str(one)) as source:
                 track = source.streams.audio[0]
                 copy = copy or out.add_stream_from_template(track)
                 for packet in source.demux(track):
                     if packet.pts is None:
                         continue
-                    end = max(end, packet.pts + packet.duration)
+                    shift = shift if shift is not None else 0 if end is None else end - packet.pts
+                    end = packet.pts + shift + packet.duration
                     packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, copy
                     out.mux(packet)
-            shift += end
 
 
 @contextmanager

@@ -1,0 +1,196 @@
+"""Packets of an audio track → int16 mono, one after another; what is damaged or missing becomes silence or an error.
+
+Part of the child process of audio.py: imports neither numpy nor asyncio.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+
+import av
+
+MAX_DAMAGED_SHARE = 0.02  # of packets that cannot be decoded; their time becomes silence
+JUNK_RATIO = 4  # a damaged packet so many times the usual size is several, and junk, that the MP3 parser took for one
+GAP_SECONDS, LONGEST_GAP_SECONDS = 0.05, 3600  # jumps in the timestamps that become silence; a longer one is a broken clock
+OVERHEAD_BYTES = 4096  # of a container between two packets, at most
+RESAMPLE_SECONDS = 0.25  # at a time: the resampler's price is by the call, and for larger blocks malloc asks the kernel
+
+
+class Undecodable(Exception):
+    """(kind, sentence) for the parent."""
+
+
+class Packets:
+    """The packets of a track, once; counts them, and what the demuxer skipped between them as damaged."""
+
+    def __init__(self, container, stream):
+        self._container, self._stream = container, stream
+        self.count = self.bytes = 0
+        self._skipped_time, self._skipped_bytes = 0.0, 0  # time in packets
+
+    @property
+    def skipped(self) -> int:
+        """How many packets the demuxer skipped, as far as it can be told.
+
+        Gaps in time alone are silence that was never sent; bytes alone are tags, or another track's.
+        """
+        if len(self._container.streams) > 1:
+            return 0
+        return round(min(self._skipped_time, self._skipped_bytes * self.count / max(1, self.bytes)))
+
+    def __iter__(self) -> Iterator:
+        """Raises Undecodable where the container is damaged so that no more of it can be read."""
+        position, held, end = 0, None, None  # held: bytes of the packets at `position`; those of an Ogg page share one
+        try:
+            for packet in self._container.demux(self._stream):
+                size, pos, pts = packet.size, packet.pos, packet.pts
+                if size:
+                    self.count += 1
+                    self.bytes += size
+                if pos is not None:
+                    if held is not None and pos - position - held > OVERHEAD_BYTES:
+                        self._skipped_bytes += pos - position - held
+                    held = size + held if held and pos == position else size
+                    position = pos
+                if pts is not None:
+                    duration = packet.duration
+                    if end is not None and pts > end and duration:
+                        self._skipped_time += (pts - end) / duration
+                    end = pts + (duration or 0)
+                else:
+                    end = None
+                yield packet
+        except av.error.EOFError:
+            pass  # a file cut short: what came before the cut is good
+        except av.error.InvalidDataError as error:
+            raise Undecodable("undecodable", "The file at audio_url is damaged and cannot be read to its end.") from error
+
+
+class Track:
+    """Decodes packets to little-endian int16 mono at `rate`, so that what follows damage or a gap keeps its time."""
+
+    def __init__(self, container, stream, packets: Packets, rate: int):
+        self._behind_are_tags = container.format.name == "mp3"
+        self._packets = packets
+        self.codec, self.rate = stream.codec_context, rate
+        self.tick = float(stream.time_base)  # seconds; a frame's own is a fraction, slow to make
+        self._start: float | None = None  # seconds of the first timestamp
+        self._damaged = self._never_seen = 0  # packets; those of them that the demuxer took for one with another
+        self._failed = self._missing = 0  # packets since the last frame that cannot be decoded; packets that these were once
+        self.last = None  # frame
+        self.seconds = 0.0  # of sound, silence included, handed to the resampler
+        self.mended = False  # whether any of it stands for packets that are damaged or missing
+        self.resampler = Resampler(rate)
+
+    def decode(self, packets: Iterable) -> Iterator[bytes]:
+        """The sound of these packets, but for what the resampler still holds."""
+        for packet in packets:
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:  # not always InvalidDataError: damaged AAC may give EPERM
+                ratio = packet.size * (self._packets.count - 1) // max(1, self._packets.bytes - packet.size)
+                self.mended = True
+                self._failed, self._missing = self._failed + 1, self._missing + (ratio if ratio >= JUNK_RATIO else 1)
+                continue
+            if frames and self._failed:
+                yield from self._silence_for_damage()
+            for frame in frames:
+                if frame.pts is not None:
+                    time = frame.pts * self.tick
+                    if self._start is None:
+                        self._start = time - self.seconds
+                    gap = time - self._start - self.seconds
+                    if GAP_SECONDS < gap < LONGEST_GAP_SECONDS:
+                        yield from self._silence(frame, round(gap * frame.sample_rate))
+                self.last = frame
+                self.seconds += frame.samples / frame.sample_rate
+                if block := self.resampler.push(frame):
+                    yield block
+
+    def resume(self, packets: Iterable, lead: int, sample: int, drop: int, skip: int) -> Iterator[bytes]:
+        """`decode` from a later packet on: the first `lead` only tell the decoder its state, behind them is `sample`.
+
+        `drop` and `skip` are those of Resampler.
+        """
+        coming = iter(packets)
+        self.codec.flush_buffers()
+        for packet in islice(coming, lead):
+            with suppress(av.error.FFmpegError):
+                packet.decode()
+        self.seconds, self.resampler = sample / self.last.sample_rate, Resampler(self.rate, drop, skip)
+        yield from self.decode(coming)
+
+    def finish(self) -> Iterator[bytes]:
+        """The rest. Raises Undecodable where there was no sound, or too much of it is damaged."""
+        if self.last is None:
+            kind = "undecodable" if self._failed else "empty"
+            raise Undecodable(kind, "The audio track of the file at audio_url holds no sound that can be decoded.")
+        yield self.resampler.finish()
+        damaged = self._damaged + self._packets.skipped + (0 if self._behind_are_tags else self._failed)
+        packets = self._packets.count + self._never_seen
+        if damaged > max(1, MAX_DAMAGED_SHARE * packets):
+            raise Undecodable("undecodable", f"The file at audio_url is damaged: {damaged} of {packets} audio packets cannot be decoded.")
+
+    def _silence_for_damage(self) -> Iterator[bytes]:
+        if self.last is None:
+            self._missing = self._failed  # what is before the first frame may be a tag
+        else:
+            yield from self._silence(self.last, self._missing * self.last.samples)
+        self._damaged += self._missing
+        self._never_seen += self._missing - self._failed
+        self._failed = self._missing = 0
+
+    def _silence(self, like, samples: int) -> Iterator[bytes]:
+        self.mended = True
+        self.seconds += samples / like.sample_rate
+        for start in range(0, samples, like.sample_rate):
+            silent = av.AudioFrame(like.format.name, like.layout.name, min(like.sample_rate, samples - start))
+            silent.sample_rate = like.sample_rate
+            # from 8 channels on PyAV lists more planes than there are, and to fill those overwrites the heap
+            for plane in silent.planes[: silent.layout.nb_channels if silent.format.is_planar else 1]:
+                plane.update(bytes(plane.buffer_size))
+            yield self.resampler.push(silent)
+
+
+class Resampler:
+    """Frames → int16 mono at `rate`. How the samples come in frames changes nothing."""
+
+    def __init__(self, rate: int, drop: int = 0, skip: int = 0):
+        """The first `drop` samples that come in are thrown away, then the first `skip` of those that come out."""
+        self._rate, self._drop, self._skip_bytes = rate, drop, 2 * skip
+        self.shape: tuple[str, str, int] | None = None  # of the frames: format, layout, rate
+        self._resampler = self._fifo = None
+
+    def push(self, frame) -> bytes:
+        """Take a frame; what is ready, often nothing."""
+        before = b""
+        shape = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if shape != self.shape:  # may change within a file
+            before = self.finish()
+            self.shape, self._resampler, self._fifo = shape, av.AudioResampler(format="s16", layout="mono", rate=self._rate), av.AudioFifo()
+        frame.pts = None  # samples follow one another; timestamps of damaged files do not
+        self._fifo.write(frame)
+        if self._fifo.samples < RESAMPLE_SECONDS * frame.sample_rate:
+            return before
+        return before + self.ready()
+
+    def finish(self) -> bytes:
+        """The rest; afterwards it begins anew."""
+        if self._resampler is None:
+            return b""
+        rest = self.ready() + self._bytes(self._resampler.resample(None))
+        self._resampler = self.shape = None
+        return rest
+
+    def ready(self) -> bytes:
+        """What can be given of the frames so far."""
+        if self._drop:
+            self._fifo.read(self._drop)
+            self._drop = 0
+        return self._bytes(self._resampler.resample(self._fifo.read())) if self._fifo.samples else b""
+
+    def _bytes(self, frames) -> bytes:
+        block = b"".join(bytes(frame.planes[0])[: frame.samples * 2] for frame in frames)  # a plane is padded
+        if self._skip_bytes:
+            block, self._skip_bytes = block[self._skip_bytes :], max(0, self._skip_bytes - len(block))
+        return block
