@@ -56,14 +56,14 @@ def side_by_side(track: Track, packets: Iterable) -> Iterator[bytes]:
     helpers = min(MOST_HELPERS, len(os.sched_getaffinity(0)))
     if track.seconds < RANGE_SECONDS or track.mended or _is_cut(packet) or helpers == 1:
         return (yield from track.decode(coming))
-    pool = _helpers(track, helpers)
-    ranges = _in_thread(_ranges(track, first, coming, given), pool, Queue(helpers + 1))
-    for range_, future in ranges:
-        if sound := _result(future):
-            yield sound
-        else:
-            pool.shutdown(wait=False, cancel_futures=True)
-            yield from track.resume(_from(range_, ranges), range_.lead, range_.sample, range_.drop, range_.skip)
+    with _helpers(track, helpers) as pool:
+        ranges = _in_thread(_ranges(track, first, coming, given), pool, Queue(helpers + 1))
+        for range_, future in ranges:
+            if sound := _result(future):
+                yield sound
+            else:
+                pool.shutdown(cancel_futures=True)
+                yield from track.resume(_from(range_, ranges), range_.lead, range_.sample, range_.drop, range_.skip)
 
 
 def _ranges(track: Track, first: list, coming: Iterator, given: int) -> Iterator[_Range]:
