@@ -1,8 +1,9 @@
 """The child process of audio.py: decodes one file to int16 mono on stdout; run as a script, imported by nobody.
 
-    python decoder.py RATE FILE [SIZE [WHOLE]]
+    python decoder.py RATE HELPERS FILE [SIZE [WHOLE]]
 
-It reads nothing but that one local file, behind limits on memory and on what it may write. FFmpeg's libraries come with
+It reads nothing but that one local file, behind limits on memory and on what it may write. With HELPERS over 1 it forks so
+many to decode long files in ranges, where that gives the same samples. FFmpeg's libraries come with
 PyAV; neither numpy nor asyncio is imported, for both would take longer to load than a minute of sound to decode. The file
 may still be growing, to SIZE bytes if that is given, until the file WHOLE exists. A failure is a line of JSON on stderr:
 {"kind": "empty" or "undecodable", "message"}.
@@ -80,7 +81,7 @@ class Forward:
         self.read = file.read
 
 
-def _blocks(file: Growing, rate: int) -> Iterator[bytes]:
+def _blocks(file: Growing, rate: int, helpers: int) -> Iterator[bytes]:
     """The best audio track of the file as little-endian int16 mono at `rate`."""
     av.logging.set_level(av.logging.PANIC)
     head = file.read(512)
@@ -100,7 +101,8 @@ def _blocks(file: Growing, rate: int) -> Iterator[bytes]:
             raise Undecodable("undecodable", "The audio track of the file at audio_url is in a format that is not known.")
         packets = Packets(container, stream)
         track = Track(container, stream, packets, rate)
-        yield from side_by_side(track, packets) if track.codec.name in LEAD else track.decode(packets)
+        in_ranges = helpers > 1 and track.codec.name in LEAD
+        yield from side_by_side(track, packets, helpers) if in_ranges else track.decode(packets)
         yield from track.finish()
 
 
@@ -112,7 +114,7 @@ def _refuse_what_is_no_media(head: bytes) -> None:
         raise Undecodable("undecodable", "The file at audio_url is a web page, not audio; the URL must lead to the file itself.")
 
 
-def _main(rate: str, path: str, size: str = "", whole: str = "") -> int:
+def _main(rate: str, helpers: str, path: str, size: str = "", whole: str = "") -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # it writes to a pipe and a short report
     out = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False), OUT_BYTES)
@@ -121,7 +123,7 @@ def _main(rate: str, path: str, size: str = "", whole: str = "") -> int:
     except OSError:
         pass  # over the user's limit: smaller pieces then
     try:
-        for block in _blocks(Growing(path, int(size) if size else None, whole), int(rate)):
+        for block in _blocks(Growing(path, int(size) if size else None, whole), int(rate), int(helpers)):
             out.write(block)
         out.flush()
     except Undecodable as failure:

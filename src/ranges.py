@@ -27,7 +27,6 @@ LEAD = {"mp3float": 24, "flac": 0}  # packets after which a decoder's state is t
 # not here: AAC, whose noise comes from one generator for the whole file, and Opus, whose filters forget but by and by
 RANGE_SECONDS = 20
 FRINGE = 512  # samples on either side of a range that its resampling depends on, generously
-MOST_HELPERS = 4  # one process reads and hands on for about so many
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
@@ -43,8 +42,8 @@ class _Range:
     last: bool
 
 
-def side_by_side(track: Track, packets: Iterable) -> Iterator[bytes]:
-    """What `track.decode(packets)` gives, but for the sizes of its blocks."""
+def side_by_side(track: Track, packets: Iterable, helpers: int) -> Iterator[bytes]:
+    """What `track.decode(packets)` gives, but for the sizes of its blocks, by so many helpers."""
     coming, first, given = iter(packets), [], 0
     for packet in coming:
         first.append(packet)
@@ -53,8 +52,7 @@ def side_by_side(track: Track, packets: Iterable) -> Iterator[bytes]:
             yield block
         if track.seconds >= RANGE_SECONDS:
             break
-    helpers = min(MOST_HELPERS, len(os.sched_getaffinity(0)))
-    if track.seconds < RANGE_SECONDS or track.mended or _is_cut(packet) or helpers == 1:
+    if track.seconds < RANGE_SECONDS or track.mended or _is_cut(packet):
         return (yield from track.decode(coming))
     with _helpers(track, helpers) as pool:
         ranges = _in_thread(_ranges(track, first, coming, given), pool, Queue(helpers + 1))
@@ -89,13 +87,15 @@ def _ranges(track: Track, first: list, coming: Iterator, given: int) -> Iterator
             [b - a for a, b in zip(starts, [*starts[1:], end])], last,
         )  # fmt: skip
 
+    ticks = length = None  # of a packet
     for packet in coming:
-        length = round((packet.duration or 0) * track.tick * source)
-        as_promised = packet.pts is not None and promised in (None, packet.pts)
-        if not (length and as_promised) or _is_cut(packet):
+        pts, duration = packet.pts, packet.duration
+        if duration != ticks:
+            ticks, length = duration, round((duration or 0) * track.tick * source)
+        if not length or pts is None or promised not in (None, pts) or _is_cut(packet):
             yield cut(chain((packet,), coming), last=True)
             return
-        promised = packet.pts + packet.duration
+        promised = pts + duration
         held.append(packet)
         starts.append(end)
         end += length

@@ -1,6 +1,5 @@
 """Decoding time ranges side by side gives, sample by sample, what one pass gives. Each test starts real decoders."""
 
-import os
 import random
 import subprocess
 import sys
@@ -34,30 +33,16 @@ FORMATS = [
     (".flac", dict(rate=96_000, channels=2)),
 ]
 
-pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="ranges need two cores")
-
-
-@contextmanager
-def on_one_core():
-    """Where the decoder makes one pass."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-def decoded(path: Path) -> tuple[bytes, str]:
+def decoded(path: Path, helpers: int = 3) -> tuple[bytes, str]:
     """(samples, report)."""
-    child = subprocess.run([sys.executable, "-B", DECODER, str(SAMPLE_RATE), path], capture_output=True, timeout=60)
+    child = subprocess.run([sys.executable, "-B", DECODER, str(SAMPLE_RATE), str(helpers), path], capture_output=True, timeout=60)
     return child.stdout, child.stderr.decode()
 
 
 @contextmanager
 def decoding(*arguments: object):
     """The decoder at work, for a minute at most."""
-    with subprocess.Popen([sys.executable, "-B", DECODER, str(SAMPLE_RATE), *map(str, arguments)], stdout=subprocess.PIPE) as child:
+    with subprocess.Popen([sys.executable, "-B", DECODER, str(SAMPLE_RATE), "3", *map(str, arguments)], stdout=subprocess.PIPE) as child:
         watchdog = threading.Timer(60, child.kill)
         watchdog.start()
         try:
@@ -67,8 +52,7 @@ def decoding(*arguments: object):
 
 
 def in_one_pass(path: Path) -> tuple[bytes, str]:
-    with on_one_core():
-        return decoded(path)
+    return decoded(path, helpers=0)
 
 
 def helpers_of(process: psutil.Process) -> list[psutil.Process]:
