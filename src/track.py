@@ -159,7 +159,7 @@ class Resampler:
         """The first `drop` samples that come in are thrown away, then the first `skip` of those that come out."""
         self._rate, self._drop, self._skip_bytes = rate, drop, 2 * skip
         self.shape: tuple[str, str, int] | None = None  # of the frames: format, layout, rate
-        self._resampler = self._fifo = None
+        self._graph = self._fifo = None
 
     def push(self, frame) -> bytes:
         """Take a frame; what is ready, often nothing."""
@@ -167,7 +167,7 @@ class Resampler:
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
         if shape != self.shape:  # may change within a file
             before = self.finish()
-            self.shape, self._resampler, self._fifo = shape, av.AudioResampler(format="s16", layout="mono", rate=self._rate), av.AudioFifo()
+            self.shape, self._graph, self._fifo = shape, _resampling(*shape, self._rate), av.AudioFifo()
         frame.pts = None  # samples follow one another; timestamps of damaged files do not
         self._fifo.write(frame)
         if self._fifo.samples < RESAMPLE_SECONDS * frame.sample_rate:
@@ -176,10 +176,10 @@ class Resampler:
 
     def finish(self) -> bytes:
         """The rest; afterwards it begins anew."""
-        if self._resampler is None:
+        if self._graph is None:
             return b""
-        rest = self.ready() + self._bytes(self._resampler.resample(None))
-        self._resampler = self.shape = None
+        rest = self.ready() + self._pass_through(None)
+        self._graph = self.shape = None
         return rest
 
     def ready(self) -> bytes:
@@ -187,10 +187,28 @@ class Resampler:
         if self._drop:
             self._fifo.read(self._drop)
             self._drop = 0
-        return self._bytes(self._resampler.resample(self._fifo.read())) if self._fifo.samples else b""
+        return self._pass_through(self._fifo.read()) if self._fifo.samples else b""
 
-    def _bytes(self, frames) -> bytes:
-        block = b"".join(bytes(frame.planes[0])[: frame.samples * 2] for frame in frames)  # a plane is padded
+    def _pass_through(self, frame) -> bytes:
+        self._graph.push(frame)
+        blocks = []
+        with suppress(av.error.BlockingIOError, av.error.EOFError):
+            while True:
+                out = self._graph.pull()
+                blocks.append(bytes(out.planes[0])[: out.samples * 2])  # a plane is padded
+        block = b"".join(blocks)
         if self._skip_bytes:
             block, self._skip_bytes = block[self._skip_bytes :], max(0, self._skip_bytes - len(block))
         return block
+
+
+def _resampling(sample_format: str, layout: str, source: int, rate: int) -> av.filter.Graph:
+    """Channels are mixed before the rate changes: FFmpeg by itself resamples every one of them."""
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add("abuffer", sample_fmt=sample_format, channel_layout=layout, sample_rate=str(source), time_base=f"1/{source}"),
+        graph.add("aresample", "osf=fltp:ochl=mono:rematrix_maxval=1"),
+        graph.add("aformat", f"sample_fmts=s16:sample_rates={rate}"),
+        graph.add("abuffersink"),
+    ).configure()
+    return graph
