@@ -105,7 +105,7 @@ class Splitter:
         self._pauses: list[tuple[int, int]] = []  # (start, end) of those that are over
 
     def _complete_chunks(self) -> Iterator[AudioChunk]:
-        while self._seen < len(self._speech):
+        while self._to_next_decision():
             speech = self._speech[self._seen]
             self._seen += 1
             if self._first is None:
@@ -119,6 +119,20 @@ class Splitter:
                 self._run_start = self._seen - 1
             if cut := self._cut():
                 yield self._take(*cut)
+
+    def _to_next_decision(self) -> bool:
+        """Pass over frames that change nothing; whether there is one left to look at."""
+        sought, end = self._first is None or self._run_start is not None, len(self._speech)
+        if self._first is not None:
+            end = min(end, self._rules.latest - 1)
+        if self._run_start is not None:
+            end = min(end, self._run_start + self._rules.long_silence - 1)
+        if self._seen < end:
+            try:
+                self._seen = self._speech.index(sought, self._seen, end)
+            except ValueError:
+                self._seen = end
+        return self._seen < len(self._speech)
 
     def _cut(self) -> tuple[int, bool] | None:
         """(frame, forced) of this chunk's end, if what has been seen decides it."""
