@@ -57,8 +57,10 @@ COPY builder/fetch_models.py /tmp/
 RUN --mount=type=secret,id=HF_TOKEN,env=HF_TOKEN python3 /tmp/fetch_models.py
 
 # From here on the cache is all there is (a worker that asks the hub at start fails with the hub); vLLM prints its
-# whole configuration at INFO; unbuffered, so that the last lines of a dying worker are in its log.
+# whole configuration at INFO; unbuffered, so that the last lines of a dying worker are in its log. What vLLM compiles for
+# a GPU stays in the container, or on a network volume where the endpoint names a folder there.
 ENV HF_HUB_OFFLINE=1 \
+    VLLM_CACHE_ROOT=/var/cache/vllm \
     RUNPOD_LOG_LEVEL=INFO \
     VLLM_LOGGING_LEVEL=WARNING \
     PYTHONUNBUFFERED=1

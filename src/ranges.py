@@ -10,7 +10,7 @@ import signal
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice
+from itertools import chain, islice
 from math import gcd
 from queue import Queue
 from threading import Thread
@@ -46,7 +46,7 @@ def side_by_side(track: Track, packets: Iterable, helpers: int) -> Iterator[byte
     """What `track.decode(packets)` gives, but for the sizes of its blocks, by so many helpers."""
     coming, first, given = iter(packets), [], 0
     for packet in coming:
-        first.append(packet)
+        first.append((packet, track.seconds))
         for block in track.decode((packet,)):
             given += len(block) // 2
             yield block
@@ -54,7 +54,11 @@ def side_by_side(track: Track, packets: Iterable, helpers: int) -> Iterator[byte
             break
     if track.seconds < RANGE_SECONDS or track.mended or _is_cut(packet):
         return (yield from track.decode(coming))
-    with _helpers(track, helpers) as pool:
+    try:
+        pool = _helpers(track, helpers)
+    except OSError:  # no more processes, or no semaphores, are to be had
+        return (yield from track.decode(coming))
+    with pool:
         ranges = _in_thread(_ranges(track, first, coming, given), pool, Queue(helpers + 1))
         for range_, future in ranges:
             if sound := _result(future):
@@ -64,14 +68,15 @@ def side_by_side(track: Track, packets: Iterable, helpers: int) -> Iterator[byte
                 yield from track.resume(_from(range_, ranges), range_.lead, range_.sample, range_.drop, range_.skip)
 
 
-def _ranges(track: Track, first: list, coming: Iterator, given: int) -> Iterator[_Range]:
-    """Ranges of RANGE_SECONDS from the sample `given` of the output on, behind the packets `first`; the last is the rest."""
+def _ranges(track: Track, first: list[tuple], coming: Iterator, given: int) -> Iterator[_Range]:
+    """Ranges of RANGE_SECONDS from the sample `given` of the output on; the last is the rest.
+
+    `first`: the packets that have been decoded, each with the seconds of sound before it.
+    """
     source, rate = track.last.sample_rate, track.rate
     step, wanted = source // gcd(source, rate), RANGE_SECONDS * rate  # `step` samples in are a whole number out
-    held, lengths = list(first), [round((p.duration or 0) * track.tick * source) for p in first]
-    end = round(track.seconds * source)
-    starts = list(accumulate(lengths[:-1], initial=end - sum(lengths)))
-    promised, number = None, 0
+    held, starts = [packet for packet, _ in first], [round(seconds * source) for _, seconds in first]
+    end, promised, number = round(track.seconds * source), None, 0
 
     def cut(packets: Iterable = (), last: bool = False) -> _Range:
         nonlocal number

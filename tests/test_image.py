@@ -179,6 +179,14 @@ def test_weights_lie_where_no_volume_hides_them():
     assert "/runpod-volume" not in INSTRUCTIONS
 
 
+def test_what_vllm_compiles_has_a_place_that_an_endpoint_can_change():
+    """The Dockerfile's own is in the container; no volume is named in the image, for not every endpoint has one."""
+    (folder,) = re.findall(r"\bVLLM_CACHE_ROOT=(\S+)", INSTRUCTIONS)
+    assert folder.startswith("/") and "/runpod-volume" not in folder
+    for readme in ("README.md", "README_zh-CN.md"):
+        assert "`VLLM_CACHE_ROOT=/runpod-volume/vllm`" in (ROOT / readme).read_text()
+
+
 def test_the_build_context_holds_what_is_copied_and_nothing_else():
     copied = re.findall(r"^COPY (.+) \S+$", INSTRUCTIONS, flags=re.M)
     ignored = (ROOT / ".dockerignore").read_text().split("\n")

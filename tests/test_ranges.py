@@ -84,6 +84,19 @@ def test_a_variable_bit_rate_with_tags_and_a_second_file_behind_it(tmp_path):
     assert (samples, report) == in_one_pass(tmp_path / "c.mp3") and len(samples) > 2 * 94 * SAMPLE_RATE
 
 
+@pytest.mark.parametrize("suffix", [".mp3", ".flac"])
+def test_times_in_whole_milliseconds_say_little_of_samples(tmp_path, suffix):
+    media.encode(MINUTES, tmp_path / f"a{suffix}", rate=44_100)
+    with av.open(str(tmp_path / f"a{suffix}")) as whole, av.open(str(tmp_path / "a.mka"), "w", format="matroska") as other:
+        track = whole.streams.audio[0]
+        copy = other.add_stream_from_template(track)
+        for packet in whole.demux(track):
+            if packet.pts is not None:
+                packet.stream = copy
+                other.mux(packet)
+    assert decoded(tmp_path / "a.mka") == in_one_pass(tmp_path / "a.mka")
+
+
 @pytest.mark.parametrize("rate, channels", [(48_000, 1), (44_100, 2)])
 def test_a_rate_or_a_layout_that_changes_in_the_midst(tmp_path, rate, channels):
     parts = []
@@ -96,7 +109,7 @@ def test_a_rate_or_a_layout_that_changes_in_the_midst(tmp_path, rate, channels):
 
 
 def test_silence_that_was_never_sent(tmp_path):
-    """AVI-like containers count in whole packets, so that times are exact but for the hole."""
+    """MP4 counts in samples, so that all times but those of the hole are exact."""
     media.encode(MINUTES, tmp_path / "a.mp3", rate=16_000)
     with av.open(str(tmp_path / "a.mp3")) as whole, av.open(str(tmp_path / "b.mp4"), "w") as sparse:
         track = whole.streams.audio[0]
