@@ -4,11 +4,13 @@ import json
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parent / "bench"))
 
+import inputs
 import media
 import measure
 import reference
@@ -52,6 +54,14 @@ def test_quick_figures_do_not_overwrite_the_others(tmp_path, monkeypatch):
         measure.write("x", {"a": Cost(1, 2, 3)}, quick)
     assert json.loads((tmp_path / "x.json").read_text())["figures"] == {"a": {"wall": 1, "cpu": 2, "peak": 3}}
     assert (tmp_path / "quick" / "x.json").exists()
+
+
+@pytest.mark.parametrize("suffix", inputs.FORMATS)
+def test_a_long_recording_is_a_short_one_over_and_over(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(inputs, "LOOP_SECONDS", 4)
+    with av.open(str(inputs.recording(tmp_path, 12, suffix))) as container:
+        seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+    assert abs(seconds - 12) < 0.3
 
 
 def test_the_references_chunks_are_the_whole_recording(tmp_path, file_server):
