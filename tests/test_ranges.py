@@ -1,12 +1,13 @@
 """Decoding time ranges side by side gives, sample by sample, what one pass gives. Each test starts real decoders."""
 
+import asyncio
 import random
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
+import audio
 import media
 from audio import DECODER, SAMPLE_RATE
 from material import ENGLISH
@@ -180,6 +182,38 @@ def test_who_is_killed_takes_no_sound_and_leaves_no_process(tmp_path, victim):
         else:
             child.kill()
     assert gone(helpers)
+
+
+def test_a_job_that_ends_early_takes_the_helpers_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "CORES", 6)
+    media.encode(np.resize(MINUTES, 180 * SAMPLE_RATE), tmp_path / "a.mp3", rate=44_100)
+
+    async def two_ranges_only() -> list[psutil.Process]:
+        async with audio.decode(tmp_path / "a.mp3", 3600) as pcm:
+            async for _ in pcm:
+                if pcm.duration > 2 * RANGE_SECONDS:
+                    return helpers_of(psutil.Process())
+
+    processes = asyncio.run(two_ranges_only())
+    assert len(processes) == 1 + 4 and gone(processes)
+
+
+def test_decoders_share_the_cores_but_for_two(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "CORES", 6)
+    media.encode(MINUTES[: 5 * SAMPLE_RATE], tmp_path / "a.mp3")
+
+    async def helpers_of_three_at_once() -> list[str]:
+        async with AsyncExitStack() as stack:
+            told = []
+            for _ in range(3):
+                before = set(helpers_of(psutil.Process()))
+                await stack.enter_async_context(audio.decode(tmp_path / "a.mp3", 3600))
+                (decoder,) = set(helpers_of(psutil.Process())) - before
+                arguments = decoder.cmdline()
+                told.append(arguments[arguments.index(str(SAMPLE_RATE)) + 1])
+            return told
+
+    assert asyncio.run(helpers_of_three_at_once()) == ["4", "2", "1"]
 
 
 def gone(processes: list[psutil.Process]) -> bool:
