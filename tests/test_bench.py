@@ -34,7 +34,7 @@ def test_the_sides_take_turns_and_the_median_of_each_counts():
 
 
 def test_the_cost_of_a_process_is_that_of_its_children_too():
-    work = "import subprocess, sys, json; subprocess.run([sys.executable, '-c', 'sum(range(5_000_000))']); print(json.dumps({'said': 1}))"
+    work = "import subprocess, sys, json; subprocess.run([sys.executable, '-c', 'import time; sum(range(5_000_000)); time.sleep(1)']); print(json.dumps({'said': 1}))"
     cost, said = cost_of(["-c", work])
     assert said == {"said": 1} and 0 < cost.cpu and cost.peak > 5
 

@@ -57,8 +57,9 @@ def in_one_pass(path: Path) -> tuple[bytes, str]:
     return decoded(path, helpers=0)
 
 
-def helpers_of(process: psutil.Process) -> list[psutil.Process]:
-    return [p for p in process.children(recursive=True) if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+def decoders_of(process: psutil.Process) -> list[psutil.Process]:
+    running = [p for p in process.children(recursive=True) if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in running if str(DECODER) in p.cmdline()]
 
 
 @pytest.mark.parametrize("suffix, options", FORMATS, ids=str)
@@ -174,7 +175,7 @@ def test_who_is_killed_takes_no_sound_and_leaves_no_process(tmp_path, victim):
     media.encode(np.resize(MINUTES, 180 * SAMPLE_RATE), tmp_path / "a.mp3", rate=44_100)
     with decoding(tmp_path / "a.mp3") as child:
         first = child.stdout.read(2 * 2 * RANGE_SECONDS * SAMPLE_RATE)
-        helpers = helpers_of(psutil.Process(child.pid))  # the pipe is full: they all wait
+        helpers = decoders_of(psutil.Process(child.pid))  # the pipe is full: they all wait
         assert helpers
         if victim == "a helper":
             helpers[0].kill()
@@ -192,7 +193,7 @@ def test_a_job_that_ends_early_takes_the_helpers_with_it(tmp_path, monkeypatch):
         async with audio.decode(tmp_path / "a.mp3", 3600) as pcm:
             async for _ in pcm:
                 if pcm.duration > 2 * RANGE_SECONDS:
-                    return helpers_of(psutil.Process())
+                    return decoders_of(psutil.Process())
 
     processes = asyncio.run(two_ranges_only())
     assert len(processes) == 1 + 4 and gone(processes)
@@ -206,9 +207,9 @@ def test_decoders_share_the_cores_but_for_two(tmp_path, monkeypatch):
         async with AsyncExitStack() as stack:
             told = []
             for _ in range(3):
-                before = set(helpers_of(psutil.Process()))
+                before = set(decoders_of(psutil.Process()))
                 await stack.enter_async_context(audio.decode(tmp_path / "a.mp3", 3600))
-                (decoder,) = set(helpers_of(psutil.Process())) - before
+                (decoder,) = set(decoders_of(psutil.Process())) - before
                 arguments = decoder.cmdline()
                 told.append(arguments[arguments.index(str(SAMPLE_RATE)) + 1])
             return told
