@@ -12,6 +12,7 @@ Beside the input: policy.executionTimeout is kept, s3Config takes results over R
 """
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -79,7 +80,8 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
     Raises Incomplete where a chunk failed, unless the request allows a partial transcript and there is one.
     """
     rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
-    slots = asyncio.Semaphore(settings.max_chunks_per_job)
+    in_flight = settings.max_chunks_per_job or asr.capacity
+    slots = asyncio.Semaphore(in_flight)
     context, tasks, short = request.initial_context, [], {}
 
     async def transcribe(chunk: AudioChunk, context: str) -> list[ChunkResult]:
@@ -99,7 +101,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
             progress.seconds_known = pcm.duration
             await slots.acquire()
             tasks.append(task := group.create_task(transcribe(chunk, context)))
-            if chunk.speech_seconds < OUTLIER_SECONDS and len(short) < settings.max_chunks_per_job:
+            if chunk.speech_seconds < OUTLIER_SECONDS and len(short) < in_flight:
                 short[chunk.start] = chunk  # few and short: kept until the language of the rest is known
             if not request.use_previous_context:
                 context = ""
@@ -215,6 +217,8 @@ def load_models() -> None:
     aligner = Aligner(aligner_model, settings.device, settings.aligner_batch_seconds)
     asr.wait_until_ready()
     aligner.start()
+    gc.collect()
+    gc.freeze()  # a million objects that stay: to look at them again would stop every job for half a second
 
 
 async def check() -> None:

@@ -193,7 +193,7 @@ class Resampler:
         self._graph.push(frame)
         blocks = []
         with suppress(av.error.BlockingIOError, av.error.EOFError):
-            while True:
+            while frame is None or not blocks:  # one comes out for one that goes in; PyAV 16 leaks what it raises for asking again
                 out = self._graph.pull()
                 blocks.append(bytes(out.planes[0])[: out.samples * 2])  # a plane is padded
         block = b"".join(blocks)

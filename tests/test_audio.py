@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from audio import BLOCK_BYTES, SAMPLE_RATE, AudioChunk, decode, waveform
 from conftest import FileServer, _QuietFiles
 from errors import AudioTooLong, DecodeError, EmptyAudio
 from material import ENGLISH, silence
+from track import Resampler
 
 SPEECH = np.concatenate([u.pcm for u in ENGLISH[:12]])[: 10 * SAMPLE_RATE]
 LOSSLESS_LAG, LOSSY_LAG = 0.002, 0.030  # seconds
@@ -205,6 +207,17 @@ def test_samples_come_as_int16_blocks_of_bounded_size(tmp_path):
     blocks = blocks_of(tmp_path / "a.wav")
     assert len(blocks) >= 5
     assert all(b.dtype == np.int16 and b.ndim == 1 and 0 < b.nbytes <= BLOCK_BYTES + 1 for b in blocks)
+
+
+def test_resampling_ten_minutes_keeps_nothing_of_them():
+    quarter = av.AudioFrame("s16", "mono", 2000)
+    quarter.sample_rate = 8000
+    resampler = Resampler(SAMPLE_RATE)
+    resampler.push(quarter)
+    before, given = sys.getallocatedblocks(), 0
+    for _ in range(2400):
+        given += len(resampler.push(quarter)) // 2
+    assert sys.getallocatedblocks() - before < 100 and given == 600 * SAMPLE_RATE
 
 
 def test_the_name_of_the_file_says_nothing(tmp_path):

@@ -3,13 +3,14 @@
 import asyncio
 import json
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import delivery
-from delivery import Bucket, bucket_for, deliver, size_of
+from delivery import Bucket, bucket_for, deliver, encoded, size_of
 from errors import ResultTooLarge
 from request import Request
 from settings import Settings
@@ -74,6 +75,24 @@ def test_a_result_is_never_larger_than_allowed_and_never_without_its_text(minute
 def test_the_size_is_that_of_the_bytes_the_sdk_sends():
     output = {"text": "天 👍 é"}
     assert size_of(output) == len(json.dumps({"output": output}, ensure_ascii=False).encode())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=5),
+)
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), JSON, max_size=5))
+def test_pieces_of_json_make_what_the_sdk_would_send(output):
+    with patch.object(delivery, "ENCODED_AT_ONCE", 2):
+        assert b"".join(encoded(output)) == json.dumps(output, ensure_ascii=False).encode()
+
+
+def test_ten_hours_are_encoded_in_pieces_that_keep_the_event_loop_waiting_for_milliseconds_only():
+    whole = merge([replace(chunk, start=chunk.start + 3600 * h) for h in range(10) for chunk in HOUR], 36_000).to_output()
+    pieces = list(map(len, encoded(whole | {"text": ""})))
+    assert sum(pieces) > 5_000_000 and max(pieces) < 200_000
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"], ids=repr)

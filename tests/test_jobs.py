@@ -1,6 +1,7 @@
 """Whole jobs that are not plain sailing: each gives its clear error or the right empty result, and leaves nothing."""
 
 import asyncio
+import gc
 import json
 import signal
 import tempfile
@@ -179,6 +180,10 @@ def test_the_fitness_check_fails_where_the_engine_talks_nonsense_fault_injected(
     monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [("language English<asr_text>" + "!" * 200, "length")]))
     with pytest.raises(RecognitionError, match="loop"):
         asyncio.run(worker.check())
+
+
+def test_a_garbage_collection_passes_over_what_was_loaded_or_it_would_stop_every_job(worker):
+    assert gc.get_freeze_count() > 10 * len(gc.get_objects())
 
 
 def test_with_a_dead_engine_no_more_jobs_are_taken_and_the_worker_is_told_to_end_fault_injected(worker, monkeypatch):
