@@ -67,7 +67,7 @@ SECRET_PATH = "/private/talk.mp3?sig=SECRET#token=SECRET"  # behind every host; 
 URL = "http://public.test:{port}" + SECRET_PATH
 CONTEXT = "names that only the client may know"
 SETTINGS = load_settings({"MODEL_NAME": "none", "ALIGNER_NAME": "none"})
-SETTINGS = replace(SETTINGS, max_audio_seconds=600, max_download_bytes=3_000_000, download_timeout_seconds=30)
+SETTINGS = replace(SETTINGS, max_chunks_per_job=8, max_audio_seconds=600, max_download_bytes=3_000_000, download_timeout_seconds=30)
 QUICKLY = {"download_timeout_seconds": 1}
 RETRYABLE = {c.code: c.retryable for c in vars(errors).values() if isinstance(c, type) and issubclass(c, WorkerError)}
 

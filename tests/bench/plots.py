@@ -48,9 +48,9 @@ def _whole_job(axes, found: dict) -> None:
 
 def _simulated(axes, found: dict) -> None:
     names = list(found)
-    for i, hours in enumerate(found[names[0]]):
-        axes.bar([x + 0.36 * i for x in range(len(names))], [found[n][hours]["ratio"] for n in names], 0.34, label=hours, color=(OURS, OTHERS)[i])
-    axes.set_xticks([x + 0.18 for x in range(len(names))], names)
+    for i, recording in enumerate(found[names[0]]):
+        axes.bar([x + 0.27 * i for x in range(len(names))], [found[n][recording]["ratio"] for n in names], 0.25, label=recording, color=(OURS, OTHERS, "#d1d5db")[i])
+    axes.set_xticks([x + 0.27 for x in range(len(names))], names)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_ylabel("job / engine alone")
     axes.legend(frameon=False)
