@@ -8,10 +8,12 @@ import asyncio
 import itertools
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,9 +61,10 @@ class Recogniser:
         self._thread.start()
         self._sockets = tempfile.TemporaryDirectory(prefix="engine-")
         os.environ["VLLM_RPC_BASE_PATH"] = self._sockets.name  # vLLM leaves its sockets where it made them
-        self._starting = self._submit(_start_engine(options.engine_args()))
-        while not (multiprocessing.active_children() or self._starting.done()):
-            time.sleep(0.01)  # until then this process imports what vLLM needs, and must not import anything beside that
+        with main_module_kept_from_children():
+            self._starting = self._submit(_start_engine(options.engine_args()))
+            while not (multiprocessing.active_children() or self._starting.done()):
+                time.sleep(0.01)  # until then this process imports what vLLM needs, and must not import anything beside that
 
     def wait_until_ready(self) -> None:
         """Block until the engine has loaded its model, which takes from seconds to minutes. Raises what kept it from that."""
@@ -142,6 +145,18 @@ class Recogniser:
             raise EngineDead("The speech engine has died; this worker is being replaced. Please send the job again.") from error
         except Exception as error:
             raise RecognitionError(f"The speech engine could not transcribe {chunk.start:.3f}-{chunk.end:.3f} s.") from error
+
+
+@contextmanager
+def main_module_kept_from_children() -> Iterator[None]:
+    """multiprocessing has a child import its parent's main module, if it is a file: the whole worker, for nothing."""
+    main = vars(sys.modules["__main__"])
+    file = main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        if file:
+            main["__file__"] = file
 
 
 async def _start_engine(engine_args: dict[str, Any]):

@@ -2,10 +2,10 @@
 
     python decoder.py RATE HELPERS FILE [SIZE [WHOLE]]
 
-It reads nothing but that one local file, behind limits on memory and on what it may write. With HELPERS over 1 it forks so
-many to decode long files in ranges, where that gives the same samples. FFmpeg's libraries come with
-PyAV; neither numpy nor asyncio is imported, for both would take longer to load than a minute of sound to decode. The file
-may still be growing, to SIZE bytes if that is given, until the file WHOLE exists. A failure is a line of JSON on stderr:
+It reads nothing but that one local file, behind limits on memory and on what it may write. With HELPERS over 1 it forks
+so many to decode long files in ranges, where that gives the same samples. FFmpeg's libraries come with PyAV; neither
+numpy nor asyncio is imported, for both would take longer to load than a minute of sound to decode. The file may still be
+growing, to SIZE bytes if that is given, until the file WHOLE exists. A failure is a line of JSON on stderr:
 {"kind": "empty" or "undecodable", "message"}.
 """
 

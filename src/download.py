@@ -161,7 +161,8 @@ class _Fetch:
                     if self._over():
                         raise _timed_out(self.url)
                     self._add(file, block)
-                    self._arrived(None if response.headers.get("Content-Encoding") else size)
+                    if not self.arrival.done():
+                        self._arrived(None if response.headers.get("Content-Encoding") else size)
                 if file.read(1):
                     raise self._changed()
         self._whole.touch()

@@ -20,7 +20,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,8 +63,8 @@ async def handler(job: dict) -> dict:
         request = parse_request(job.get("input"))
         async with time_allowed(job):
             async with progress_of(job) as progress:
-                with tempfile.TemporaryDirectory(prefix="job-") as folder:
-                    transcript = await transcribe_recording(request, Path(folder), progress)
+                async with temporary_folder() as folder:
+                    transcript = await transcribe_recording(request, folder, progress)
             output = await deliver(transcript, request, settings.max_result_bytes, bucket_for(job, settings), f"{job.get('id')}.json")
     except Exception as error:
         failure = as_worker_error(error)
@@ -72,6 +73,16 @@ async def handler(job: dict) -> dict:
         return failure.to_output() | refresh
     log.info(f"done in {time.monotonic() - began:.1f} s", job.get("id"))
     return output
+
+
+@asynccontextmanager
+async def temporary_folder() -> AsyncIterator[Path]:
+    """Removed in a thread: a large file takes the kernel so long that other jobs would wait."""
+    folder = tempfile.TemporaryDirectory(prefix="job-")
+    try:
+        yield Path(folder.name)
+    finally:
+        await asyncio.to_thread(folder.cleanup)
 
 
 async def transcribe_recording(request: Request, folder: Path, progress: Progress) -> Transcript:
@@ -208,6 +219,7 @@ def load_models() -> None:
     Raises SettingsError where the two don't fit the GPU.
     """
     global asr, aligner
+    gc.disable()  # what is imported and loaded, a million objects, stays: to look at it over and over takes seconds
     model = checkpoint(settings.model_name, settings.model_revision)
     aligner_model = checkpoint(settings.aligner_name, settings.aligner_revision)
     options = plan(settings, model, aligner_model, gpu_memory)
@@ -215,10 +227,12 @@ def load_models() -> None:
     asr = Recogniser(options)
     log.info(f"loading the aligner {settings.aligner_name}")
     aligner = Aligner(aligner_model, settings.device, settings.aligner_batch_seconds)
+    gc.collect()
+    log.info("waiting for the recogniser")
     asr.wait_until_ready()
     aligner.start()
-    gc.collect()
-    gc.freeze()  # a million objects that stay: to look at them again would stop every job for half a second
+    gc.freeze()  # and later would stop every job for half a second
+    gc.enable()
 
 
 async def check() -> None:
@@ -263,6 +277,7 @@ def main() -> None:
         load_models()
     except SettingsError as error:
         sys.exit(f"error: {error}")
+    log.info("warming up")
     asyncio.run(check())
     log.info(f"ready after {time.monotonic() - began:.1f} s")
     on_show = "--test_input" in sys.argv or not ({"--rp_serve_api"} & {*sys.argv} or "RUNPOD_WEBHOOK_GET_JOB" in os.environ)

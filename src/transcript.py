@@ -101,18 +101,16 @@ class Transcript:
         """What could not be transcribed."""
         return tuple(span for span in self.spans if span.state == "failed")
 
-    def words(self, punctuation: bool) -> list[Segment]:
+    def words(self, punctuation: bool) -> Iterator[Segment]:
         """Every word; with the punctuation around it, their slices hold every character of the text but white space."""
-        return [
-            Segment(word.start, word.end, chunk.text[a:b], offset + a, word.estimated, chunk.language)
-            for chunk, offset in zip(self.chunks, self.offsets)
-            for word, (a, b) in zip(chunk.words, _slices(chunk, punctuation))
-        ]
+        for chunk, offset in zip(self.chunks, self.offsets):
+            for word, (a, b) in zip(chunk.words, _slices(chunk, punctuation)):
+                yield Segment(word.start, word.end, chunk.text[a:b], offset + a, word.estimated, chunk.language)
 
     def sentences(self) -> list[Segment]:
         """Runs of words that end at a terminator, before a long pause, or at the longest a sentence may be."""
         found, run = [], []
-        words = self.words(punctuation=True)
+        words = list(self.words(punctuation=True))
         for word, following in zip(words, [*words[1:], None]):
             run.append(word)
             if following is None or _ends_sentence(self.text, run, following):

@@ -3,8 +3,12 @@
 import asyncio
 import gc
 import json
+import os
 import signal
+import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 import soundfile
 from vllm.v1.engine.exceptions import EngineDeadError
 
+import asr
 from audio import SAMPLE_RATE
 from errors import AlignError, RecognitionError
 from material import ENGLISH, noise, silence
@@ -183,7 +188,35 @@ def test_the_fitness_check_fails_where_the_engine_talks_nonsense_fault_injected(
 
 
 def test_a_garbage_collection_passes_over_what_was_loaded_or_it_would_stop_every_job(worker):
-    assert gc.get_freeze_count() > 10 * len(gc.get_objects())
+    assert gc.get_freeze_count() > 10 * len(gc.get_objects()) and gc.isenabled()
+
+
+def test_the_engines_process_does_not_import_the_worker(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import asr, multiprocessing, os\n"
+        "print('imported as', __name__, flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    with asr.main_module_kept_from_children():\n"
+        "        child = multiprocessing.get_context('spawn').Process(target=os.getpid)\n"
+        "        child.start()\n"
+        "    child.join()\n"
+        "    print(child.exitcode, __file__)\n"
+    )
+    said = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(Path(asr.__file__).parent)})
+    assert said.stdout == f"imported as __main__\n0 {script}\n", said.stderr
+
+
+def test_a_jobs_files_are_removed_beside_the_event_loop_not_in_it(worker, monkeypatch):
+    removing, remove = [], tempfile.TemporaryDirectory.cleanup
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", lambda folder: removing.append(threading.current_thread()) or remove(folder))
+
+    async def use() -> Path:
+        async with worker.temporary_folder() as folder:
+            (folder / "source").write_bytes(b"\0")
+        return folder
+
+    assert not asyncio.run(use()).exists() and removing != [threading.main_thread()]
 
 
 def test_with_a_dead_engine_no_more_jobs_are_taken_and_the_worker_is_told_to_end_fault_injected(worker, monkeypatch):

@@ -7,6 +7,7 @@ given to the same clock at once.
 """
 
 import asyncio
+import gc
 import json
 import os
 import statistics
@@ -141,6 +142,8 @@ async def _measured(gpu: str, url: str, repeats: int) -> dict[str, float]:
     from whole_job import _heart
 
     handler.settings = load_settings(os.environ)
+    gc.collect()
+    gc.freeze()  # as load_models does
     with tempfile.TemporaryDirectory() as folder:
         async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.whole) as pcm:
             s = handler.settings
