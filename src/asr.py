@@ -50,11 +50,7 @@ class Recogniser:
 
     def __init__(self, options: EngineOptions):
         """Start the engine's process, which then boots by itself. Only in the main process: it spawns a child."""
-        from transformers import AutoTokenizer
-
         self.capacity = options.max_num_seqs  # chunks in one step
-        self._tokenizer = AutoTokenizer.from_pretrained(options.model, fix_mistral_regex=True)
-        self._special = special_tokens(self._tokenizer)
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
@@ -65,6 +61,10 @@ class Recogniser:
             self._starting = self._submit(_start_engine(options.engine_args()))
             while not (multiprocessing.active_children() or self._starting.done()):
                 time.sleep(0.01)  # until then this process imports what vLLM needs, and must not import anything beside that
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(options.model, fix_mistral_regex=True)
+        self._special = special_tokens(self._tokenizer)
 
     def wait_until_ready(self) -> None:
         """Block until the engine has loaded its model, which takes from seconds to minutes. Raises what kept it from that."""
