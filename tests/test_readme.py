@@ -63,7 +63,7 @@ def test_every_language_is_named_and_those_with_an_aligner_once_more(readme):
 
 @in_each
 def test_every_file_and_folder_named_is_there(readme):
-    named = re.findall(r"\]\((?!http)([^)#]+)\)|`((?:src|builder|tests|\.runpod)/[\w./-]*)`|(?:bash|python) ((?:src|builder|tests)/\S+)", READMES[readme])
+    named = re.findall(r"\]\((?!http)([^)#]+)\)|`((?:src|builder|tests|\.runpod)/[\w./-]*)`|(?:bash|python) ((?:src|builder|tests)/[^\s`]+)", READMES[readme])
     assert len(named) > 5
     for path in {p for match in named for p in match if p}:
         assert (ROOT / path.strip("`")).exists(), path
