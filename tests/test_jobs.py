@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from audio import SAMPLE_RATE
 from errors import AlignError, RecognitionError
 from material import ENGLISH, noise, silence
 from test_asr import Prompts
+from transcript import ChunkResult
 
 NOTHING = {"language_detected": None, "languages": [], "text": "", "segments": []}
 
@@ -185,6 +187,24 @@ def test_the_fitness_check_fails_where_the_engine_talks_nonsense_fault_injected(
     monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [("language English<asr_text>" + "!" * 200, "length")]))
     with pytest.raises(RecognitionError, match="loop"):
         asyncio.run(worker.check())
+
+
+def test_without_a_setting_a_job_has_as_many_chunks_in_flight_as_one_engine_step_takes(run, serve, worker, monkeypatch):
+    in_flight = most = 0
+
+    async def counted(chunk, language, context):
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0.05)
+        in_flight -= 1
+        return [ChunkResult(chunk.start, chunk.end, chunk.speech_seconds)]
+
+    monkeypatch.setattr(worker, "transcribe_chunk", counted)
+    monkeypatch.setattr(worker.asr, "capacity", 3)
+    monkeypatch.setattr(worker, "settings", replace(worker.settings, max_chunks_per_job=0))
+    run({"audio_url": serve("long.wav", np.concatenate([u.pcm for u in ENGLISH[:12]]))})
+    assert most == 3
 
 
 def test_a_garbage_collection_passes_over_what_was_loaded_or_it_would_stop_every_job(worker):
