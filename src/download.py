@@ -161,8 +161,7 @@ class _Fetch:
                     if self._over():
                         raise _timed_out(self.url)
                     self._add(file, block)
-                    if not self.arrival.done():
-                        self._arrived(None if response.headers.get("Content-Encoding") else size)
+                    self._arrived(None if response.headers.get("Content-Encoding") else size)
                 if file.read(1):
                     raise self._changed()
         self._whole.touch()
@@ -177,6 +176,8 @@ class _Fetch:
         file.flush()
 
     def _arrived(self, size: int | None) -> None:
+        if self.arrival.done():
+            return  # or every block would wake the loop
         arrival = Arrival(self._path, size, self._whole)
         with suppress(RuntimeError):  # the loop is gone with its job
             self.arrival.get_loop().call_soon_threadsafe(lambda: self.arrival.done() or self.arrival.set_result(arrival))

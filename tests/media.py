@@ -39,6 +39,17 @@ def encode(pcm: np.ndarray, path: Path, *, rate: int = SAMPLE_RATE, channels: in
         container.mux(track.encode(None))
 
 
+def remux(source: Path, target: Path, *, container: str | None = None, without: tuple[float, float] = (0, 0)) -> None:
+    """The packets of a file in another container, but for those that begin in `without` (start, end) seconds."""
+    with av.open(str(source)) as whole, av.open(str(target), "w", format=container) as other:
+        track = whole.streams.audio[0]
+        copy = other.add_stream_from_template(track)
+        for packet in whole.demux(track):
+            if packet.pts is not None and not without[0] <= packet.pts * packet.time_base < without[1]:
+                packet.stream = copy
+                other.mux(packet)
+
+
 def encode_silent_film(path: Path, seconds: float) -> None:
     """Write a video without any audio track."""
     with av.open(str(path), "w") as container:

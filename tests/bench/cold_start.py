@@ -49,6 +49,7 @@ def _ours() -> dict[str, float]:
             for beginning, step in STEPS.items():
                 if beginning in line:
                     steps[step], last = time.monotonic() - last, time.monotonic()
+    assert list(steps) == list(STEPS.values()), f"the worker did not come up: {steps}"
     return steps | {"ready": sum(steps.values())}
 
 

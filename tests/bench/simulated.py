@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
@@ -147,7 +147,7 @@ async def _measured(gpu: str, url: str, repeats: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.whole) as pcm:
             s = handler.settings
-            chunks = [replace(c, pcm=c.pcm) async for c in split_at_pauses(pcm, CutRules(s.chunk_target_seconds, s.chunk_limit_seconds, s.vad_mode))]
+            chunks = [chunk async for chunk in split_at_pauses(pcm, CutRules(s.chunk_target_seconds, s.chunk_limit_seconds, s.vad_mode))]
     handler.asr = handler.aligner = clock = Gpu(*GPUS[gpu])
     began = time.monotonic()
     await models.direct(handler, chunks, len(chunks))

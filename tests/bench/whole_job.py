@@ -6,7 +6,6 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import inputs
@@ -65,7 +64,7 @@ async def _sides(handler, whole: str, quarter: str, repeats: int) -> dict[str, f
             assert await reference.transcribe(handler, whole, Path(folder), s.chunk_target_seconds)
 
     sides = {
-        "engine alone": lambda: models.direct(handler, [replace(c) for c in chunks], s.max_chunks_per_job),
+        "engine alone": lambda: models.direct(handler, chunks, s.max_chunks_per_job),
         "ours": ours,
         "4 jobs of a quarter": four,
         "reference": one_by_one,
