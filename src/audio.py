@@ -61,11 +61,14 @@ class AudioChunk:
         """Two chunks that tile this one, cut in the longest pause of its middle half; without one, in the middle."""
         quarter = len(self.pcm) // 4
         pauses = [(a, b) for (_, a), (b, _) in zip(self.speech, self.speech[1:]) if quarter <= (a + b) // 2 <= 3 * quarter]
-        cut = sum(max(pauses, key=lambda p: p[1] - p[0])) // 2 if pauses else len(self.pcm) // 2
+        return self.split(sum(max(pauses, key=lambda p: p[1] - p[0])) // 2 if pauses else len(self.pcm) // 2)
+
+    def split(self, cut: int) -> tuple["AudioChunk", "AudioChunk"]:
+        """Two chunks that tile this one, of which the second begins at the sample `cut` of it."""
         before = tuple((a, min(b, cut)) for a, b in self.speech if a < cut)
         after = tuple((max(a, cut) - cut, b - cut) for a, b in self.speech if b > cut)
         return (
-            AudioChunk(self.index, self.offset, self.pcm[:cut], before, forced_cut=not pauses),
+            AudioChunk(self.index, self.offset, self.pcm[:cut], before, forced_cut=any(a < cut < b for a, b in self.speech)),
             AudioChunk(self.index, self.offset + cut, self.pcm[cut:], after, self.forced_cut),
         )
 

@@ -14,7 +14,7 @@ from settings import Settings
 
 GIB = 1024**3
 AUDIO_TOKENS_PER_SECOND = 13  # each second of 100 mel frames gives 13
-TEXT_TOKENS_PER_SECOND, TEXT_TOKENS_BASE = 12, 64  # cap of an answer: about thrice the fastest speech, so that a loop ends
+TEXT_TOKENS_PER_SECOND, FEWEST_TEXT_TOKENS = 30, 256  # cap of an answer; Greek and Hindi at a lively rate take up to 22 a second
 CONTEXT_TOKENS = 1024  # of a context, at most; its end counts most
 PROMPT_TOKENS = 64  # of the prompt around context and audio, generously
 
@@ -26,6 +26,9 @@ SHARE_ON_CPU = 0.3  # of free memory, which vLLM insists on there
 MOST_SHARE = 0.85  # of a GPU for vLLM
 VLLM_WORKING_BYTES = 2 * GIB  # CUDA's context, activations and graphs, beside weights and cache
 ALIGNER_WORKING_BYTES = 4 * GIB  # the same for the aligner, with a batch of ALIGNER_BATCH_SECONDS
+# By default vLLM forks its process on CUDA, here from a thread and with Python's collector off, which the child then never
+# turns on. On a CPU it spawns; so both take the same path.
+ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 CAPTURE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)  # vLLM's own fifty cost most of a start
 
 
@@ -74,8 +77,8 @@ def longest_request(seconds: float) -> int:
 
 
 def answer_tokens(seconds: float) -> int:
-    """The most text tokens that `seconds` of speech may give."""
-    return int(TEXT_TOKENS_PER_SECOND * seconds) + TEXT_TOKENS_BASE
+    """The most text tokens that an answer for `seconds` of audio may have: a loop ends there."""
+    return max(FEWEST_TEXT_TOKENS, int(TEXT_TOKENS_PER_SECOND * seconds))
 
 
 def plan(settings: Settings, model: str, aligner: str, gpu_bytes: Callable[[], int]) -> EngineOptions:

@@ -14,7 +14,7 @@ WorkerError
 │   └── AudioTooLong     audio_too_long
 ├── RecognitionError     recognition_failed   retryable
 │   ├── EngineDead       engine_dead          retryable
-│   └── Incomplete       transcript_incomplete retryable
+│   └── Incomplete       transcript_incomplete
 ├── AlignError           alignment_failed     retryable
 ├── DeadlineExceeded     deadline_exceeded    retryable
 └── ResultTooLarge       result_too_large
@@ -119,9 +119,13 @@ class EngineDead(RecognitionError):
 
 
 class Incomplete(RecognitionError):
-    """Some spans of the recording could not be transcribed, and the request did not allow a partial result."""
+    """For some spans of the recording no answer came, and the request did not allow a partial result.
+
+    Worth another try only after a timeout: what the engine refuses twice, it refuses the next time too.
+    """
 
     code = "transcript_incomplete"
+    retryable = False
 
     spans: list[dict] = []
 
@@ -132,6 +136,7 @@ class Incomplete(RecognitionError):
         more = f" and {len(spans) - SPANS_SHOWN} more" if len(spans) > SPANS_SHOWN else ""
         error = cls(f"Not all of the recording could be transcribed: {shown}{more}.")
         error.spans = spans
+        error.retryable = any(span["reason"] == "timeout" for span in spans)
         return error
 
     def to_output(self) -> dict:
@@ -143,6 +148,7 @@ class AlignError(WorkerError):
 
     code = "alignment_failed"
     retryable = True
+    unexplained = False  # whether nothing in the chunk or its text is known to be the reason
 
 
 class DeadlineExceeded(WorkerError):

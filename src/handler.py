@@ -32,28 +32,27 @@ from runpod.serverless.modules.worker_state import JobsProgress
 
 from align import Aligner, estimated_words
 from asr import Hypothesis, Recogniser
-from audio import SAMPLE_RATE, AudioChunk, decode
+from audio import AudioChunk, decode
 from delivery import bucket_for, deliver
 from download import download
 from engine import gpu_memory, plan
 from errors import AlignError, EngineDead, Incomplete, RecognitionError, SettingsError, WorkerError
+from fallback import best_results
+from health import Health
 from job import Progress, progress_of, time_allowed
 from request import Request, parse_request
 from settings import Settings, load_settings
-from transcript import ChunkResult, Transcript, Word, dominant_language, join, merge
+from transcript import SLIP_SECONDS, ChunkResult, Transcript, Word, dominant_language, join, lone_slips, merge
 from vad import CutRules, split_at_pauses
 
 CONTEXT_CHARACTERS = 200  # of the previous chunk's text, where the request asks for it
-TAIL_SECONDS = 2.0  # of speech after the last word, and something is missing
-OUTLIER_SECONDS = 3.0  # of speech; in less, the language detected may be a slip
-HALVED = ("cut_off", "too_little", "tail_missing")  # faults that smaller pieces may mend
-FATAL = ("cut_off", "loop")  # faults with which a text must not go out
 SECOND = Path(__file__).parent / "second.flac"
 
 log = RunPodLogger()
 settings: Settings
 asr: Recogniser
 aligner: Aligner
+health: Health
 
 
 async def handler(job: dict) -> dict:
@@ -88,7 +87,8 @@ async def temporary_folder() -> AsyncIterator[Path]:
 async def transcribe_recording(request: Request, folder: Path, progress: Progress) -> Transcript:
     """Download, decode, split, recognise, align and merge, all at once where it can be; files go to `folder`.
 
-    Raises Incomplete where a chunk failed, unless the request allows a partial transcript and there is one.
+    Raises Incomplete where no answer came for a chunk: at once, unless the request allows a partial transcript; then at the
+    end, where there is no text at all.
     """
     rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
     in_flight = settings.max_chunks_per_job or asr.capacity
@@ -97,6 +97,8 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
 
     async def transcribe(chunk: AudioChunk, context: str) -> list[ChunkResult]:
         results = await transcribe_chunk(chunk, request.language, context)
+        if not request.allow_partial:
+            raise_incomplete(merge(results, chunk.end))
         progress.seconds_done, progress.chunks_done = progress.seconds_done + chunk.duration, progress.chunks_done + 1
         slots.release()
         return results
@@ -112,7 +114,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
             progress.seconds_known = pcm.duration
             await slots.acquire()
             tasks.append(task := group.create_task(transcribe(chunk, context)))
-            if chunk.speech_seconds < OUTLIER_SECONDS and len(short) < in_flight:
+            if chunk.speech_seconds < SLIP_SECONDS and len(short) < in_flight:
                 short[chunk.start] = chunk  # few and short: kept until the language of the rest is known
             if not request.use_previous_context:
                 context = ""
@@ -121,86 +123,64 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
         progress.phase, progress.seconds_known = "transcribing", pcm.duration
     results = [result for task in tasks for result in task.result()]
     if request.language is None:
-        results = await with_outliers_reheard(results, short)
+        results = await with_slips_reheard(results, short)
     transcript = merge(results, pcm.duration)
-    if transcript.failed and not (request.allow_partial and transcript.text):
-        raise Incomplete.in_spans([span.to_output() for span in transcript.failed])
+    if not transcript.text:
+        raise_incomplete(transcript)
     return transcript
 
 
+def raise_incomplete(transcript: Transcript) -> None:
+    """Raise Incomplete where no answer came for some of it."""
+    if transcript.failed:
+        raise Incomplete.in_spans([span.to_output() for span in transcript.failed])
+
+
 async def transcribe_chunk(chunk: AudioChunk, language: str | None, context: str) -> list[ChunkResult]:
-    """One chunk's result, after at most two extra decodes; two where its halves gave what the whole did not."""
-    result, fault = await attempt(chunk, language, context)
-    if fault == "engine_error":
-        again, _ = await attempt(chunk, language, context, retry=False)
-        return [replace(again, retries=(fault,))]
-    if fault in HALVED and not result.retries:
-        halves = await asyncio.gather(*(attempt(half, language, "", retry=False) for half in chunk.halves()))
-        return [replace(half, retries=(fault,)) for half, _ in halves]
-    return [result]
+    """The results that tile one chunk: its own, or those of its pieces where these gave more."""
+    return await best_results(chunk, language, context, recognise, time_words)
 
 
-async def attempt(chunk: AudioChunk, language: str | None, context: str, retry: bool = True) -> tuple[ChunkResult, str | None]:
-    """Recognise and align: (result, what is wrong with it). The text outlives a failed alignment, with estimated times."""
-    result = ChunkResult(chunk.start, chunk.end, chunk.speech_seconds)
+async def recognise(chunk: AudioChunk, language: str | None, context: str, temperature: float) -> Hypothesis:
+    """One decode. Raises EngineDead, RecognitionError where the engine refuses the chunk, or TimeoutError."""
     try:
         async with asyncio.timeout(settings.chunk_timeout_seconds):
-            heard = await asr.transcribe(chunk, language, context, retry)
-    except EngineDead:
-        raise
-    except RecognitionError:
-        return replace(result, failure="engine_error"), "engine_error"
+            heard = await asr.transcribe(chunk, language, context, temperature)
     except TimeoutError:
-        return replace(result, failure="timeout"), "timeout"
-    result = replace(result, retries=heard.retries)
-    if heard.fault in FATAL:
-        return replace(result, failure=heard.fault), heard.fault
-    if not heard.text:
-        return result, heard.fault
-    words, warning = await time_words(chunk, heard)
-    result = replace(result, text=heard.text, language=heard.language, words=words, warning=warning)
-    return result, heard.fault or ("tail_missing" if speech_behind(words, chunk) > TAIL_SECONDS else None)
+        await health.failed("engine")
+        raise
+    health.worked("engine")
+    return heard
 
 
-def speech_behind(words: Sequence[Word], chunk: AudioChunk) -> float:
-    """Seconds of the chunk's speech behind its last word; one whose time is estimated is as long as the others make it."""
-    measured = [word for word in words if not word.estimated]
-    if not measured or not chunk.speech:
-        return 0
-    pace = sum(word.end - word.start for word in measured) / sum(len(word.text) for word in measured)
-    behind = sum(len(word.text) for word in words if word.start >= measured[-1].end)
-    return chunk.start + chunk.speech[-1][1] / SAMPLE_RATE - measured[-1].end - pace * behind
-
-
-async def time_words(chunk: AudioChunk, heard: Hypothesis) -> tuple[tuple[Word, ...], str | None]:
+async def time_words(chunk: AudioChunk, text: str, language: str | None) -> tuple[tuple[Word, ...], str | None]:
     """(words, warning): aligned, or spread over the chunk's speech where the aligner can't."""
     try:
         async with asyncio.timeout(settings.chunk_timeout_seconds):
-            return await aligner.align(chunk, heard.text, heard.language), None
+            words = await aligner.align(chunk, text, language)
     except (AlignError, TimeoutError) as error:
+        if getattr(error, "unexplained", True):
+            await health.failed("aligner")
         reason = str(error) or "The aligner did not answer in time."
         log.warn(f"times of the chunk at {chunk.start:.3f} s are estimated: {reason}")
-        return estimated_words(chunk, heard.text), f"Some times are estimated. {reason}"
+        return estimated_words(chunk, text), f"Some times are estimated. {reason}"
+    health.worked("aligner")
+    return words, None
 
 
-async def with_outliers_reheard(results: list[ChunkResult], short: dict[float, AudioChunk]) -> list[ChunkResult]:
-    """A language heard nowhere in OUTLIER_SECONDS of speech, in the midst of another, is a slip: ask in that other."""
+async def with_slips_reheard(results: list[ChunkResult], short: dict[float, AudioChunk]) -> list[ChunkResult]:
+    """A lone short chunk in a language of its own may be a slip of the detection: ask again in the language of the rest."""
     rest = dominant_language(results)
-    settled = {r.language for r in results if r.text and r.speech_seconds >= OUTLIER_SECONDS}
-
-    async def reheard(result: ChunkResult) -> ChunkResult:
-        if not result.text or result.retries or result.language in settled or rest not in settled or result.start not in short:
-            return result
-        again, fault = await attempt(short[result.start], rest, "", retry=False)
-        return replace(again, retries=("language",)) if again.text and not fault else result
-
-    return await asyncio.gather(*map(reheard, results))
+    slips = [result for result in lone_slips(results) if result.start in short]
+    again = await asyncio.gather(*(transcribe_chunk(short[slip.start], rest, "") for slip in slips))
+    mended = {slip: replace(new[0], retries=("language",)) for slip, new in zip(slips, again) if len(new) == 1 and new[0].sound}
+    return [mended.get(result, result) for result in results]
 
 
 def as_worker_error(error: BaseException) -> WorkerError:
     """The one failure to tell the client; what nobody foresaw keeps its details to itself."""
     while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+        error = next((e for e in error.exceptions if isinstance(e, EngineDead)), error.exceptions[0])
     if isinstance(error, WorkerError):
         return error
     # where and what kind, for us; not the message, which may quote the client's data
@@ -218,7 +198,7 @@ def load_models() -> None:
 
     Raises SettingsError where the two don't fit the GPU.
     """
-    global asr, aligner
+    global asr, aligner, health
     gc.disable()  # what is imported and loaded, a million objects, stays: to look at it over and over takes seconds
     model = checkpoint(settings.model_name, settings.model_revision)
     aligner_model = checkpoint(settings.aligner_name, settings.aligner_revision)
@@ -231,6 +211,7 @@ def load_models() -> None:
     log.info("waiting for the recogniser")
     asr.wait_until_ready()
     aligner.start()
+    health = Health(check, asr.kill)
     gc.freeze()  # and later would stop every job for half a second
     gc.enable()
 
@@ -242,9 +223,9 @@ async def check() -> None:
     """
     async with decode(SECOND, max_seconds=10) as pcm:
         (chunk,) = [c async for c in split_at_pauses(pcm, CutRules(10, 10, settings.vad_mode))]
-    heard = await asr.transcribe(chunk, "English", "", retry=False)
-    if heard.fault in FATAL:
-        raise RecognitionError(f"A second of speech could not be transcribed: {heard.fault}.")
+    heard = await asr.transcribe(chunk, "English", "")
+    if heard.finish_reason == "length":
+        raise RecognitionError("The answer for a second of speech did not come to an end.")
     await aligner.align(chunk, "November xray", "English")
 
 

@@ -19,6 +19,7 @@ _NO_SPACES = re.compile(
 
 _TERMINATED = re.compile(r"""[.!?…。！？｡．؟۔।॥]["'”’»）)\]」』】]*$""")
 _INITIAL = re.compile(r"(\w\.)+")  # the J. of a name, U.S.
+SLIP_SECONDS = 3.0  # of speech; in less, the language detected may be a slip
 SENTENCE_PAUSE_SECONDS = 1.5  # a longer pause ends a sentence
 SENTENCE_SECONDS, SENTENCE_CHARACTERS = 20, 240  # the longest, which a subtitle of two lines cannot hold
 
@@ -44,9 +45,20 @@ class ChunkResult:
     text: str = ""
     language: str | None = None
     words: tuple[Word, ...] = ()
-    retries: tuple[str, ...] = ()  # why each discarded attempt at it was discarded
-    failure: str | None = None  # why it has no text, where it should have
+    retries: tuple[str, ...] = ()  # what was wrong with the answers for it that were discarded, or with this one
+    doubtful: bool = False  # whether something is wrong with the text that was kept
+    failure: str | None = None  # why there is no answer
     warning: str | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is a text and nothing is wrong with it."""
+        return bool(self.text) and not self.doubtful
+
+    @property
+    def outcome(self) -> str:
+        """What became of it in the end: "failed", "kept" in spite of its fault, or "mended"."""
+        return "failed" if self.failure else "kept" if self.doubtful else "mended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,7 @@ class Transcript:
     chunks: tuple[ChunkResult, ...]  # in order
     offsets: tuple[int, ...]  # of each chunk's text in the text
     spans: tuple[Span, ...]  # tile the recording
+    warning: str | None = None  # of the recording as a whole
 
     @property
     def language(self) -> str | None:
@@ -145,18 +158,18 @@ class Transcript:
             output["sentences"] = [sentence.to_output(several) for sentence in self.sentences()]
         if self.failed:
             output["failed_spans"] = [span.to_output() for span in self.failed]
-        if retries := [{"start": c.start, "end": c.end, "reasons": list(c.retries)} for c in self.chunks if c.retries]:
-            output["retries"] = retries
-        if warnings := list(dict.fromkeys(c.warning for c in self.chunks if c.warning)):
+        if retried := [c for c in self.chunks if c.retries]:
+            output["retries"] = [{"start": c.start, "end": c.end, "reasons": list(c.retries), "outcome": c.outcome} for c in retried]
+        if warnings := list(dict.fromkeys(w for w in (self.warning, *(c.warning for c in self.chunks)) if w)):
             output["warnings"] = warnings
         return output
 
 
-def merge(chunks: Sequence[ChunkResult], duration: float) -> Transcript:
+def merge(chunks: Sequence[ChunkResult], duration: float, warning: str | None = None) -> Transcript:
     """The transcript of a recording of `duration` seconds from its chunks, in any order."""
     ordered = tuple(sorted(chunks, key=lambda chunk: chunk.start))
     text, offsets = join([chunk.text for chunk in ordered])
-    return Transcript(text, ordered, tuple(offsets), tuple(account(ordered, duration)))
+    return Transcript(text, ordered, tuple(offsets), tuple(account(ordered, duration)), warning)
 
 
 def account(chunks: Sequence[ChunkResult], duration: float) -> Iterator[Span]:
@@ -230,6 +243,19 @@ def speech_seconds(chunks: Sequence[ChunkResult]) -> Counter[str]:
 def dominant_language(chunks: Sequence[ChunkResult]) -> str | None:
     """The language with the most seconds of speech; None where nothing was heard."""
     return next((name for name, _ in speech_seconds(chunks).most_common(1)), None)
+
+
+def lone_slips(chunks: Sequence[ChunkResult]) -> list[ChunkResult]:
+    """Chunks whose language may be a slip of the detection: short ones, each the only one of its language.
+
+    None where no other language has at least SLIP_SECONDS of speech in all.
+    """
+    seconds, rest = speech_seconds(chunks), dominant_language(chunks)
+    if rest is None or seconds[rest] < SLIP_SECONDS:
+        return []
+    count = Counter(chunk.language for chunk in chunks if chunk.text)
+    alone = [c for c in chunks if c.text and c.language and c.language != rest and count[c.language] == 1 and not c.retries]
+    return [chunk for chunk in alone if chunk.speech_seconds < SLIP_SECONDS]
 
 
 def units_in(text: str) -> list[tuple[int, int]]:

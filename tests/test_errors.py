@@ -24,7 +24,7 @@ STABLE = {  # what clients rely on: code → worth sending the same job again
     "audio_too_long": False,
     "recognition_failed": True,
     "engine_dead": True,
-    "transcript_incomplete": True,
+    "transcript_incomplete": False,  # but after a timeout
     "alignment_failed": True,
     "deadline_exceeded": True,
     "result_too_large": False,
@@ -54,6 +54,12 @@ def test_every_error_has_a_code_of_its_own():
 def test_the_tree_in_the_docstring_is_the_tree():
     parents = {c.__name__: c.__bases__[0].__name__ if c is not WorkerError else None for c in ALL}
     assert drawn_tree() == {c.__name__: (parents[c.__name__], c.code, c.retryable) for c in ALL}
+
+
+@pytest.mark.parametrize("reasons, retryable", [(["engine_error"], False), (["timeout"], True), (["engine_error", "timeout"], True)])
+def test_an_incomplete_transcript_is_worth_another_try_only_after_a_timeout(reasons, retryable):
+    spans = [{"start": i, "end": i + 1, "reason": reason} for i, reason in enumerate(reasons)]
+    assert errors.Incomplete.in_spans(spans).to_output()["retryable"] is retryable
 
 
 @pytest.mark.parametrize("error", ALL)

@@ -1,0 +1,207 @@
+"""One chunk → the best of its candidate answers. Knows no jobs, no RunPod and no vLLM.
+
+A candidate is a row of answers that tile the chunk, each with its fault, if it has one. The fault of the first answer says
+which further decode is worth a try, and the better of the two candidates is kept:
+
+    context_echo                           the same samples without the context
+    engine_error                           the same samples once more, without the context
+    loop, cut_off, too_much, too_little    the two halves, each judged and mended in the same way; a chunk under 20 s is
+                                           decoded once more with another sampling instead
+    tail_missing                           only the stretch behind the last word, added where it is healthy
+
+The text of an answer that stays faulty is delivered all the same, and marked. A chunk fails only where no answer came.
+"""
+
+import re
+from asyncio import gather
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from asr import Hypothesis
+from audio import SAMPLE_RATE, AudioChunk
+from errors import EngineDead, RecognitionError
+from transcript import ChunkResult, Word
+
+EXTRA_SHARE = 2.0  # of a chunk's seconds: what all further decodes of it may cost in audio
+HALVED_FROM_SECONDS = 20.0  # shorter chunks are not halved: a fault is then narrowed down to about 10 s
+OTHER_TEMPERATURE = 0.4  # of another sampling; Whisper's fallback goes from 0.2 to 1.0 in steps of 0.2
+TAIL_SECONDS = 2.0  # of speech behind the last word, and something may be missing
+PAUSE_NEAR_SECONDS = 0.3  # from the last word to a pause that belongs to it
+MOST_LETTERS_PER_SECOND = 40  # of a chunk; the fastest speech in any language has about 30
+LEAST_LETTERS_PER_SECOND = 0.25  # of a chunk; two words in a minute
+RATED_SECONDS = 2.0  # a shorter chunk may say as much as one of this length
+FIRST_WIDE, WIDE_LETTERS = 0x1100, 3  # from this code point on a character is a syllable or more, and counts as 3 letters
+REPEATED = re.compile(r"(.{1,60}?)\1{9,}|(.{20,120}?)\2{3,}", re.DOTALL)  # 10 times in a row; 4 times, where it is long
+ECHO_LETTERS = 16  # of a context's beginning or end that make an echo, or all of one that has at least SHORTEST_ECHO
+SHORTEST_ECHO = 8
+NO_ANSWER = ("engine_error", "timeout")
+MENDED_BY_PIECES = ("loop", "cut_off", "too_much", "too_little")
+
+Recognise = Callable[[AudioChunk, str | None, str, float], Awaitable[Hypothesis]]  # chunk, language, context, temperature
+Align = Callable[[AudioChunk, str, str | None], Awaitable[tuple[tuple[Word, ...], str | None]]]  # chunk, text, language
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one decode gave for `chunk`, a whole chunk or a piece of one."""
+
+    chunk: AudioChunk
+    text: str = ""
+    language: str | None = None
+    fault: str | None = None
+    reasons: tuple[str, ...] = ()  # the faults of the answers that were discarded for it
+
+    def result(self, words: tuple[Word, ...] = (), warning: str | None = None) -> ChunkResult:
+        """As a plain value, without the samples."""
+        return ChunkResult(
+            self.chunk.start, self.chunk.end, self.chunk.speech_seconds, self.text, self.language, words,
+            tuple(dict.fromkeys(self.reasons)), bool(self.fault), self.fault if self.fault in NO_ANSWER else None, warning,
+        )  # fmt: skip
+
+
+class Allowance:
+    """Seconds of audio that the further decodes of one chunk may still cost."""
+
+    def __init__(self, seconds: float):
+        self._left = seconds
+
+    def covers(self, seconds: float) -> bool:
+        """Take so many seconds, if there are so many left."""
+        if seconds > self._left:
+            return False
+        self._left -= seconds
+        return True
+
+
+async def best_results(chunk: AudioChunk, language: str | None, context: str, recognise: Recognise, align: Align) -> list[ChunkResult]:
+    """The results of one chunk, in order: one, or several that tile it where its pieces gave more than the whole.
+
+    `language`: to recognise in, or None to detect it. `recognise` raises EngineDead, which passes through, or
+    RecognitionError or TimeoutError where there is no answer. `align` gives the words' times and a warning, if there is one.
+    """
+    allowance = Allowance(EXTRA_SHARE * chunk.duration)
+    ask = _asker(recognise, language)
+    answers = await _best_answers(ask, chunk, context, allowance)
+    return [result for results in await gather(*(_timed(ask, align, a, allowance) for a in answers)) for result in results]
+
+
+def _asker(recognise: Recognise, language: str | None):
+    """A function (chunk, context, temperature) → Answer."""
+
+    async def ask(chunk: AudioChunk, context: str = "", temperature: float = 0.0) -> Answer:
+        try:
+            heard = await recognise(chunk, language, context, temperature)
+        except EngineDead:
+            raise
+        except RecognitionError:
+            return Answer(chunk, fault="engine_error")
+        except TimeoutError:
+            return Answer(chunk, fault="timeout")
+        fault = fault_in(heard, context, chunk.duration)
+        return Answer(chunk, collapsed(heard.text) if fault == "loop" else heard.text, heard.language, fault)
+
+    return ask
+
+
+async def _best_answers(ask, chunk: AudioChunk, context: str, allowance: Allowance) -> tuple[Answer, ...]:
+    """Answers that tile the chunk: the first one, or what further decodes gave where that is better."""
+    first = await ask(chunk, context)
+    if first.fault in (None, "timeout") or not allowance.covers(chunk.duration):
+        return (first,)
+    if first.fault not in MENDED_BY_PIECES:
+        further = (await ask(chunk),)
+    elif chunk.duration >= HALVED_FROM_SECONDS:
+        pieces = await gather(*(_best_answers(ask, half, "", allowance) for half in chunk.halves()))
+        further = tuple(answer for piece in pieces for answer in piece)
+    else:
+        further = (await ask(chunk, temperature=OTHER_TEMPERATURE),)
+    best = min((first,), further, key=badness)
+    return tuple(replace(answer, reasons=(first.fault, *answer.reasons)) for answer in best)
+
+
+def badness(candidate: Sequence[Answer]) -> tuple[float, bool, float]:
+    """A key to compare candidates of one chunk: the seconds without an answer, whether there is no text, the faulty seconds."""
+    unanswered = sum(answer.chunk.duration for answer in candidate if answer.fault in NO_ANSWER)
+    faulty = sum(answer.chunk.duration for answer in candidate if answer.fault)
+    return unanswered, not any(answer.text for answer in candidate), faulty
+
+
+async def _timed(ask, align: Align, answer: Answer, allowance: Allowance) -> list[ChunkResult]:
+    """The answer with its words' times, and behind it what its end has left out."""
+    if not answer.text:
+        return [answer.result()]
+    chunk = answer.chunk
+    timed = answer.result(*await align(chunk, answer.text, answer.language))
+    end = heard_until(timed.words)
+    if answer.fault or end is None or speech_end(chunk) - end <= TAIL_SECONDS:
+        return [timed]
+    front, tail = chunk.split(tail_start(chunk, end))
+    if not allowance.covers(tail.duration):
+        return [timed]
+    behind = await ask(tail)
+    if behind.fault not in (None, "too_little"):  # a few words behind minutes of music are little, and may be said
+        return [replace(timed, retries=(*timed.retries, "tail_missing"), doubtful=True)]
+    if not behind.text:  # music
+        return [timed]
+    both = replace(answer, chunk=front), replace(behind, reasons=("tail_missing",))
+    return [a.result(*await align(a.chunk, a.text, a.language)) for a in both]
+
+
+def heard_until(words: Sequence[Word]) -> float | None:
+    """Where the words end, in seconds of the recording, by the last one whose time was measured; None where none was.
+
+    The words behind that one, whose times are estimated, are taken to be as long for their letters as the measured ones.
+    """
+    measured = [word for word in words if not word.estimated]
+    if not measured:
+        return None
+    pace = sum(word.end - word.start for word in measured) / sum(len(word.text) for word in measured)
+    behind = sum(len(word.text) for word in words if word.start >= measured[-1].end)
+    return measured[-1].end + pace * behind
+
+
+def speech_end(chunk: AudioChunk) -> float:
+    """Where the speech of the chunk ends, in seconds of the recording."""
+    return chunk.start + (chunk.speech[-1][1] / SAMPLE_RATE if chunk.speech else 0)
+
+
+def tail_start(chunk: AudioChunk, end: float) -> int:
+    """The sample of the chunk at which to cut behind the word that ends at `end` seconds: in the pause there, if there is one."""
+    at, near = round((end - chunk.start) * SAMPLE_RATE), round(PAUSE_NEAR_SECONDS * SAMPLE_RATE)
+    pauses = [(a, b) for (_, a), (b, _) in zip(chunk.speech, chunk.speech[1:]) if a <= at + near and b > at]
+    return max(at, sum(pauses[0]) // 2) if pauses else at
+
+
+def fault_in(heard: Hypothesis, context: str, seconds: float) -> str | None:
+    """What is wrong with the answer for a chunk of so many seconds, or None.
+
+    "loop", "cut_off": it ran into its cap, repeating itself or not; "loop", "too_much": it says more than anyone can say in
+    the time, repeating itself or not; "context_echo": it begins like the context; "too_little": hardly anything for its
+    length. An answer without text is no fault: nothing was said, or nothing but music, laughter or noise.
+    """
+    if not heard.text:
+        return None
+    letters = sum(WIDE_LETTERS if ord(c) >= FIRST_WIDE else 1 for c in heard.text if c.isalnum())
+    cut_off = heard.finish_reason == "length"
+    if cut_off or letters > MOST_LETTERS_PER_SECOND * max(seconds, RATED_SECONDS):
+        return "loop" if REPEATED.search(heard.text) else "cut_off" if cut_off else "too_much"
+    if echoes(context, heard.text):
+        return "context_echo"
+    if seconds >= HALVED_FROM_SECONDS and letters < LEAST_LETTERS_PER_SECOND * seconds:
+        return "too_little"
+    return None
+
+
+def collapsed(text: str) -> str:
+    """`text` with every phrase that is repeated over and over said once."""
+    return REPEATED.sub(lambda repeats: repeats[1] or repeats[2], text).strip()
+
+
+def echoes(context: str, text: str) -> bool:
+    """Whether `text` begins like `context`, or with the end of it, letter by letter."""
+    given, said = ("".join(c for c in t.lower() if c.isalnum()) for t in (context, text))
+    if len(given) < SHORTEST_ECHO:
+        return False
+    return said.startswith(given[:ECHO_LETTERS]) or any(
+        said.startswith(given[i:]) for i in range(len(given) - min(len(given), ECHO_LETTERS) + 1)
+    )

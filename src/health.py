@@ -1,0 +1,45 @@
+"""Notices a broken GPU or a stuck engine: after a few failures in a row that nobody can explain, the worker checks itself.
+
+Knows no models and no jobs: what the check is, and what to do when it fails, it is given.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from errors import EngineDead
+
+FAILURES_IN_A_ROW = 3  # before the worker checks itself
+CHECK_SECONDS = 60  # for the check, which takes a moment on an engine that is only busy: it goes before other chunks
+
+
+class Health:
+    """Failures in a row of each part, over all jobs."""
+
+    def __init__(self, check: Callable[[], Awaitable[None]], give_up: Callable[[], None]):
+        """`check` raises where the worker is broken; `give_up` is then called once."""
+        self._check, self._give_up = check, give_up
+        self._failures: Counter[str] = Counter()  # in a row, by part
+        self._checking: asyncio.Task | None = None
+
+    def worked(self, part: str) -> None:
+        """A part of the worker ("engine", "aligner") has answered."""
+        del self._failures[part]
+
+    async def failed(self, part: str) -> None:
+        """It has not, and nothing in its input says why. Raises EngineDead where the check that follows on some such fails."""
+        self._failures[part] += 1
+        if self._failures[part] < FAILURES_IN_A_ROW:
+            return
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._checked())
+        await asyncio.shield(self._checking)
+
+    async def _checked(self) -> None:
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await self._check()
+        except Exception as error:
+            self._give_up()
+            raise EngineDead("This worker no longer works and is being replaced. Please send the job again.") from error
+        self._failures.clear()

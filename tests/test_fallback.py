@@ -1,0 +1,288 @@
+"""The fallback rules by themselves: what is a fault, which further decode it is worth, and which candidate is delivered.
+
+`recognise` and `align` are scripted here; test_scripted.py runs the same rules through whole jobs.
+"""
+
+import asyncio
+import random
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asr import Hypothesis
+from audio import SAMPLE_RATE, AudioChunk
+from errors import EngineDead, RecognitionError
+from fallback import Answer, badness, best_results, collapsed, echoes, fault_in, heard_until, tail_start
+from material import silence
+from transcript import Word
+
+LETTERS = "".join(random.Random(1).choices(string.ascii_lowercase, k=3000))  # nothing in it is repeated
+LOOP = "and so I think. " * 100
+
+
+def chunk_of(seconds: float, *speech: tuple[float, float], start: float = 0) -> AudioChunk:
+    """A chunk with speech at these seconds of it, or all along."""
+    spans = tuple((round(a * SAMPLE_RATE), round(b * SAMPLE_RATE)) for a, b in speech or [(0, seconds)])
+    return AudioChunk(0, round(start * SAMPLE_RATE), silence(seconds), spans)
+
+
+def said(text: str, finish_reason: str = "stop", language: str | None = "English") -> Hypothesis:
+    return Hypothesis(text, language if text else None, finish_reason, len(text) // 4)
+
+
+class Script:
+    """`recognise` that answers by the seconds it is asked about, and keeps what it was asked."""
+
+    def __init__(self, answer):
+        self._answer, self.asked = answer, []
+
+    async def __call__(self, chunk, language, context, temperature):
+        self.asked.append((chunk.start, chunk.end, context, temperature))
+        answer = self._answer(chunk, context, temperature)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @property
+    def extra_seconds(self) -> float:
+        return sum(end - start for start, end, *_ in self.asked[1:])
+
+
+async def spread(chunk, text, language):
+    """Words over the whole chunk, as if they had been measured there."""
+    units = text.split()
+    step = chunk.duration / len(units)
+    return tuple(Word(u, chunk.start + i * step, chunk.start + (i + 1) * step, 0) for i, u in enumerate(units)), None
+
+
+def run(answer, chunk, context="", align=spread):
+    script = Script(answer)
+    return asyncio.run(best_results(chunk, None, context, script, align)), script
+
+
+# what is a fault
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("ha " * 40, 20),
+        ("No, no, no, no, no, no, no, no.", 4),
+        ("USA! " * 12, 10),
+        ("Holy, holy, holy, holy, holy, holy.", 5),
+        ("very " * 6 + "good", 3),
+        ("thank you " * 6, 4),
+        ("1,000,000,000,000", 2),
+        ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15", 8),
+        ("哈" * 40, 10),
+        ("谢谢" * 30, 15),
+        ("Ναι, ναι, ναι, ναι, ναι, ναι, ναι.", 4),
+        ("ora pro nobis. " * 30, 60),
+        ("", 60),
+        ("Yes.", 0.4),
+    ],
+)
+def test_an_answer_that_ends_by_itself_at_a_speakable_rate_is_no_fault(text, seconds):
+    assert fault_in(said(text), "", seconds) is None
+
+
+@pytest.mark.parametrize(
+    "heard, seconds, fault",
+    [
+        (said(LOOP, "length"), 60, "loop"),
+        (said("哈" * 500, "length"), 10, "loop"),
+        (said("1, 2, 3, 4, 5, 6, 7, 8, 9, 10", "length"), 10, "cut_off"),
+        (said("ha " * 500), 10, "loop"),
+        (said(LETTERS[:500]), 10, "too_much"),
+        (said("哈" * 300), 20, "loop"),
+        (said("Thanks."), 60, "too_little"),
+        (said("嗯。"), 60, "too_little"),
+        (said("Thanks."), 15, None),  # too short to be heard in halves
+    ],
+)
+def test_faults_by_name(heard, seconds, fault):
+    assert fault_in(heard, "", seconds) == fault
+
+
+@pytest.mark.parametrize("letters_per_second, fault", [(30, None), (50, "too_much")])
+def test_rates_count_the_seconds_of_the_chunk(letters_per_second, fault):
+    assert fault_in(said(LETTERS[: letters_per_second * 30]), "", 30) == fault
+
+
+@pytest.mark.parametrize(
+    "context, text, echo",
+    [
+        ("Names: Tango, Whiskey.", "names tango whiskey. Alpha", True),
+        ("a long context that ends with these last few words", "Ends with these last few words. Alpha", True),
+        ("Tango", "Tango alpha bravo", False),  # one word may well be said
+        ("Names: Tango, Whiskey.", "Tango, Whiskey.", False),
+        ("", "Alpha", False),
+    ],
+)
+def test_an_echo_is_a_text_that_begins_like_its_context(context, text, echo):
+    assert echoes(context, text) is echo
+
+
+@pytest.mark.parametrize(
+    "text, once",
+    [
+        (f"Hello. {LOOP}", "Hello. and so I think."),
+        ("像" * 119, "像"),
+        ("Hello. " + "ha " * 500 + "Goodbye.", "Hello. ha Goodbye."),
+        ("one two three four", "one two three four"),
+        ("no no no no", "no no no no"),
+    ],
+)
+def test_a_loop_is_collapsed_to_what_it_repeats(text, once):
+    assert collapsed(text) == once
+
+
+# which further decode
+
+
+def test_a_healthy_answer_costs_no_further_decode():
+    results, script = run(lambda *_: said("one two three " * 20), chunk_of(60))
+    assert len(script.asked) == 1 and [r.retries for r in results] == [()]
+
+
+def test_no_text_is_an_honest_answer_and_not_asked_again():
+    results, script = run(lambda *_: said(""), chunk_of(60))
+    assert len(script.asked) == 1 and (results[0].text, results[0].retries, results[0].failure) == ("", (), None)
+
+
+def test_an_echoed_context_is_left_out_of_the_next_decode():
+    context = "Names: Tango, Whiskey."
+    results, script = run(lambda c, given, t: said(given + " One two three." if given else "One two three."), chunk_of(6), context)
+    assert [asked[2] for asked in script.asked] == [context, ""]
+    assert [(r.text, r.retries, r.outcome) for r in results] == [("One two three.", ("context_echo",), "mended")]
+
+
+def test_a_loop_in_a_long_chunk_is_narrowed_down_in_halves():
+    def answer(chunk, context, temperature):
+        return said("one two " + LOOP, "length") if chunk.start < 5 < chunk.end else said(f"from {chunk.start:.0f} seconds")
+
+    results, script = run(answer, chunk_of(64))
+    assert [(r.start, r.end, r.outcome) for r in results] == [(0, 16, "kept"), (16, 32, "mended"), (32, 64, "mended")]
+    assert results[0].text == "one two and so I think." and results[2].text == "from 32 seconds"
+    assert script.extra_seconds == 64 + 32 + 16 and max(asked[3] for asked in script.asked) > 0
+
+
+def test_a_loop_in_a_short_chunk_is_sampled_once():
+    results, script = run(lambda c, given, temperature: said("one two") if temperature else said(LOOP, "length"), chunk_of(15))
+    assert len(script.asked) == 2 and [(r.text, r.retries, r.outcome) for r in results] == [("one two", ("loop",), "mended")]
+
+
+def test_an_engine_that_refuses_a_chunk_once_is_asked_again():
+    answers = iter([RecognitionError("refused"), said("one two")])
+    results, _ = run(lambda *_: next(answers), chunk_of(6))
+    assert [(r.text, r.retries, r.outcome) for r in results] == [("one two", ("engine_error",), "mended")]
+
+
+def test_a_timeout_is_not_asked_again_and_fails_the_chunk():
+    results, script = run(lambda *_: TimeoutError(), chunk_of(6))
+    assert len(script.asked) == 1 and [(r.failure, r.text) for r in results] == [("timeout", "")]
+
+
+def test_a_dead_engine_ends_it_all():
+    with pytest.raises(EngineDead):
+        run(lambda *_: EngineDead("dead"), chunk_of(60))
+
+
+# which candidate
+
+
+def test_a_second_attempt_never_replaces_a_better_first_one():
+    def answer(chunk, context, temperature):
+        return said("Well. " + LOOP, "length") if chunk.duration == 60 else RecognitionError("refused")
+
+    results, _ = run(answer, chunk_of(60))
+    assert [(r.text, r.outcome, r.failure) for r in results] == [("Well. and so I think.", "kept", None)]
+
+
+def test_a_text_is_not_given_up_for_none():
+    results, _ = run(lambda c, *_: said("Thanks.") if c.duration == 60 else said(""), chunk_of(60))
+    assert [(r.text, r.retries, r.outcome) for r in results] == [("Thanks.", ("too_little",), "kept")]
+
+
+def test_candidates_compare_by_what_is_unanswered_then_by_text_then_by_what_is_faulty():
+    short, long = chunk_of(10), chunk_of(50)
+    worst_last = [
+        (Answer(short, "a"), Answer(long, "b")),
+        (Answer(short, "a", fault="loop"), Answer(long, "b")),
+        (Answer(short, "a"), Answer(long, "b", fault="loop")),
+        (Answer(short), Answer(long)),
+        (Answer(short, fault="timeout"), Answer(long, "b")),
+        (Answer(short, "a"), Answer(long, fault="engine_error")),
+    ]
+    assert sorted(reversed(worst_last), key=badness) == worst_last
+
+
+ANY_ANSWER = st.sampled_from(
+    [said("one two three"), said(""), said(LOOP, "length"), said(LETTERS), said("abc", "length"), RecognitionError("no"), TimeoutError()]
+)
+
+
+@given(st.floats(0.1, 180), st.data())
+@settings(max_examples=300, deadline=None)
+def test_whatever_the_engine_answers_the_results_tile_the_chunk_and_cost_at_most_twice_its_audio(seconds, data):
+    """And a text, once obtained, is never lost to none."""
+    texts = []
+
+    def answer(chunk, context, temperature):
+        heard = data.draw(ANY_ANSWER)
+        texts.extend([heard.text] if isinstance(heard, Hypothesis) and heard.text else [])
+        return heard
+
+    chunk = chunk_of(seconds)
+    results, script = run(answer, chunk)
+    assert [r.start for r in results] == [chunk.start, *(r.end for r in results[:-1])] and results[-1].end == chunk.end
+    assert script.extra_seconds <= 2 * chunk.duration + 1e-6
+    assert any(r.text for r in results) or not texts
+    assert all(r.retries for r in results if r.doubtful and r.failure is None)
+
+
+# the tail
+
+
+async def until_second_ten(chunk, text, language):
+    """Words that end at second 10 of the recording, in a chunk that begins before that."""
+    return (await spread(chunk.split(10 * SAMPLE_RATE)[0] if chunk.start < 10 < chunk.end else chunk, text, language))
+
+
+def test_only_the_stretch_behind_the_last_word_is_heard_again():
+    answer = lambda c, *_: said("one two three four") if c.start == 0 else said("five six seven")
+    results, script = run(answer, chunk_of(40, (0, 9.9), (10.5, 39)), align=until_second_ten)
+    assert [asked[:2] for asked in script.asked] == [(0, 40), (10.2, 40)]
+    assert [(r.start, r.end, r.text, r.retries, r.outcome) for r in results] == [
+        (0, 10.2, "one two three four", (), "mended"), (10.2, 40, "five six seven", ("tail_missing",), "mended")
+    ]  # fmt: skip
+
+
+def test_music_behind_the_last_word_is_asked_about_once_and_changes_nothing():
+    results, script = run(lambda c, *_: said("one two three four") if c.start == 0 else said(""), chunk_of(40), align=until_second_ten)
+    assert len(script.asked) == 2 and [(r.end, r.text, r.retries) for r in results] == [(40, "one two three four", ())]
+
+
+def test_an_unhealthy_tail_is_not_added_but_said_to_be_doubtful():
+    answer = lambda c, *_: said("one two three four") if c.start == 0 else said(LOOP, "length")
+    results, script = run(answer, chunk_of(40), align=until_second_ten)
+    assert len(script.asked) == 2
+    assert [(r.end, r.text, r.retries, r.outcome) for r in results] == [(40, "one two three four", ("tail_missing",), "kept")]
+
+
+def test_two_seconds_of_speech_behind_the_last_word_are_none_of_its_business():
+    _, script = run(lambda *_: said("one two three four"), chunk_of(11.9), align=until_second_ten)
+    assert len(script.asked) == 1
+
+
+def test_estimated_words_at_the_end_are_as_long_as_the_measured_ones():
+    words = [Word("four", 1, 1.4, 0), Word("five", 1.5, 1.9, 5), Word("eleven", 1.9, 30, 10, estimated=True)]
+    assert heard_until(words) == pytest.approx(1.9 + 6 * 0.1)
+    assert heard_until(words[2:]) is None
+
+
+@pytest.mark.parametrize("end, cut", [(4.9, 5.5), (5.2, 5.5), (5.8, 5.8), (4.0, 4.0), (7.0, 7.0)])
+def test_the_tail_begins_in_the_pause_behind_the_last_word(end, cut):
+    assert tail_start(chunk_of(20, (0, 5), (6, 20), start=100), 100 + end) == round(cut * SAMPLE_RATE)
