@@ -193,8 +193,15 @@ def fault_in(heard: Hypothesis, context: str, seconds: float) -> str | None:
 
 
 def collapsed(text: str) -> str:
-    """`text` with every phrase that is repeated over and over said once."""
-    return REPEATED.sub(lambda repeats: repeats[1] or repeats[2], text).strip()
+    """`text` with every phrase that is repeated over and over said once, the last one of a cut off answer included."""
+    kept, end, phrase = [], 0, ""
+    for repeats in REPEATED.finditer(text):
+        phrase = repeats[1] or repeats[2]
+        kept += [text[end : repeats.start()], phrase]
+        end = repeats.end()
+    rest = text[end:]
+    begun = phrase.startswith(rest) and any(map(str.isalnum, rest))
+    return "".join([*kept, "" if begun else rest]).strip()
 
 
 def echoes(context: str, text: str) -> bool:

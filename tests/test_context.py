@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-import asr
+import fallback
 from audio import SAMPLE_RATE
 from material import ENGLISH, silence
 from test_asr import Prompts
@@ -22,8 +22,8 @@ def url(file_server) -> str:
 
 @pytest.fixture
 def job(worker, url, monkeypatch):
-    monkeypatch.setattr(asr, "LETTERS_PER_SECOND", (0, 1e9))  # no injected text is too long or too short
-    monkeypatch.setattr(worker, "TAIL_SECONDS", 1e9)
+    monkeypatch.setattr(fallback, "MOST_LETTERS_PER_SECOND", 1e9)  # no injected text is too long
+    monkeypatch.setattr(fallback, "TAIL_SECONDS", 1e9)
 
     def run(*answers, **fields):
         """(output, the contexts of the prompts in the order they came); `answers` are said in the engine's stead."""

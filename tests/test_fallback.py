@@ -131,6 +131,7 @@ def test_an_echo_is_a_text_that_begins_like_its_context(context, text, echo):
         (f"Hello. {LOOP}", "Hello. and so I think."),
         ("像" * 119, "像"),
         ("Hello. " + "ha " * 500 + "Goodbye.", "Hello. ha Goodbye."),
+        ("one two " * 30 + "one t", "one two"),
         ("one two three four", "one two three four"),
         ("no no no no", "no no no no"),
     ],

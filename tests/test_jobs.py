@@ -65,15 +65,9 @@ def serve(file_server):
     return serve
 
 
-@pytest.mark.parametrize("pcm", [silence(5), noise(5, 20), noise(1, 2000), silence(0.1), noise(0.1)], ids=["silence", "hiss", "noise", "0.1 s", "0.1 s of noise"])
+@pytest.mark.parametrize("pcm", [silence(5), noise(5, 20), noise(1, 2000), noise(6, 2000), silence(0.1), noise(0.1)], ids=["silence", "hiss", "noise", "much noise", "0.1 s", "0.1 s of noise"])
 def test_where_nothing_is_said_the_result_is_empty_not_an_error(run, serve, pcm):
     assert run({"audio_url": serve("nothing.wav", pcm)}) == NOTHING
-
-
-def test_much_noise_without_a_word_is_asked_about_in_halves_and_says_so(run, serve):
-    output = run({"audio_url": serve("noise.wav", noise(6, 2000))})
-    assert output.pop("retries") == [{"start": 0.0, "end": 3.0, "reasons": ["too_little"]}, {"start": 3.0, "end": 6.0, "reasons": ["too_little"]}]
-    assert output == NOTHING
 
 
 def test_nothing_said_in_a_forced_language_is_no_language_either(run, serve):
@@ -185,7 +179,7 @@ def test_an_aligner_that_never_returns_costs_times_not_text_fault_injected(run, 
 def test_the_fitness_check_fails_where_the_engine_talks_nonsense_fault_injected(worker, monkeypatch):
     asyncio.run(worker.check())
     monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [("language English<asr_text>" + "!" * 200, "length")]))
-    with pytest.raises(RecognitionError, match="loop"):
+    with pytest.raises(RecognitionError, match="did not come to an end"):
         asyncio.run(worker.check())
 
 

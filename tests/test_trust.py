@@ -258,15 +258,24 @@ def test_a_short_outlier_is_heard_again_in_the_language_of_the_rest_text_injecte
     say("language Chinese<asr_text>天地")
     output = job(np.concatenate([short.pcm, silence(2), long[0].pcm, silence(1), long[1].pcm]))
     assert output["language_detected"] == "English" and len(output["languages"]) == 1
-    assert [r["reasons"] for r in output["retries"]] == [["language"]]
+    assert [(r["reasons"], r["outcome"]) for r in output["retries"]] == [(["language"], "mended")]
     assert [plain(s["text"]) for s in output["segments"][: len(short.words)]] == [plain(w.text) for w in short.words]
 
 
-def test_speech_after_the_last_word_is_heard_in_halves_text_injected(job, say):
+def test_two_short_phrases_in_another_language_are_no_slip(job):
+    long = [u for u in ENGLISH if u.duration > 4][:3]
+    short = sorted(CHINESE, key=lambda u: u.duration)[:2]
+    output = job(np.concatenate([part for u in (long[0], short[0], long[1], short[1], long[2]) for part in (u.pcm, silence(2))]))
+    assert {e["language"] for e in output["languages"]} == {"English", "Chinese"} and "retries" not in output
+
+
+def test_speech_behind_the_last_word_is_heard_by_itself_text_injected(job, say):
     u = max(ENGLISH, key=lambda u: u.words[-1].end - u.words[0].start)
     say("language English<asr_text>" + " ".join(w.text for w in u.words[:2]))
     output = job(u.pcm)
-    assert {r for entry in output["retries"] for r in entry["reasons"]} == {"tail_missing"}
+    (retried,) = output["retries"]
+    assert (retried["reasons"], retried["outcome"]) == (["tail_missing"], "mended") and retried["start"] >= u.words[1].start
+    assert [plain(s["text"]) for s in output["segments"][:2]] == [plain(w.text) for w in u.words[:2]]
     assert abs(len(output["segments"]) - len(u.words)) <= 2
 
 
