@@ -3,11 +3,11 @@
 A candidate is a row of answers that tile the chunk, each with its fault, if it has one. The fault of the first answer says
 which further decode is worth a try, and the better of the two candidates is kept:
 
-    context_echo                           the same samples without the context
-    engine_error                           the same samples once more, without the context
-    loop, cut_off, too_much, too_little    the two halves, each judged and mended in the same way; a chunk under 20 s is
-                                           decoded once more with another sampling instead
-    tail_missing                           only the stretch behind the last word, added where it is healthy
+    context_echo             the same samples without the context
+    engine_error             the same samples once more, without the context
+    loop, cut_off, too_much  the two halves, each judged and mended in the same way; of a chunk under 20 s another sampling
+    too_little               another sampling
+    tail_missing             only the stretch behind the last word, added where it is healthy and as much as speech would be
 
 The text of an answer that stays faulty is delivered all the same, and marked. A chunk fails only where no answer came.
 """
@@ -23,19 +23,21 @@ from errors import EngineDead, RecognitionError
 from transcript import ChunkResult, Word
 
 EXTRA_SHARE = 2.0  # of a chunk's seconds: what all further decodes of it may cost in audio
-HALVED_FROM_SECONDS = 20.0  # shorter chunks are not halved: a fault is then narrowed down to about 10 s
+HALVED_FROM_SECONDS = 20.0  # shorter chunks are not halved: a fault has been narrowed down to about 10 s
 OTHER_TEMPERATURE = 0.4  # of another sampling; Whisper's fallback goes from 0.2 to 1.0 in steps of 0.2
 TAIL_SECONDS = 2.0  # of speech behind the last word, and something may be missing
 PAUSE_NEAR_SECONDS = 0.3  # from the last word to a pause that belongs to it
 MOST_LETTERS_PER_SECOND = 40  # of a chunk; the fastest speech in any language has about 30
-LEAST_LETTERS_PER_SECOND = 0.25  # of a chunk; two words in a minute
+LEAST_LETTERS_PER_SECOND = 0.25  # of a chunk of at least HALVED_FROM_SECONDS; three words in a minute
+TAIL_LETTERS_PER_SECOND = 1.0  # with fewer, what is heard in the tail may be made up: behind most last words is music
 RATED_SECONDS = 2.0  # a shorter chunk may say as much as one of this length
 FIRST_WIDE, WIDE_LETTERS = 0x1100, 3  # from this code point on a character is a syllable or more, and counts as 3 letters
 REPEATED = re.compile(r"(.{1,60}?)\1{9,}|(.{20,120}?)\2{3,}", re.DOTALL)  # 10 times in a row; 4 times, where it is long
 ECHO_LETTERS = 16  # of a context's beginning or end that make an echo, or all of one that has at least SHORTEST_ECHO
 SHORTEST_ECHO = 8
 NO_ANSWER = ("engine_error", "timeout")
-MENDED_BY_PIECES = ("loop", "cut_off", "too_much", "too_little")
+MENDED_BY_HALVES = ("loop", "cut_off", "too_much")
+MENDED_BY_SAMPLING = (*MENDED_BY_HALVES, "too_little")
 
 Recognise = Callable[[AudioChunk, str | None, str, float], Awaitable[Hypothesis]]  # chunk, language, context, temperature
 Align = Callable[[AudioChunk, str, str | None], Awaitable[tuple[tuple[Word, ...], str | None]]]  # chunk, text, language
@@ -108,13 +110,11 @@ async def _best_answers(ask, chunk: AudioChunk, context: str, allowance: Allowan
     first = await ask(chunk, context)
     if first.fault in (None, "timeout") or not allowance.covers(chunk.duration):
         return (first,)
-    if first.fault not in MENDED_BY_PIECES:
-        further = (await ask(chunk),)
-    elif chunk.duration >= HALVED_FROM_SECONDS:
+    if first.fault in MENDED_BY_HALVES and chunk.duration >= HALVED_FROM_SECONDS:
         pieces = await gather(*(_best_answers(ask, half, "", allowance) for half in chunk.halves()))
         further = tuple(answer for piece in pieces for answer in piece)
     else:
-        further = (await ask(chunk, temperature=OTHER_TEMPERATURE),)
+        further = (await ask(chunk, temperature=OTHER_TEMPERATURE if first.fault in MENDED_BY_SAMPLING else 0.0),)
     best = min((first,), further, key=badness)
     return tuple(replace(answer, reasons=(first.fault, *answer.reasons)) for answer in best)
 
@@ -139,10 +139,10 @@ async def _timed(ask, align: Align, answer: Answer, allowance: Allowance) -> lis
     if not allowance.covers(tail.duration):
         return [timed]
     behind = await ask(tail)
-    if behind.fault not in (None, "too_little"):  # a few words behind minutes of music are little, and may be said
-        return [replace(timed, retries=(*timed.retries, "tail_missing"), doubtful=True)]
-    if not behind.text:  # music
+    if not behind.text and not behind.fault:  # music
         return [timed]
+    if behind.fault or letters_in(behind.text) < TAIL_LETTERS_PER_SECOND * tail.duration:
+        return [replace(timed, retries=(*timed.retries, "tail_missing"), doubtful=True)]
     both = replace(answer, chunk=front), replace(behind, reasons=("tail_missing",))
     return [a.result(*await align(a.chunk, a.text, a.language)) for a in both]
 
@@ -181,7 +181,7 @@ def fault_in(heard: Hypothesis, context: str, seconds: float) -> str | None:
     """
     if not heard.text:
         return None
-    letters = sum(WIDE_LETTERS if ord(c) >= FIRST_WIDE else 1 for c in heard.text if c.isalnum())
+    letters = letters_in(heard.text)
     cut_off = heard.finish_reason == "length"
     if cut_off or letters > MOST_LETTERS_PER_SECOND * max(seconds, RATED_SECONDS):
         return "loop" if REPEATED.search(heard.text) else "cut_off" if cut_off else "too_much"
@@ -190,6 +190,11 @@ def fault_in(heard: Hypothesis, context: str, seconds: float) -> str | None:
     if seconds >= HALVED_FROM_SECONDS and letters < LEAST_LETTERS_PER_SECOND * seconds:
         return "too_little"
     return None
+
+
+def letters_in(text: str) -> int:
+    """How much is said, in letters of an alphabet."""
+    return sum(WIDE_LETTERS if ord(c) >= FIRST_WIDE else 1 for c in text if c.isalnum())
 
 
 def collapsed(text: str) -> str:

@@ -99,7 +99,7 @@ def test_an_answer_that_ends_by_itself_at_a_speakable_rate_is_no_fault(text, sec
         (said("哈" * 300), 20, "loop"),
         (said("Thanks."), 60, "too_little"),
         (said("嗯。"), 60, "too_little"),
-        (said("Thanks."), 15, None),  # too short to be heard in halves
+        (said("Thanks."), 15, None),
     ],
 )
 def test_faults_by_name(heard, seconds, fault):
@@ -175,6 +175,12 @@ def test_a_loop_in_a_short_chunk_is_sampled_once():
     assert len(script.asked) == 2 and [(r.text, r.retries, r.outcome) for r in results] == [("one two", ("loop",), "mended")]
 
 
+def test_too_little_is_sampled_once_and_never_added_up_from_pieces():
+    results, script = run(lambda *_: said("Thanks."), chunk_of(60))
+    assert [asked[:2] for asked in script.asked] == [(0, 60)] * 2 and script.asked[1][3] > 0
+    assert [(r.text, r.retries, r.outcome) for r in results] == [("Thanks.", ("too_little",), "kept")]
+
+
 def test_an_engine_that_refuses_a_chunk_once_is_asked_again():
     answers = iter([RecognitionError("refused"), said("one two")])
     results, _ = run(lambda *_: next(answers), chunk_of(6))
@@ -203,8 +209,8 @@ def test_a_second_attempt_never_replaces_a_better_first_one():
 
 
 def test_a_text_is_not_given_up_for_none():
-    results, _ = run(lambda c, *_: said("Thanks.") if c.duration == 60 else said(""), chunk_of(60))
-    assert [(r.text, r.retries, r.outcome) for r in results] == [("Thanks.", ("too_little",), "kept")]
+    results, _ = run(lambda c, *_: said("Thanks. " + LOOP, "length") if c.duration == 60 else said(""), chunk_of(60))
+    assert [(r.text, r.retries, r.outcome) for r in results] == [("Thanks. and so I think.", ("loop",), "kept")]
 
 
 def test_candidates_compare_by_what_is_unanswered_then_by_text_then_by_what_is_faulty():
@@ -253,11 +259,11 @@ async def until_second_ten(chunk, text, language):
 
 
 def test_only_the_stretch_behind_the_last_word_is_heard_again():
-    answer = lambda c, *_: said("one two three four") if c.start == 0 else said("five six seven")
+    answer = lambda c, *_: said("one two three four") if c.start == 0 else said("five six seven eight nine ten eleven")
     results, script = run(answer, chunk_of(40, (0, 9.9), (10.5, 39)), align=until_second_ten)
     assert [asked[:2] for asked in script.asked] == [(0, 40), (10.2, 40)]
     assert [(r.start, r.end, r.text, r.retries, r.outcome) for r in results] == [
-        (0, 10.2, "one two three four", (), "mended"), (10.2, 40, "five six seven", ("tail_missing",), "mended")
+        (0, 10.2, "one two three four", (), "mended"), (10.2, 40, "five six seven eight nine ten eleven", ("tail_missing",), "mended")
     ]  # fmt: skip
 
 
@@ -266,8 +272,9 @@ def test_music_behind_the_last_word_is_asked_about_once_and_changes_nothing():
     assert len(script.asked) == 2 and [(r.end, r.text, r.retries) for r in results] == [(40, "one two three four", ())]
 
 
-def test_an_unhealthy_tail_is_not_added_but_said_to_be_doubtful():
-    answer = lambda c, *_: said("one two three four") if c.start == 0 else said(LOOP, "length")
+@pytest.mark.parametrize("tail", [said(LOOP, "length"), said("Thanks for watching."), RecognitionError("no")], ids=["loop", "hardly a word", "none"])
+def test_an_unhealthy_tail_is_not_added_but_said_to_be_doubtful(tail):
+    answer = lambda c, *_: said("one two three four") if c.start == 0 else tail
     results, script = run(answer, chunk_of(40), align=until_second_ten)
     assert len(script.asked) == 2
     assert [(r.end, r.text, r.retries, r.outcome) for r in results] == [(40, "one two three four", ("tail_missing",), "kept")]

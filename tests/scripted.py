@@ -1,0 +1,229 @@
+"""Recordings whose model is a script: what the real Qwen3-ASR would say for any stretch of them, at the real tokenizer's rates.
+
+The tiny checkpoints hear 36 words. Here the sound is noise with pauses, every sample of it unlike any other, so that a
+script which stands in for vLLM's `generate` knows by the samples which stretch of the recording it is asked about. It says
+the words of that stretch, or what a scenario has the model say in their stead, and is cut off at the cap like vLLM. The
+aligner's forward pass is scripted too, its units are the package's own. All other code is the worker's.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import cycle
+from types import SimpleNamespace
+
+import numpy as np
+
+from audio import SAMPLE_RATE
+
+SECTION_SECONDS, GAP_SECONDS, PAUSE_SECONDS, SENTENCE_SECONDS = 56.0, 2.0, 0.5, 6.0
+LOUD, HISS = 3000, 3  # standard deviation of samples: the detector takes one for speech, the other for silence
+
+# tokens a word, by the real tokenizer; of Thai and Japanese a word is a few characters
+TOKENS = {"English": 1.1, "German": 1.6, "Greek": 5.8, "Hindi": 4.2, "Thai": 3.8, "Persian": 3.1, "Japanese": 2.0, "Chinese": 1.6}
+VOCABULARY = {
+    "English": "the river was high after three days of rain and nobody in town could remember such a spring before this one came along".split(),
+    "Greek": "η κυβέρνηση ανακοίνωσε σήμερα νέα μέτρα για την αντιμετώπιση των πυρκαγιών στην Πελοπόννησο ενώ κάτοικοι εγκαταλείπουν χωριά".split(),
+    "Hindi": "प्रधानमंत्री ने आज सुबह नई दिल्ली में कहा कि सरकार किसानों के लिए विशेष योजना लाएगी और सभी राज्यों को सहायता मिलेगी".split(),
+    "Thai": "วันนี้ รัฐบาล ประกาศ มาตรการ ใหม่ เพื่อ ช่วยเหลือ ประชาชน ที่ ได้รับ ผลกระทบ จาก น้ำท่วม ใน ภาคเหนือ".split(),
+    "Persian": "رئیس جمهور امروز در تهران گفت که دولت برنامه تازه ای برای حمایت از کشاورزان ارائه خواهد کرد".split(),
+    "Japanese": "今日 は 東京 で 新しい 博物館 が 開き 多く の 人 が 朝 から 並んで いました".split(),
+    "Chinese": "今天 上午 我们 在 公园 里 看到 很多 孩子 放 风筝 天气 非常 好".split(),
+}
+UNSPACED = ("Thai", "Japanese", "Chinese")
+
+
+@dataclass(frozen=True)
+class Said:
+    """A word with its place in the recording, in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What a decode is asked about, in seconds of its section."""
+
+    start: float
+    end: float
+    words: list[Said]  # whose middle lies in it
+    context: str
+    temperature: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+    def text(self, until: float = float("inf")) -> str:
+        """What is said, to that second."""
+        return " ".join(word.text for word in self.words if word.end <= until)
+
+
+@dataclass
+class Section:
+    """About a minute of a recording: what is said in it, and where there is sound."""
+
+    language: str = "English"
+    words: list[Said] = field(default_factory=list)
+    sounds: list[tuple[float, float]] = field(default_factory=list)  # (start, end) of what is no silence
+    voiced: float = 1.0  # share of each word that is loud enough for the detector
+    model: Callable[[Stretch], str | None] = lambda stretch: None  # what it says other than the words; "" where it says nothing
+
+    def talk(self, until: float, words_per_minute: float = 150, text: list[str] | None = None) -> "Section":
+        """Go on talking, in sentences with pauses, to second `until` of the section."""
+        at, step, words = self.end, 60 / words_per_minute, cycle(text) if text else shuffled(self.language)
+        while at + SENTENCE_SECONDS <= until + 0.01:
+            count = max(1, int((SENTENCE_SECONDS - PAUSE_SECONDS) / step))
+            spoken = [Said(next(words), at + i * step, at + (i + 1) * step) for i in range(count)]
+            self.words += spoken
+            self.sounds += [(w.start, w.start + self.voiced * step) for w in spoken]
+            at += SENTENCE_SECONDS
+        return self
+
+    def say(self, text: list[str], seconds: float, pause: float = PAUSE_SECONDS) -> "Section":
+        """Go on with these words, once, in so many seconds."""
+        at, step = self.end + pause, seconds / len(text)
+        self.words += [Said(word, at + i * step, at + (i + 1) * step) for i, word in enumerate(text)]
+        self.sounds.append((at, at + seconds))
+        return self
+
+    def play(self, until: float, pause: float = PAUSE_SECONDS) -> "Section":
+        """Go on with sound in which nothing is said: music, applause, laughter."""
+        self.sounds.append((self.end + pause, until))
+        return self
+
+    @property
+    def end(self) -> float:
+        """Seconds, the pause included."""
+        return max((end for _, end in self.sounds), default=-PAUSE_SECONDS) + PAUSE_SECONDS
+
+
+def shuffled(language: str) -> Iterator[str]:
+    rng = random.Random(language)
+    while True:
+        yield rng.choice(VOCABULARY[language])
+
+
+class Recording:
+    """Sections one after another, with a longer pause between; stands in for `engine.generate` and the aligner's `_marks`."""
+
+    def __init__(self, sections: list[Section]):
+        self.sections, self.starts, at = sections, [], 0.0
+        for section in sections:
+            self.starts.append(at)
+            at += section.end - PAUSE_SECONDS + GAP_SECONDS
+        rng = np.random.default_rng(5)
+        pcm = rng.normal(0, HISS, round(at * SAMPLE_RATE))
+        for begin, section in zip(self.starts, sections):
+            for start, end in section.sounds:
+                a, b = (round((begin + t) * SAMPLE_RATE) for t in (start, end))
+                pcm[a:b] = rng.normal(0, LOUD, b - a)
+        self.pcm = pcm.clip(-32768, 32767).astype(np.int16)
+        self._bytes = self.pcm.tobytes()
+        self.words = [
+            Said(w.text, begin + w.start, begin + w.end) for begin, section in zip(self.starts, sections) for w in section.words
+        ]
+        self.asked: list[tuple[float, float]] = []  # seconds of each decode
+
+    def serve(self, worker, monkeypatch) -> None:
+        """Let this answer in the models' stead."""
+        self._decode = worker.asr._tokenizer.decode
+        self._units = worker.aligner._model.aligner_processor.encode_timestamp
+        monkeypatch.setattr(worker.asr._engine, "generate", self.generate)
+        monkeypatch.setattr(worker.aligner, "_marks", self.marks)
+
+    async def generate(self, prompt, sampling, request_id, priority):
+        wave = (prompt["multi_modal_data"]["audio"][0][0] * 32768).round().astype(np.int16)
+        start = self._bytes.index(wave[:200].tobytes()) / 2 / SAMPLE_RATE
+        end = start + len(wave) / SAMPLE_RATE
+        self.asked.append((start, end))
+        context = self._decode(prompt["prompt_token_ids"]).split("system\n")[1].split("<|im_end|>")[0]
+        begin, section = self._section_at(start, end)
+        words = [Said(w.text, w.start - begin, w.end - begin) for w in self._between(start, end)]
+        stretch = Stretch(start - begin, end - begin, words, context, sampling.temperature)
+        text = section.model(stretch)
+        text = stretch.text() if text is None else text
+        raw = f"language {section.language if text else 'None'}<asr_text>{written(text, section.language)}"
+        tokens = 4 + round(TOKENS[section.language] * len(text.split()))
+        finish = "stop"
+        if tokens > sampling.max_tokens:
+            raw, tokens, finish = raw[: len(raw) * sampling.max_tokens // tokens], sampling.max_tokens, "length"
+        yield SimpleNamespace(outputs=[SimpleNamespace(text=raw, finish_reason=finish, token_ids=range(tokens))])
+
+    def marks(self, batch):
+        """Each unit's true time by its letters; one that was not said is piled on the last word, as the real aligner does."""
+        for task in batch:
+            units, _ = self._units(task.text, task.language)
+            times = [(w.start, w.end) for w in self._between(task.chunk.start, task.chunk.end) for _ in letters(w.text)]
+            found, at = [], 0
+            for unit in units:
+                span = times[at : at + len(letters(unit))] or times[-1:] or [(task.chunk.start, task.chunk.start + 0.1)]
+                at += len(letters(unit))
+                found += [round(1000 * (t - task.chunk.start)) for t in (span[0][0], span[-1][1])]
+            yield units, found
+
+    def _between(self, start: float, end: float) -> list[Said]:
+        return [w for w in self.words if start <= (w.start + w.end) / 2 < end]
+
+    def _section_at(self, start: float, end: float) -> tuple[float, Section]:
+        """The one that most of the stretch lies in, and where it begins."""
+        return max(zip(self.starts, self.sections), key=lambda s: min(end, s[0] + s[1].end) - max(start, s[0]))
+
+
+def letters(text: str) -> list[str]:
+    return [c for c in text if c.isalnum()]
+
+
+def written(text: str, language: str) -> str:
+    return text.replace(" ", "") if language in UNSPACED else text
+
+
+# What the model may say in the place of the words
+
+
+def loops(event: float, phrase: str = "ha ", cured_by_sampling: bool = False, cured_under: float = 0):
+    """From second `event` of the section on, in a stretch that holds 6 s from there, the phrase until the cap.
+
+    Not in a stretch of `cured_under` seconds or less, nor in another sampling where that cures it.
+    """
+
+    def model(stretch: Stretch) -> str | None:
+        if stretch.start > event or stretch.end < event + 6 or stretch.seconds <= cured_under or stretch.temperature and cured_by_sampling:
+            return None
+        return f"{stretch.text(event)} {phrase * 9000}"
+
+    return model
+
+
+def races(event: float, phrase: str = "ha "):
+    """The same, but the loop ends before the cap, after more than anyone can say, and what follows is said."""
+
+    def model(stretch: Stretch) -> str | None:
+        if stretch.start > event or stretch.end < event + 6:
+            return None
+        words = [w.text for w in stretch.words if w.start > event]
+        return f"{stretch.text(event)} {phrase * int(22 * stretch.seconds)} {' '.join(words)}"
+
+    return model
+
+
+def stops_early(second: float, cured_by_sampling: bool = False):
+    """In a long stretch it says no more than what is said up to `second` of the section."""
+
+    def model(stretch: Stretch) -> str | None:
+        early = stretch.start < second - 1 and stretch.seconds > 40 and not (stretch.temperature and cured_by_sampling)
+        return stretch.text(second) if early else None
+
+    return model
+
+
+def echoes(stretch: Stretch) -> str | None:
+    """With a context it begins with that."""
+    return f"{stretch.context} {stretch.text()}" if stretch.context else None
+
+
+def thanks(stretch: Stretch) -> str | None:
+    """Where nothing is said, it makes up a farewell."""
+    return None if stretch.words else "Thank you for watching."
