@@ -84,6 +84,7 @@ class PcmStream:
 
     def __init__(self, child: asyncio.subprocess.Process, report: BinaryIO, max_seconds: float, whole: Path | None):
         self.samples = 0
+        self.warning: str | None = None  # set once the iteration has ended, where the file holds less than it declares
         self._whole = whole
         self._child = child
         self._report = report
@@ -97,7 +98,7 @@ class PcmStream:
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
         """Blocks of (samples,) int16.
 
-        Raises AudioTooLong beyond the limit; at the end EmptyAudio where there was no sample, and DecodeError where the
+        Raises AudioTooLong beyond the limit, before the first block where the file declares it; at the end EmptyAudio where there was no sample, and DecodeError where the
         file is no audio, has no audio track, more than MAX_DAMAGED_SHARE of it cannot be decoded, or the decoder broke.
         """
         odd = b""
@@ -111,7 +112,7 @@ class PcmStream:
             yield np.frombuffer(data[:whole], np.int16)
         await self._child.wait()
         self._report.seek(0)
-        _check(self._child.returncode, self._report.read().decode("utf-8", "replace"), self.samples)
+        self.warning = _outcome(self._child.returncode, self._report.read().decode("utf-8", "replace"), self.samples)
 
     async def _read(self) -> bytes:
         while True:
@@ -130,12 +131,14 @@ async def decode(path: Path, max_seconds: float, size: int | None = None, whole:
 
     Long files are decoded on several cores, where all decoders leave one to this process and one to reading.
     The file may still be growing, up to `size` bytes if that is known: it is all there once the file `whole` exists.
+    Time 0 is where the file starts, pictures included: where its sound starts later, silence comes first.
+    More than `max_seconds` that a file declares is believed as far as its bytes may hold it, and refused without decoding.
     """
     helpers = max(0, min(MOST_HELPERS, (CORES - 2) // (len(_running) + 1)))
     # stderr goes to a file: a full unread pipe would block the child, and an unread paused one hangs wait()
     with tempfile.TemporaryFile() as report:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-B", "-E", "-s", DECODER, str(SAMPLE_RATE), str(helpers), str(path), str(size or ""), str(whole or ""),
+            sys.executable, "-B", "-E", "-s", DECODER, str(SAMPLE_RATE), str(helpers), str(path), str(size or ""), str(whole or ""), str(max_seconds),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=report, limit=BLOCK_BYTES,
         )  # fmt: skip
         _running.add(child)
@@ -148,14 +151,17 @@ async def decode(path: Path, max_seconds: float, size: int | None = None, whole:
             await child.communicate()  # reads what is left: wait() alone hangs on a paused pipe
 
 
-def _check(returncode: int, report: str, samples: int) -> None:
-    """Turn what the child left behind into an error, if it is one."""
-    if returncode == 0 and samples:
-        return
-    if returncode == 0:
+def _outcome(returncode: int, report: str, samples: int) -> str | None:
+    """The child's warning, None without one. Raises the error that it left behind."""
+    if returncode == 0 and not samples:
         raise EmptyAudio("The file at audio_url holds no audio: its audio track has no samples.")
     try:
-        failure = json.loads(report.splitlines()[-1])
-        raise {"empty": EmptyAudio}.get(failure["kind"], DecodeError)(failure["message"])
+        said = json.loads(report.splitlines()[-1])
+        kind, message = said["kind"], said["message"]
     except (IndexError, KeyError, TypeError, ValueError):
+        if returncode == 0:
+            return None
         raise DecodeError(f"The audio decoder failed on this file (exit status {returncode}).") from None
+    if kind == "warning":
+        return message
+    raise {"empty": EmptyAudio, "too long": AudioTooLong}.get(kind, DecodeError)(message)

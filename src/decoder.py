@@ -1,12 +1,13 @@
 """The child process of audio.py: decodes one file to int16 mono on stdout; run as a script, imported by nobody.
 
-    python decoder.py RATE HELPERS FILE [SIZE [WHOLE]]
+    python decoder.py RATE HELPERS FILE [SIZE [WHOLE [LIMIT]]]
 
 It reads nothing but that one local file, behind limits on memory and on what it may write. With HELPERS over 1 it forks
 so many to decode long files in ranges, where that gives the same samples. FFmpeg's libraries come with PyAV; neither
 numpy nor asyncio is imported, for both would take longer to load than a minute of sound to decode. The file may still be
-growing, to SIZE bytes if that is given, until the file WHOLE exists. A failure is a line of JSON on stderr:
-{"kind": "empty" or "undecodable", "message"}.
+growing, to SIZE bytes if that is given, until the file WHOLE exists. A file of more than
+LIMIT seconds, by its own declaration, is refused before it is decoded. A failure is a line of JSON on stderr:
+{"kind": "empty", "undecodable" or "too long", "message"}; so is a "warning" that the file holds less than it declares.
 """
 
 import io
@@ -17,14 +18,19 @@ import sys
 import time
 from collections.abc import Iterator
 from fcntl import F_SETPIPE_SZ, fcntl
+from fractions import Fraction
+from itertools import chain, islice
 
 import av
 
 from ranges import LEAD, side_by_side
-from track import Packets, Track, Undecodable
+from track import MATROSKA, MP4, Packets, Track, Undecodable
 
 MEMORY_BYTES = 4 * 1024**3
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
+WRONG_SECONDS, WRONG_SHARE = 1.0, 0.01  # of a declared length: it may be wrong by the larger of both
+UNKNOWN_SIZES, UNKNOWN_MARGIN = (2**31, 2**32), 2**16  # bytes that a WAV declares, more or less, whose writer knew no size
+SAMPLED_PACKETS = 500  # at the start of a file: their bytes tell how long a file of its size may be
 WAIT_SECONDS = 0.02  # for more of a file that is still arriving
 FORWARD = (b"OggS", b"RIFF", b"RF64", b"\x1a\x45\xdf\xa3")  # Ogg, WAV, Matroska and WebM: decoded the same without seeking
 DEMUXERS = (  # no playlists, no concatenation, no devices: nothing that opens another file or address
@@ -65,6 +71,15 @@ class Growing:
             self._wait()
         return self._size if self._size is not None else os.fstat(self._file.fileno()).st_size
 
+    @property
+    def known_size(self) -> int | None:
+        """None while nobody can tell."""
+        return self.size if self._size is not None or self._is_whole() else None
+
+    def number(self, at: int, length: int) -> int:
+        """Little-endian, from bytes that have arrived; reading goes on where it was."""
+        return int.from_bytes(os.pread(self._file.fileno(), length, at), "little")
+
     def _is_whole(self) -> bool:
         return not self._whole or os.path.exists(self._whole)
 
@@ -81,7 +96,7 @@ class Forward:
         self.read = file.read
 
 
-def _blocks(file: Growing, rate: int, helpers: int) -> Iterator[bytes]:
+def _blocks(file: Growing, rate: int, helpers: int, limit: float) -> Iterator[bytes]:
     """The best audio track of the file as little-endian int16 mono at `rate`."""
     av.logging.set_level(av.logging.PANIC)
     head = file.read(512)
@@ -101,9 +116,53 @@ def _blocks(file: Growing, rate: int, helpers: int) -> Iterator[bytes]:
             raise Undecodable("undecodable", "The audio track of the file at audio_url is in a format that is not known.")
         packets = Packets(container, stream)
         track = Track(container, stream, packets, rate)
+        coming = iter(packets)
+        first = list(islice(coming, 1))
+        declared = _declared_seconds(file, container, first[0]) if first else 0.0
+        # a Matroska with pictures declares their length too, and its sound may be far shorter: nothing can be refused by it
+        if _is_longer(declared, limit) and (container.format.name != MATROSKA or len(container.streams) == 1):
+            first += islice(coming, SAMPLED_PACKETS)
+            if _is_longer(min(declared, _seconds_in(file.known_size, first)), limit):
+                raise Undecodable("too long", f"The audio is longer than the {limit:g} seconds allowed.")
+        coming = chain(first, coming)
         in_ranges = helpers > 1 and track.codec.name in LEAD
-        yield from side_by_side(track, packets, helpers) if in_ranges else track.decode(packets)
+        yield from side_by_side(track, coming, helpers) if in_ranges else track.decode(coming)
         yield from track.finish()
+        held = max(track.seconds, packets.end)  # some writers declare the last timestamp
+        if _is_longer(declared, held) and not _is_longer(packets.others_end, held):
+            _report("warning", f"The file declares {declared:.1f} seconds of audio, but holds only {track.seconds:.1f}; the rest is missing.")
+
+
+def _declared_seconds(file: Growing, container, first) -> float:
+    """The length that the file declares, from time 0 to the end of the sound; 0 where FFmpeg could but guess it.
+
+    `first` is the first packet of the sound. Of Matroska it is the length of the longest track.
+    """
+    name, stream = container.format.name, first.stream
+    if name == MATROSKA:
+        return (container.duration or 0) / av.time_base
+    if name in (MP4, "flac"):
+        late = (stream.start_time or 0) * stream.time_base - Fraction(container.start_time or 0, av.time_base)
+        return float(late + (stream.duration or 0) * stream.time_base)
+    if name != "wav" or not stream.codec_context.name.startswith("pcm_") or not first.size:
+        return 0.0
+    size = file.number(first.pos - 4, 4)  # FFmpeg keeps it to itself where less is there
+    if size == 2**32 - 1 and file.number(0, 4) == int.from_bytes(b"RF64", "little"):
+        size = file.number(28, 8)
+    is_known = all(abs(size - unknown) > UNKNOWN_MARGIN for unknown in UNKNOWN_SIZES)
+    return float(first.duration * stream.time_base) * size / first.size if is_known else 0.0
+
+
+def _is_longer(declared: float, seconds: float) -> bool:
+    """Whether by more than a declared length may be wrong."""
+    return declared - seconds > max(WRONG_SECONDS, WRONG_SHARE * declared)
+
+
+def _seconds_in(size: int | None, first: list) -> float:
+    """Of sound in a file of `size` bytes, if all of it takes as many a second as its first packets; 0 where that is not known."""
+    places = [(packet.pos, packet.pts * packet.time_base) for packet in first if packet.pos is not None and packet.pts is not None]
+    (begin, start), (end, stop) = min(places), max(places)
+    return size * float(stop - start) / (end - begin) if size and end > begin else 0.0
 
 
 def _refuse_what_is_no_media(head: bytes) -> None:
@@ -114,7 +173,11 @@ def _refuse_what_is_no_media(head: bytes) -> None:
         raise Undecodable("undecodable", "The file at audio_url is a web page, not audio; the URL must lead to the file itself.")
 
 
-def _main(rate: str, helpers: str, path: str, size: str = "", whole: str = "") -> int:
+def _report(kind: str, message: str) -> None:
+    print(json.dumps({"kind": kind, "message": message}), file=sys.stderr)
+
+
+def _main(rate: str, helpers: str, path: str, size: str = "", whole: str = "", limit: str = "inf") -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # it writes to a pipe and a short report
     out = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False), OUT_BYTES)
@@ -123,13 +186,12 @@ def _main(rate: str, helpers: str, path: str, size: str = "", whole: str = "") -
     except OSError:
         pass  # over the user's limit: smaller pieces then
     try:
-        for block in _blocks(Growing(path, int(size) if size else None, whole), int(rate), int(helpers)):
+        for block in _blocks(Growing(path, int(size) if size else None, whole), int(rate), int(helpers), float(limit)):
             out.write(block)
         out.flush()
     except Undecodable as failure:
         out.flush()
-        kind, message = failure.args
-        print(json.dumps({"kind": kind, "message": message}), file=sys.stderr)
+        _report(*failure.args)
         return 1
     except BrokenPipeError:  # the job has ended
         return 1

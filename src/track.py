@@ -6,6 +6,7 @@ Part of the child process of audio.py: imports neither numpy nor asyncio.
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
+from math import inf
 
 import av
 
@@ -14,6 +15,7 @@ JUNK_RATIO = 4  # a damaged packet so many times the usual size is several, and 
 GAP_SECONDS, LONGEST_GAP_SECONDS = 0.05, 3600  # jumps in the timestamps that become silence; a longer one is a broken clock
 OVERHEAD_BYTES = 4096  # of a container between two packets, at most
 RESAMPLE_SECONDS = 0.25  # at a time: the resampler's price is by the call, and for larger blocks malloc asks the kernel
+MATROSKA, MP4 = "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"  # names of FFmpeg's demuxers
 
 
 class Undecodable(Exception):
@@ -25,8 +27,22 @@ class Packets:
 
     def __init__(self, container, stream):
         self._container, self._stream = container, stream
+        # Matroska declares one length for all tracks: only the others tell a sound that ends early from a file cut short
+        watched = container.streams if container.format.name == MATROSKA else [stream]
+        self._ticks = {each.index: float(each.time_base or 0) for each in watched}
+        self._ends = dict.fromkeys(self._ticks, 0.0)  # latest timestamps, in seconds
         self.count = self.bytes = 0
         self._skipped_time, self._skipped_bytes = 0.0, 0  # time in packets
+
+    @property
+    def end(self) -> float:
+        """The latest timestamp of the track so far, in seconds."""
+        return self._ends[self._stream.index]
+
+    @property
+    def others_end(self) -> float:
+        """That of the file's other tracks, 0 where they are not looked at."""
+        return max((end for index, end in self._ends.items() if index != self._stream.index), default=0.0)
 
     @property
     def skipped(self) -> int:
@@ -42,8 +58,13 @@ class Packets:
         """Raises Undecodable where the container is damaged so that no more of it can be read."""
         position, held, end = 0, None, None  # held: bytes of the packets at `position`; those of an Ogg page share one
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._container.demux(*(self._container.streams[index] for index in self._ticks)):
                 size, pos, pts = packet.size, packet.pos, packet.pts
+                index = packet.stream.index
+                if pts is not None:
+                    self._ends[index] = max(self._ends[index], (pts + (packet.duration or 0)) * self._ticks[index])
+                if index != self._stream.index:
+                    continue
                 if size:
                     self.count += 1
                     self.bytes += size
@@ -74,7 +95,9 @@ class Track:
         self._packets = packets
         self.codec, self.rate = stream.codec_context, rate
         self.tick = float(stream.time_base)  # seconds; a frame's own is a fraction, slow to make
-        self._start: float | None = None  # seconds of the first timestamp
+        # FFmpeg's start of a file is that of its earliest track, pictures included: players show it as 0
+        self._file_start = container.start_time / av.time_base if container.start_time is not None and len(container.streams) > 1 else inf
+        self._start: float | None = None  # timestamp, in seconds, that is time 0
         self._damaged = self._never_seen = 0  # packets; those of them that the demuxer took for one with another
         self._failed = self._missing = 0  # packets since the last frame that cannot be decoded; packets that these were once
         self.last = None  # frame
@@ -99,6 +122,8 @@ class Track:
                     time = frame.pts * self.tick
                     if self._start is None:
                         self._start = time - self.seconds
+                        if GAP_SECONDS < self._start - self._file_start < LONGEST_GAP_SECONDS:
+                            self._start = self._file_start
                     gap = time - self._start - self.seconds
                     if GAP_SECONDS < gap < LONGEST_GAP_SECONDS:
                         yield from self._silence(frame, round(gap * frame.sample_rate))

@@ -1,5 +1,6 @@
 """Recordings as they come: samples → a file in one of the usual containers, by the encoders that PyAV brings along."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,15 +18,16 @@ CODECS = {  # by suffix
     ".webm": "libopus",
     ".mp4": "aac",  # behind a video track
 }
+FILM_CODECS = {".webm": ("libopus", "libvpx")}  # of sound and pictures, by suffix; of others AAC and MPEG-4
 FRAMES_PER_SECOND, PICTURE = 5, 64  # of the video track; width and height in pixels
 
 
-def encode(pcm: np.ndarray, path: Path, *, rate: int = SAMPLE_RATE, channels: int = 1, bitrate: int | None = None) -> None:
+def encode(pcm: np.ndarray, path: Path, *, rate: int = SAMPLE_RATE, channels: int = 1, bitrate: int | None = None, **options) -> None:
     """Write (samples,) int16 mono at SAMPLE_RATE to `path`, resampled to `rate`, the same in each of `channels`.
 
-    Container and codec follow the suffix: see CODECS. Opus knows 8, 12, 16, 24 and 48 kHz only.
+    Container and codec follow the suffix: see CODECS. Opus knows 8, 12, 16, 24 and 48 kHz only. `options` of FFmpeg.
     """
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         film = _video_track(container) if path.suffix == ".mp4" else None
         track = container.add_stream(CODECS[path.suffix], rate=rate, layout="stereo" if channels == 2 else "mono")
         if bitrate:
@@ -50,14 +52,35 @@ def remux(source: Path, target: Path, *, container: str | None = None, without: 
                 other.mux(packet)
 
 
+def encode_film(pcm: np.ndarray, path: Path, *, late: float = 0.0, pictures: float = 0.0, base: float = 0.0, codec: str = "", **options) -> None:
+    """Write (samples,) int16 mono as the sound of a video, `late` seconds after the start of its pictures.
+
+    `pictures`: their seconds, 0 for as many as the sound has; `base`: seconds at which the clock of both starts; `codec`: another
+    for the sound; `options` of FFmpeg.
+    """
+    sound_codec, film_codec = FILM_CODECS.get(path.suffix, ("aac", "mpeg4"))
+    with av.open(str(path), "w", options=options) as container:
+        film = _video_track(container, film_codec)
+        track = container.add_stream(codec or sound_codec, rate=48_000, layout="mono")
+        packets = []
+        for i in range(round((pictures or late + len(pcm) / SAMPLE_RATE) * FRAMES_PER_SECOND)):
+            picture = av.VideoFrame.from_ndarray(np.full((PICTURE, PICTURE, 3), i % 256, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = i + round(base * FRAMES_PER_SECOND), Fraction(1, FRAMES_PER_SECOND)
+            packets += film.encode(picture)
+        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, round((base + late) * SAMPLE_RATE), Fraction(1, SAMPLE_RATE)
+        packets += [*film.encode(None), *track.encode(frame), *track.encode(None)]
+        container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
+
+
 def encode_silent_film(path: Path, seconds: float) -> None:
     """Write a video without any audio track."""
     with av.open(str(path), "w") as container:
         _shoot(container, _video_track(container), seconds)
 
 
-def _video_track(container):
-    track = container.add_stream("mpeg4", rate=FRAMES_PER_SECOND)
+def _video_track(container, codec: str = "mpeg4"):
+    track = container.add_stream(codec, rate=FRAMES_PER_SECOND)
     track.width = track.height = PICTURE
     track.pix_fmt = "yuv420p"
     return track

@@ -78,6 +78,18 @@ def decoded_while_it_grows(content: bytes, folder: Path, told: bool, pieces: int
         whole.unlink(missing_ok=True)
 
 
+def warned(path: Path, max_seconds: float = 3600) -> tuple[float, str | None]:
+    """(seconds of sound, warning)."""
+
+    async def collect():
+        async with decode(path, max_seconds) as pcm:
+            async for _ in pcm:
+                assert pcm.warning is None
+            return pcm.duration, pcm.warning
+
+    return asyncio.run(collect())
+
+
 def refusal(path: Path, error: type[DecodeError] = DecodeError, **limits) -> str:
     with pytest.raises(error) as refused:
         blocks_of(path, **limits)
@@ -225,6 +237,166 @@ def test_a_decoder_starts_in_a_moment(tmp_path):
     began = time.monotonic()
     assert len(decoded(tmp_path / "a.wav")) == 1600
     print(f"\n0.1 s of sound decoded in {time.monotonic() - began:.2f} s, start of the child included")
+
+
+# when the sound starts
+
+
+@pytest.mark.parametrize("base", [0, 40_000], ids=["clock at 0", "clock at 11 hours"])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".webm", ".ts", ".mov"])
+def test_times_count_from_the_start_of_the_pictures(tmp_path, suffix, base):
+    media.encode_film(SPEECH, tmp_path / f"a{suffix}", late=2.0, base=base)
+    pcm = decoded(tmp_path / f"a{suffix}")
+    late, match = lag(np.concatenate([silence(2.0), SPEECH]), pcm)
+    assert abs(late) <= LOSSLESS_LAG and match > 0.9 and abs(seconds(pcm) - 12) <= 0.1
+    assert not pcm[: round(1.9 * SAMPLE_RATE)].any()
+
+
+def test_an_edit_list_that_also_cuts_the_encoders_lead_neither_adds_nor_takes_sound(tmp_path):
+    media.encode_film(SPEECH, tmp_path / "a.mp4", late=2.0)
+    data = (tmp_path / "a.mp4").read_bytes()
+    empty, sound = data.rfind(b"elst") + 12, data.rfind(b"elst") + 24  # edits: milliseconds, first sample or -1
+    assert data[empty + 4 : empty + 8] == b"\xff" * 4
+    patched = data[:empty] + (2000).to_bytes(4, "big") + data[empty + 4 : sound + 4] + (1024).to_bytes(4, "big") + data[sound + 8 :]
+    (tmp_path / "a.mp4").write_bytes(patched)
+    pcm = decoded(tmp_path / "a.mp4")
+    assert abs(lag(np.concatenate([silence(2.0), SPEECH]), pcm)[0]) <= LOSSLESS_LAG and abs(seconds(pcm) - 12) <= 0.06
+
+
+def test_a_track_that_starts_beyond_what_ffmpeg_looks_at_starts_as_late(tmp_path):
+    media.encode_film(SPEECH, tmp_path / "a.mkv", late=30.0)
+    assert abs(seconds(decoded(tmp_path / "a.mkv")) - 40) <= 0.1
+
+
+def test_a_start_over_an_hour_late_is_a_broken_clock(tmp_path):
+    media.encode_film(SPEECH, tmp_path / "a.mkv", late=5400.0, pictures=3)
+    assert abs(seconds(decoded(tmp_path / "a.mkv")) - 10) <= 0.1
+
+
+# what a file declares
+
+
+MINUTE = np.resize(SPEECH, 60 * SAMPLE_RATE)
+DECLARING = [".wav", ".flac", ".m4a", ".mp4", ".mov", ".mkv", ".webm"]
+
+
+def made(folder: Path, suffix: str, pcm: np.ndarray = MINUTE) -> Path:
+    """A file that declares its length; the index of an MP4 is in front."""
+    path, index = folder / f"a{suffix}", dict(movflags="+faststart") if suffix in (".m4a", ".mp4", ".mov") else {}
+    if suffix in (".wav", ".flac", ".m4a", ".webm"):
+        media.encode(pcm, path, rate=16_000, **index)
+    else:
+        media.encode_film(pcm, path, **index)
+    return path
+
+
+def cut(path: Path, share: float) -> Path:
+    data = path.read_bytes()
+    short = path.with_name(f"cut{path.suffix}")
+    short.write_bytes(data[: round(share * len(data))])
+    return short
+
+
+def declaring(path: Path, size: int) -> Path:
+    """The WAV with another size in its header."""
+    data = path.read_bytes()
+    at = data.index(b"data") + 4
+    path.write_bytes(data[:4] + size.to_bytes(4, "little") + data[8:at] + size.to_bytes(4, "little") + data[at + 4 :])
+    return path
+
+
+@pytest.mark.parametrize("suffix", DECLARING)
+def test_a_file_cut_short_says_how_much_it_declares_and_holds(tmp_path, suffix):
+    held, warning = warned(cut(made(tmp_path, suffix), 0.5))
+    assert 15 < held < 45
+    assert warning == f"The file declares 60.0 seconds of audio, but holds only {held:.1f}; the rest is missing."
+
+
+@pytest.mark.parametrize("suffix", [*DECLARING, ".ts"])
+def test_a_whole_file_warns_of_nothing(tmp_path, suffix):
+    assert warned(made(tmp_path, suffix))[1] is None
+
+
+def test_a_wav_of_a_second_whose_header_says_fifty(tmp_path):
+    media.encode(SPEECH[: round(1.1 * SAMPLE_RATE)], tmp_path / "a.wav")
+    sentence = "The file declares 50.0 seconds of audio, but holds only 1.1; the rest is missing."
+    assert warned(declaring(tmp_path / "a.wav", 50 * 2 * SAMPLE_RATE)) == (1.1, sentence)
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0x7FFFF000, 0x80000000, 0xFFFFFFFF - 36, 0xFFFFFFFF], ids=hex)
+def test_a_wav_written_as_a_stream_neither_warns_nor_is_too_long(tmp_path, size):
+    assert warned(declaring(made(tmp_path, ".wav"), size), max_seconds=60) == (60, None)
+
+
+def test_a_webm_written_live_declares_nothing(tmp_path):
+    media.encode(MINUTE, tmp_path / "a.webm", rate=48_000, live="1")
+    data = (tmp_path / "a.webm").read_bytes()
+    assert b"\x44\x89" not in data[:300]  # Duration
+    assert warned(tmp_path / "a.webm")[1] is None and warned(cut(tmp_path / "a.webm", 0.5))[1] is None
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4", ".mov"])
+def test_pictures_that_go_on_after_the_sound_are_no_missing_sound(tmp_path, suffix):
+    media.encode_film(SPEECH, tmp_path / f"a{suffix}", pictures=30)
+    assert warned(tmp_path / f"a{suffix}")[1] is None
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_late_start_is_part_of_what_is_declared_and_held(tmp_path, suffix):
+    media.encode_film(MINUTE, tmp_path / f"a{suffix}", late=3.0, **({"movflags": "+faststart"} if suffix == ".mp4" else {}))
+    assert warned(tmp_path / f"a{suffix}")[1] is None
+    assert "declares 63.0 seconds" in warned(cut(tmp_path / f"a{suffix}", 0.5))[1]
+
+
+def test_damage_that_became_silence_is_not_missing(tmp_path):
+    media.encode(MINUTE, tmp_path / "a.m4a", rate=44_100)
+    assert warned(damaged(tmp_path / "a.m4a", 0.01))[1] is None
+
+
+def test_what_has_yet_to_arrive_is_not_missing(tmp_path):
+    content = made(tmp_path, ".wav").read_bytes()
+    growing, whole = tmp_path / "growing", tmp_path / "growing.whole"
+    growing.write_bytes(content[: len(content) // 2])
+
+    async def warning():
+        async with decode(growing, 3600, None, whole) as pcm:
+            async for _ in pcm:
+                if not whole.exists():
+                    growing.write_bytes(content)
+                    whole.touch()
+            return pcm.duration, pcm.warning
+
+    assert asyncio.run(warning()) == (60, None)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".m4a", ".mp4", ".mov", ".webm"])
+def test_a_file_that_declares_too_much_is_refused_before_it_is_decoded(tmp_path, monkeypatch, suffix):
+    path = made(tmp_path, suffix)
+    assert refusal(path, AudioTooLong, max_seconds=50) == "The audio is longer than the 50 seconds allowed."
+
+    async def samples_before_the_refusal():
+        async with decode(path, 50) as pcm:
+            with pytest.raises(AudioTooLong):
+                async for _ in pcm:
+                    pass
+            return pcm.samples
+
+    assert asyncio.run(samples_before_the_refusal()) == 0
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".m4a", ".mp4", ".webm"])
+def test_what_declares_too_much_but_cannot_hold_it_is_decoded(tmp_path, suffix):
+    held, warning = warned(cut(made(tmp_path, suffix), 0.5), max_seconds=50)
+    assert held < 45 and "declares 60.0 seconds" in warning
+
+
+def test_a_header_that_is_a_little_wrong_does_not_refuse(tmp_path):
+    assert warned(declaring(made(tmp_path, ".wav"), round(60.9 * 2 * SAMPLE_RATE)), max_seconds=60) == (60, None)
+
+
+def test_pictures_longer_than_the_limit_do_not_refuse_a_shorter_sound(tmp_path):
+    media.encode_film(SPEECH, tmp_path / "a.mkv", pictures=30)
+    assert abs(warned(tmp_path / "a.mkv", max_seconds=20)[0] - 10) < 0.1
 
 
 # what is no sound

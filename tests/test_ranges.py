@@ -113,6 +113,22 @@ def test_silence_that_was_never_sent(tmp_path):
     assert (samples, report) == in_one_pass(tmp_path / "b.mp4") and len(samples) > 2 * 69 * SAMPLE_RATE
 
 
+@pytest.mark.parametrize("codec", ["libmp3lame", "flac"])
+def test_sound_that_starts_after_the_pictures(tmp_path, codec):
+    media.encode_film(MINUTES, tmp_path / "a.mkv", late=3.0, codec=codec)
+    samples, report = decoded(tmp_path / "a.mkv")
+    assert (samples, report) == in_one_pass(tmp_path / "a.mkv") and len(samples) > 2 * 72 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".mkv"])
+def test_a_file_cut_short_is_told_as_in_one_pass(tmp_path, suffix):
+    media.encode_film(MINUTES, tmp_path / "a.mkv", codec="libmp3lame") if suffix == ".mkv" else media.encode(MINUTES, tmp_path / "a.flac")
+    data = (tmp_path / f"a{suffix}").read_bytes()
+    (tmp_path / "cut").write_bytes(data[: len(data) * 8 // 10])
+    samples, report = decoded(tmp_path / "cut")
+    assert (samples, report) == in_one_pass(tmp_path / "cut") and "declares 70.0 seconds" in report
+
+
 @cache
 def healthy(suffix: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
