@@ -5,9 +5,9 @@
 It reads nothing but that one local file, behind limits on memory and on what it may write. With HELPERS over 1 it forks
 so many to decode long files in ranges, where that gives the same samples. FFmpeg's libraries come with PyAV; neither
 numpy nor asyncio is imported, for both would take longer to load than a minute of sound to decode. The file may still be
-growing, to SIZE bytes if that is given, until the file WHOLE exists. A file of more than
-LIMIT seconds, by its own declaration, is refused before it is decoded. A failure is a line of JSON on stderr:
-{"kind": "empty", "undecodable" or "too long", "message"}; so is a "warning" that the file holds less than it declares.
+growing, to SIZE bytes if that is given, until the file WHOLE exists. A file that declares more than LIMIT seconds is refused
+before it is decoded. A failure is a line of JSON on stderr: {"kind": "empty", "undecodable" or "too long", "message"}; so is
+a "warning", without failure, that the file holds less than it declares.
 """
 
 import io
