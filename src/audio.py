@@ -98,8 +98,9 @@ class PcmStream:
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
         """Blocks of (samples,) int16.
 
-        Raises AudioTooLong beyond the limit, before the first block where the file declares it; at the end EmptyAudio where there was no sample, and DecodeError where the
-        file is no audio, has no audio track, more than MAX_DAMAGED_SHARE of it cannot be decoded, or the decoder broke.
+        Raises AudioTooLong beyond the limit, before the first block where the file declares it; at the end EmptyAudio where
+        there was no sample, and DecodeError where the file is no audio, has no audio track, more than MAX_DAMAGED_SHARE of it
+        cannot be decoded, or the decoder broke.
         """
         odd = b""
         while data := await self._read():

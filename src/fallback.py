@@ -132,10 +132,10 @@ async def _timed(ask, align: Align, answer: Answer, allowance: Allowance) -> lis
         return [answer.result()]
     chunk = answer.chunk
     timed = answer.result(*await align(chunk, answer.text, answer.language))
-    end = heard_until(timed.words)
+    measured, end = words_end(timed.words)
     if answer.fault or end is None or speech_end(chunk) - end <= TAIL_SECONDS:
         return [timed]
-    front, tail = chunk.split(tail_start(chunk, end))
+    front, tail = chunk.split(tail_start(chunk, measured, end))
     if not allowance.covers(tail.duration):
         return [timed]
     behind = await ask(tail)
@@ -147,17 +147,17 @@ async def _timed(ask, align: Align, answer: Answer, allowance: Allowance) -> lis
     return [a.result(*await align(a.chunk, a.text, a.language)) for a in both]
 
 
-def heard_until(words: Sequence[Word]) -> float | None:
-    """Where the words end, in seconds of the recording, by the last one whose time was measured; None where none was.
+def words_end(words: Sequence[Word]) -> tuple[float, float] | tuple[None, None]:
+    """(end of the last word whose time was measured, end of the last word), in seconds of the recording; None without one.
 
-    The words behind that one, whose times are estimated, are taken to be as long for their letters as the measured ones.
+    The words behind the measured one are taken to be as long for their letters as the measured ones.
     """
     measured = [word for word in words if not word.estimated]
     if not measured:
-        return None
+        return None, None
     pace = sum(word.end - word.start for word in measured) / sum(len(word.text) for word in measured)
     behind = sum(len(word.text) for word in words if word.start >= measured[-1].end)
-    return measured[-1].end + pace * behind
+    return measured[-1].end, measured[-1].end + pace * behind
 
 
 def speech_end(chunk: AudioChunk) -> float:
@@ -165,11 +165,17 @@ def speech_end(chunk: AudioChunk) -> float:
     return chunk.start + (chunk.speech[-1][1] / SAMPLE_RATE if chunk.speech else 0)
 
 
-def tail_start(chunk: AudioChunk, end: float) -> int:
-    """The sample of the chunk at which to cut behind the word that ends at `end` seconds: in the pause there, if there is one."""
-    at, near = round((end - chunk.start) * SAMPLE_RATE), round(PAUSE_NEAR_SECONDS * SAMPLE_RATE)
-    pauses = [(a, b) for (_, a), (b, _) in zip(chunk.speech, chunk.speech[1:]) if a <= at + near and b > at]
-    return max(at, sum(pauses[0]) // 2) if pauses else at
+def tail_start(chunk: AudioChunk, measured: float, end: float) -> int:
+    """The sample of the chunk at which to cut behind its last word.
+
+    That word ends at about `end` seconds, and behind `measured`: in the pause nearest to its end, if one is near.
+    """
+    first, at = (round((seconds - chunk.start) * SAMPLE_RATE) for seconds in (measured, end))
+    latest = at + round(PAUSE_NEAR_SECONDS * SAMPLE_RATE)
+    pauses = [(a, b) for (_, a), (b, _) in zip(chunk.speech, chunk.speech[1:]) if a <= latest and b > first]
+    if not pauses:
+        return at
+    return max(first, sum(min(pauses, key=lambda pause: max(pause[0] - at, at - pause[1]))) // 2)
 
 
 def fault_in(heard: Hypothesis, context: str, seconds: float) -> str | None:

@@ -42,7 +42,7 @@ from health import Health
 from job import Progress, progress_of, time_allowed
 from request import Request, parse_request
 from settings import Settings, load_settings
-from transcript import SLIP_SECONDS, ChunkResult, Transcript, Word, dominant_language, join, lone_slips, merge
+from transcript import SLIP_SECONDS, ChunkResult, Span, Transcript, Word, dominant_language, join, lone_slips, merge
 from vad import CutRules, split_at_pauses
 
 CONTEXT_CHARACTERS = 200  # of the previous chunk's text, where the request asks for it
@@ -52,7 +52,7 @@ log = RunPodLogger()
 settings: Settings
 asr: Recogniser
 aligner: Aligner
-health: Health
+health = Health(lambda: check(), lambda: asr.kill())
 
 
 async def handler(job: dict) -> dict:
@@ -98,7 +98,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
     async def transcribe(chunk: AudioChunk, context: str) -> list[ChunkResult]:
         results = await transcribe_chunk(chunk, request.language, context)
         if not request.allow_partial:
-            raise_incomplete(merge(results, chunk.end))
+            raise_incomplete(results)
         progress.seconds_done, progress.chunks_done = progress.seconds_done + chunk.duration, progress.chunks_done + 1
         slots.release()
         return results
@@ -124,16 +124,16 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
     results = [result for task in tasks for result in task.result()]
     if request.language is None:
         results = await with_slips_reheard(results, short)
-    transcript = merge(results, pcm.duration)
+    transcript = merge(results, pcm.duration, pcm.warning)
     if not transcript.text:
-        raise_incomplete(transcript)
+        raise_incomplete(results)
     return transcript
 
 
-def raise_incomplete(transcript: Transcript) -> None:
-    """Raise Incomplete where no answer came for some of it."""
-    if transcript.failed:
-        raise Incomplete.in_spans([span.to_output() for span in transcript.failed])
+def raise_incomplete(results: list[ChunkResult]) -> None:
+    """Raise Incomplete where no answer came for some of them."""
+    if failed := [Span(r.start, r.end, "failed", r.failure) for r in results if r.failure]:
+        raise Incomplete.in_spans([span.to_output() for span in failed])
 
 
 async def transcribe_chunk(chunk: AudioChunk, language: str | None, context: str) -> list[ChunkResult]:
@@ -198,7 +198,7 @@ def load_models() -> None:
 
     Raises SettingsError where the two don't fit the GPU.
     """
-    global asr, aligner, health
+    global asr, aligner
     gc.disable()  # what is imported and loaded, a million objects, stays: to look at it over and over takes seconds
     model = checkpoint(settings.model_name, settings.model_revision)
     aligner_model = checkpoint(settings.aligner_name, settings.aligner_revision)
@@ -211,7 +211,6 @@ def load_models() -> None:
     log.info("waiting for the recogniser")
     asr.wait_until_ready()
     aligner.start()
-    health = Health(check, asr.kill)
     gc.freeze()  # and later would stop every job for half a second
     gc.enable()
 

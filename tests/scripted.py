@@ -156,7 +156,7 @@ class Recording:
         """Each unit's true time by its letters; one that was not said is piled on the last word, as the real aligner does."""
         for task in batch:
             units, _ = self._units(task.text, task.language)
-            times = [(w.start, w.end) for w in self._between(task.chunk.start, task.chunk.end) for _ in letters(w.text)]
+            times = [time for w in self._between(task.chunk.start, task.chunk.end) for time in letter_times(w)]
             found, at = [], 0
             for unit in units:
                 span = times[at : at + len(letters(unit))] or times[-1:] or [(task.chunk.start, task.chunk.start + 0.1)]
@@ -170,6 +170,12 @@ class Recording:
     def _section_at(self, start: float, end: float) -> tuple[float, Section]:
         """The one that most of the stretch lies in, and where it begins."""
         return max(zip(self.starts, self.sections), key=lambda s: min(end, s[0] + s[1].end) - max(start, s[0]))
+
+
+def letter_times(word: Said) -> list[tuple[float, float]]:
+    count = len(letters(word.text))
+    step = (word.end - word.start) / max(1, count)
+    return [(word.start + i * step, word.start + (i + 1) * step) for i in range(count)]
 
 
 def letters(text: str) -> list[str]:

@@ -16,11 +16,14 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
+import torch
 from vllm.v1.engine.exceptions import EngineDeadError
 
 import asr
+import health
 from audio import SAMPLE_RATE
 from errors import AlignError, RecognitionError
+from health import Health
 from material import ENGLISH, noise, silence
 from test_asr import Prompts
 from transcript import ChunkResult
@@ -174,6 +177,53 @@ def test_an_aligner_that_never_returns_costs_times_not_text_fault_injected(run, 
     output = run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)})
     assert output["text"] == ENGLISH[0].text and all(s["estimated"] for s in output["segments"])
     assert output["warnings"] == ["Some times are estimated. The aligner did not answer in time."]
+
+
+@pytest.fixture
+def gave_up(worker, monkeypatch) -> list[str]:
+    """Fresh counts of failures; instead of ending the engine that all tests share, it is told here."""
+    told = []
+    monkeypatch.setattr(worker, "health", Health(worker.check, lambda: told.append("given up")))
+    monkeypatch.setattr(health, "CHECK_SECONDS", 0.2)
+    return told
+
+
+def test_a_stuck_engine_is_noticed_at_the_third_timeout_fault_injected(run, serve, worker, monkeypatch, gave_up):
+    monkeypatch.setattr(worker, "settings", _changed(worker.settings, chunk_timeout_seconds=1.0))
+    monkeypatch.setattr(worker.asr._engine, "generate", never)
+    job = {"audio_url": serve("stuck.wav", ENGLISH[0].pcm)}
+    assert [run(job)["error_code"] for _ in range(3)] == ["transcript_incomplete", "transcript_incomplete", "engine_dead"]
+    assert gave_up == ["given up"]
+
+
+def test_a_broken_gpu_is_noticed_at_the_third_aligner_error_fault_injected(run, serve, worker, monkeypatch, gave_up):
+    def sticky(**_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(worker.aligner._model.model.thinker, "forward", sticky)
+    job = {"audio_url": serve("broken.wav", ENGLISH[0].pcm)}
+    outputs = [run(job) for _ in range(3)]
+    assert [o.get("error_code") for o in outputs] == [None, None, "engine_dead"] and outputs[2]["refresh_worker"]
+    assert outputs[0]["text"] == ENGLISH[0].text and gave_up == ["given up"]
+
+
+def test_an_aligner_that_fails_for_a_known_reason_is_not_broken(run, serve, worker, monkeypatch, gave_up):
+    def too_much(**_):
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(worker.aligner._model.model.thinker, "forward", too_much)
+    job = {"audio_url": serve("memory.wav", ENGLISH[0].pcm)}
+    assert not [o for o in (run(job) for _ in range(4)) if "error" in o] and gave_up == []
+
+
+def test_giving_up_ends_the_engines_process_and_no_other(worker):
+    assert [type(p).__name__ for p in worker.asr._processes] == ["SpawnProcess"]
+    assert all(p.is_alive() and "EngineCore" in p.name for p in worker.asr._processes)
+
+
+def test_the_engines_process_is_spawned_by_our_choice_not_vllms(worker):
+    assert asr.ENVIRONMENT["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
 def test_the_fitness_check_fails_where_the_engine_talks_nonsense_fault_injected(worker, monkeypatch):

@@ -55,7 +55,7 @@ class Gpu:
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._steps())
 
-    async def transcribe(self, chunk, language, context, retry=True):
+    async def transcribe(self, chunk, language, context, temperature=0.0):
         from asr import Hypothesis
 
         done = asyncio.get_running_loop().create_future()

@@ -1,0 +1,78 @@
+"""Failures that nobody can explain: three in a row and the worker checks itself, and gives up where that fails."""
+
+import asyncio
+
+import pytest
+
+import health
+from errors import EngineDead
+from health import Health
+
+
+class Worker:
+    """Counts the checks; `broken` makes them fail."""
+
+    def __init__(self):
+        self.checks, self.given_up, self.broken = 0, 0, False
+        self.health = Health(self.check, self.give_up)
+
+    async def check(self) -> None:
+        self.checks += 1
+        await asyncio.sleep(0)
+        if self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def give_up(self) -> None:
+        self.given_up += 1
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+async def fail(worker: Worker, part: str = "engine", times: int = 3) -> None:
+    for _ in range(times):
+        await worker.health.failed(part)
+
+
+async def test_two_failures_in_a_row_are_not_looked_into(worker):
+    await fail(worker, times=2)
+    worker.health.worked("engine")
+    await fail(worker, times=2)
+    assert worker.checks == 0
+
+
+async def test_the_third_is_and_a_worker_that_works_goes_on_counting_anew(worker):
+    await fail(worker, times=5)
+    assert worker.checks == 1
+    await fail(worker, times=1)
+    assert (worker.checks, worker.given_up) == (2, 0)
+
+
+async def test_what_works_says_nothing_of_the_other_part(worker):
+    for _ in range(3):
+        worker.health.worked("engine")
+        await worker.health.failed("aligner")
+    assert worker.checks == 1
+
+
+async def test_a_check_that_fails_is_a_dead_engine_for_the_job_and_ends_the_worker(worker):
+    worker.broken = True
+    with pytest.raises(EngineDead):
+        await fail(worker)
+    assert (worker.checks, worker.given_up) == (1, 1)
+
+
+async def test_a_check_that_does_not_answer_has_failed(worker, monkeypatch):
+    monkeypatch.setattr(health, "CHECK_SECONDS", 0.01)
+    worker.health = Health(lambda: asyncio.sleep(3600), worker.give_up)
+    with pytest.raises(EngineDead):
+        await fail(worker)
+    assert worker.given_up == 1
+
+
+async def test_chunks_that_fail_together_are_answered_by_one_check(worker):
+    worker.broken = True
+    answers = await asyncio.gather(*(worker.health.failed("engine") for _ in range(100)), return_exceptions=True)
+    assert worker.checks == 1 and [type(a) for a in answers] == [type(None)] * 2 + [EngineDead] * 98
