@@ -6,21 +6,19 @@ One thread serves every job, in batches of like length and bounded audio.
 import asyncio
 import queue
 import threading
-import unicodedata
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from audio import SAMPLE_RATE, AudioChunk, waveform
+from audio import AudioChunk, waveform
 from errors import AlignError
-from transcript import Word, units_in
+from timing import words
+from transcript import Word
 
 LANGUAGES = frozenset(
     ("Chinese", "English", "Cantonese", "French", "German", "Italian", "Japanese", "Korean", "Portuguese", "Russian", "Spanish")
 )
-SHORTEST_SECONDS = 0.5  # shorter chunks are zero-padded
-SHORTEST_WORD_MS = 20  # of a word whose time is estimated
+TOKENS_PER_BLOCK = 13  # of the encoder, for a block of 2 * n_window mel frames, a second
 MAX_BATCH = 16  # clips; more are slower (962x real time at 8, 649x at 128)
 
 
@@ -35,20 +33,31 @@ class _Task:
 class Aligner:
     """qwen-asr's Qwen3ForcedAligner behind a queue."""
 
-    def __init__(self, model: str, device: str, batch_seconds: float):
-        """Load the checkpoint in the local folder `model` into memory, for `device` ("cuda" or "cpu")."""
+    def __init__(self, model: str, device: str, batch_seconds: float, gpu_share: float = 1.0):
+        """Load the checkpoint in the local folder `model` into memory, for `device` ("cuda" or "cpu").
+
+        `gpu_share`: of the GPU's memory, at most, for weights and activations.
+        """
         import torch
         from qwen_asr import Qwen3ForcedAligner
+        from transformers import AttentionInterface
 
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self._model = Qwen3ForcedAligner.from_pretrained(model, dtype=dtype, device_map="cpu")
+        AttentionInterface.register("windowed", windowed_attention)
+        self._model.model.thinker.audio_tower.set_attn_implementation("windowed")
         self._device = torch.device(device)
+        self._gpu_share = gpu_share
         self._batch_seconds = batch_seconds
         self._waiting: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="aligner", daemon=True)
 
     def start(self) -> None:
         """Take the device, and tasks. Not before vLLM has measured what the GPU has free: it takes a share of that."""
+        import torch
+
+        if self._device.type == "cuda":  # over its share it runs out of memory by itself, and vLLM never does
+            torch.cuda.set_per_process_memory_fraction(self._gpu_share)
         self._model.model.to(self._device)
         self._model.device = self._device
         self._thread.start()
@@ -97,7 +106,7 @@ class Aligner:
             if len(batch) == 1:
                 return _fail(batch, "The aligner ran out of memory.")
         except Exception as error:  # whatever torch raises, the texts must live on
-            return _fail(batch, f"The aligner failed: {type(error).__name__}.")
+            return _fail(batch, f"The aligner failed: {type(error).__name__}.", unexplained=True)
         if left := [task for task in batch if not task.result.done()]:
             half = (len(left) + 1) // 2
             self._align_batch(left[:half])
@@ -115,7 +124,7 @@ class Aligner:
         texts = [model.aligner_processor.encode_timestamp(t.text, t.language) for t in batch]
         # a clip's features on its own: the last frames of one padded before its spectrum would depend on its neighbours
         inputs = [
-            model.processor(text=[prompt], audio=[waveform(t.chunk, at_least=SHORTEST_SECONDS)], return_tensors="pt")
+            model.processor(text=[prompt], audio=[waveform(t.chunk)], return_tensors="pt")
             for t, (_, prompt) in zip(batch, texts)
         ]
         together = {name: _stacked([i[name][0] for i in inputs]).to(model.model.device) for name in inputs[0]}
@@ -159,157 +168,30 @@ def next_batch(waiting: list[_Task], seconds: float) -> list[_Task]:
     return batch
 
 
-def _fail(batch: Sequence[_Task], sentence: str) -> None:
+def _fail(batch: Sequence[_Task], sentence: str, unexplained: bool = False) -> None:
     for task in batch:
         if not task.result.done():
-            task.result.set_exception(AlignError(sentence))
+            task.result.set_exception(AlignError(sentence, unexplained))
 
 
-def words(chunk: AudioChunk, text: str, units: Sequence[str], marks: Sequence[int]) -> tuple[Word, ...]:
-    """The aligner's units as slices of `text`, its marks (ms from the chunk's start, two a unit) as times.
+def windowed_attention(module, query, key, value, attention_mask, scaling: float, **_):
+    """The attention of the aligner's audio encoder: each token attends to its own window of 8 s, as the model was trained.
 
-    Raises AlignError where units and text, or units and marks, don't match.
+    For transformers' AttentionInterface. The package passes these windows to the attention of a clip as `cu_seq_lens_q`, which
+    nothing but FlashAttention reads (QwenLM/Qwen3-ASR#213). `query`, `key`, `value`: (1, heads, tokens, head size) of one
+    clip. Returns (1, tokens, heads, head size) and None for the weights.
     """
-    if len(marks) != 2 * len(units):
-        raise AlignError(f"The aligner gave {len(marks)} times for {len(units)} words.")
-    return _timed(chunk, text, locate(text, units), marks)
+    from torch import cat
+    from torch.nn.functional import scaled_dot_product_attention
 
+    window = TOKENS_PER_BLOCK * (module.config.n_window_infer // (2 * module.config.n_window))
+    tokens = query.shape[2]
+    in_whole_windows = tokens // window * window
 
-def estimated_words(chunk: AudioChunk, text: str) -> tuple[Word, ...]:
-    """The units of `text` spread over the chunk's speech by their characters, for want of an aligner."""
-    spans = units_in(text)
-    speech = [(a * 1000 // SAMPLE_RATE, b * 1000 // SAMPLE_RATE) for a, b in chunk.speech]
-    total = sum(b - a for a, b in speech)
-    if total < len(spans) * SHORTEST_WORD_MS:  # the detector has missed it
-        return _timed(chunk, text, spans, [-1] * (2 * len(spans)))
-    lengths = [b - a for a, b in spans]
-    heard = [t for start, end, _ in repair([-1] * (2 * len(spans)), total, lengths) for t in (start, end)]
-    starts, ends = (_on_the_clock(speech, heard[i::2], at_end=bool(i)) for i in (0, 1))
-    return tuple(
-        Word(text[a:b], chunk.start + start / 1000, chunk.start + end / 1000, a, estimated=True)
-        for (a, b), start, end in zip(spans, starts, ends)
-    )
+    def attended(start: int, end: int, length: int):
+        windows = (x[0, :, start:end].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value))
+        return scaled_dot_product_attention(*windows, scale=scaling).transpose(1, 2).flatten(0, 1)
 
-
-def _on_the_clock(speech: Sequence[tuple[int, int]], heard: Sequence[int], at_end: bool) -> Iterator[int]:
-    """Where in the chunk so many ms of speech have passed; at a pause, its end, or `at_end` its beginning."""
-    spans, passed = iter(speech), 0
-    start, end = next(spans)
-    for ms in heard:
-        while ms - passed > end - start or (not at_end and ms - passed == end - start):
-            passed += end - start
-            start, end = next(spans)
-        yield start + ms - passed
-
-
-def _timed(chunk: AudioChunk, text: str, spans: Sequence[tuple[int, int]], marks: Sequence[int]) -> tuple[Word, ...]:
-    duration = len(chunk.pcm) * 1000 // SAMPLE_RATE
-    if len(spans) > duration:  # a word a millisecond is no speech; its text must not be lost all the same
-        spans, marks = [(spans[0][0], spans[-1][1])], [-1, -1]
-    offset = chunk.offset * 1000 / SAMPLE_RATE
-    return tuple(
-        Word(text[a:b], (offset + start) / 1000, (offset + end) / 1000, a, estimated)
-        for (a, b), (start, end, estimated) in zip(spans, repair(marks, duration, [b - a for a, b in spans]))
-    )
-
-
-def locate(text: str, units: Sequence[str]) -> list[tuple[int, int]]:
-    """Where each of the aligner's units stands in `text`, as (start, end), combining marks behind it included.
-
-    Units hold letters, numbers and apostrophes only, and Japanese ones are normalised (NFKC), so base letters are compared.
-    Raises AlignError where units and text don't have the same letters in the same order.
-    """
-    letters = [(letter, i) for i, character in enumerate(text) for letter in _letters(character)]
-    spans, position = [], 0
-    for unit in units:
-        wanted = [letter for character in unit for letter in _letters(character)]
-        found = letters[position : position + len(wanted)]
-        if not wanted or [letter for letter, _ in found] != wanted:
-            raise AlignError("The aligner's words are not those of the text.")
-        position += len(wanted)
-        spans.append((found[0][1], _behind_marks(text, found[-1][1] + 1)))
-    if position < len(letters):
-        raise AlignError("The aligner's words end before the text does.")
-    return spans
-
-
-def _letters(character: str) -> list[str]:
-    """The base letters of a character the aligner keeps; none for one that it drops."""
-    if character == "'" or unicodedata.category(character)[0] in "LN":
-        return [c for c in unicodedata.normalize("NFKD", character) if not unicodedata.category(c).startswith("M")]
-    return []
-
-
-def _behind_marks(text: str, position: int) -> int:
-    while position < len(text) and unicodedata.category(text[position]).startswith("M"):
-        position += 1
-    return position
-
-
-def repair(marks: Sequence[int], duration: int, lengths: Sequence[int]) -> list[tuple[int, int, bool]]:
-    """(start, end, estimated) of each word in ms, from raw marks (start and end of each word in ms, any values).
-
-    0 <= start < end <= duration and no overlap, whatever the marks are; `duration` must be at least a ms a word. The
-    marks of the longest non-decreasing run that leave every word its time are kept as they are; the others are spread
-    over the gap between those by `lengths` (characters of each word, at least 1).
-    """
-    least = min(SHORTEST_WORD_MS, duration // max(1, len(lengths)))
-    anchors = [(-1, 0)]  # (index of a mark, its time); any two leave the words between them enough time
-    for i in longest_non_decreasing(marks):
-        if marks[i] - anchors[-1][1] >= _time_needed(anchors[-1][0], i, least):
-            anchors.append((i, marks[i]))
-    while duration - anchors[-1][1] < _time_needed(anchors[-1][0], len(marks), least):
-        anchors.pop()
-    true = {i for i, _ in anchors}
-    times = _spread([*anchors, (len(marks), duration)], lengths, least)
-    return [(times[2 * w], times[2 * w + 1], not {2 * w, 2 * w + 1} <= true) for w in range(len(lengths))]
-
-
-def _words_between(left: int, right: int) -> range:
-    """The words that begin at mark `left` or later and end at mark `right` or before."""
-    return range((left + 1) // 2, (right + 1) // 2)
-
-
-def _time_needed(left: int, right: int, least: int) -> int:
-    between = len(_words_between(left, right))
-    return min(1, between) if right - left == 1 else between * least
-
-
-def _spread(anchors: Sequence[tuple[int, int]], lengths: Sequence[int], least: int) -> list[int]:
-    """A time for every mark: the anchors' own, and between two anchors `least` a word and the rest by length."""
-    times = []
-    for (left, begin), (right, end) in zip(anchors, anchors[1:]):
-        between = _words_between(left, right)
-        spare, total = end - begin - least * len(between), sum(lengths[w] for w in between)
-        times += [begin] if left >= 0 else []
-        passed = characters = 0
-        for mark in range(left + 1, right):
-            if mark % 2 and mark // 2 in between:
-                passed, characters = passed + 1, characters + lengths[mark // 2]
-            times.append(begin + least * passed + (spare * characters // total if total else 0))
-    return times
-
-
-def longest_non_decreasing(values: Sequence[int]) -> list[int]:
-    """Indices of the longest non-decreasing subsequence, the one that qwen-asr's quadratic search finds.
-
-    Patience sorting, O(n log n). The values of a pile strictly decrease, so the first of the previous pile that is no
-    larger, which the quadratic search takes as parent, is found by bisection.
-    """
-    tails: list[int] = []  # the last, smallest value of each pile
-    piles: list[tuple[list[int], list[int]]] = []  # (negated values, indices) of each pile
-    parents = []
-    for i, value in enumerate(values):
-        pile = bisect_right(tails, value)
-        if pile == len(piles):
-            tails.append(value)
-            piles.append(([], []))
-        tails[pile] = value
-        parents.append(piles[pile - 1][1][bisect_left(piles[pile - 1][0], -value)] if pile else -1)
-        piles[pile][0].append(-value)
-        piles[pile][1].append(i)
-    found, i = [], piles[-1][1][0] if piles else -1
-    while i >= 0:
-        found.append(i)
-        i = parents[i]
-    return found[::-1]
+    parts = [attended(0, in_whole_windows, window)] if in_whole_windows else []
+    parts += [attended(in_whole_windows, tokens, tokens - in_whole_windows)] if in_whole_windows < tokens else []
+    return cat(parts)[None], None

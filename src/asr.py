@@ -22,7 +22,6 @@ from engine import CONTEXT_TOKENS, ENVIRONMENT, EngineOptions, answer_tokens
 from errors import EngineDead, RecognitionError
 
 SEED = 0  # of sampling
-SHORTEST_SECONDS = 0.5  # what the model was trained on; shorter chunks are zero-padded
 CONTEXT_SPEECH_SECONDS = 1.0  # with less speech there is little to hear, and a context is printed in its stead
 TEXT_TAG = "<asr_text>"  # between the language and the text of an answer
 
@@ -119,7 +118,7 @@ class Recogniser:
 
         prompt = {
             "prompt_token_ids": prompt_ids,
-            "multi_modal_data": {"audio": [(waveform(chunk, at_least=SHORTEST_SECONDS), SAMPLE_RATE)]},
+            "multi_modal_data": {"audio": [(waveform(chunk), SAMPLE_RATE)]},
         }
         sampling = SamplingParams(
             temperature=temperature,

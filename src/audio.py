@@ -19,6 +19,7 @@ import numpy as np
 from errors import AudioTooLong, DecodeError, EmptyAudio
 
 SAMPLE_RATE = 16_000  # Hz, of everything in this worker
+SHORTEST_SECONDS = 0.5  # that the models were trained on
 BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # 8 s: what is handed on at a time, at most
 DECODER = Path(__file__).parent / "decoder.py"
 STALL_SECONDS = 60  # a decoder silent for so long is stuck
@@ -73,9 +74,9 @@ class AudioChunk:
         )
 
 
-def waveform(chunk: AudioChunk, at_least: float = 0.0) -> np.ndarray:
-    """(samples,) float32 in [-1, 1) at SAMPLE_RATE, zero-padded at the end to `at_least` seconds."""
-    missing = max(0, round(at_least * SAMPLE_RATE) - len(chunk.pcm))
+def waveform(chunk: AudioChunk) -> np.ndarray:
+    """For a model: (samples,) float32 in [-1, 1) at SAMPLE_RATE, zero-padded at the end to SHORTEST_SECONDS."""
+    missing = max(0, round(SHORTEST_SECONDS * SAMPLE_RATE) - len(chunk.pcm))
     return np.pad(chunk.pcm, (0, missing)).astype(np.float32) / 32768
 
 

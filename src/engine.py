@@ -26,6 +26,7 @@ SHARE_ON_CPU = 0.3  # of free memory, which vLLM insists on there
 MOST_SHARE = 0.85  # of a GPU for vLLM
 VLLM_WORKING_BYTES = 2 * GIB  # CUDA's context, activations and graphs, beside weights and cache
 ALIGNER_WORKING_BYTES = 4 * GIB  # the same for the aligner, with a batch of ALIGNER_BATCH_SECONDS
+CUDA_CONTEXT_BYTES = GIB // 2  # of this process, in which the aligner runs; PyTorch's own limit does not count it
 # By default vLLM forks its process on CUDA, here from a thread and with Python's collector off, which the child then never
 # turns on. On a CPU it spawns; so both take the same path.
 ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
@@ -42,6 +43,7 @@ class EngineOptions:
     max_num_seqs: int  # chunks in one step
     max_num_batched_tokens: int  # tokens in one step
     gpu_memory_utilization: float  # vLLM's share of the GPU
+    aligner_share: float = 1.0  # of the GPU's memory: what the aligner's tensors may take of the rest
 
     @property
     def max_model_len(self) -> int:
@@ -88,13 +90,14 @@ def plan(settings: Settings, model: str, aligner: str, gpu_bytes: Callable[[], i
     """
     if settings.device == "cpu":
         sequences, tokens = STEP_ON_CPU
-        share = settings.gpu_memory_utilization or SHARE_ON_CPU
+        share, aligner_share = settings.gpu_memory_utilization or SHARE_ON_CPU, 1.0
     else:
         total = gpu_bytes()
         sequences, tokens = next(step for gib, *step in STEP_BY_MEMORY if total <= gib * GIB)
         for_aligner = weight_bytes(aligner) + ALIGNER_WORKING_BYTES
         share = settings.gpu_memory_utilization or min(MOST_SHARE, max(0, total - for_aligner) / total)
         _check_fit(settings, model, total, share, for_aligner)
+        aligner_share = 1 - share - CUDA_CONTEXT_BYTES / total
     return EngineOptions(
         model=model,
         device=settings.device,
@@ -102,6 +105,7 @@ def plan(settings: Settings, model: str, aligner: str, gpu_bytes: Callable[[], i
         max_num_seqs=settings.max_num_seqs or sequences,
         max_num_batched_tokens=settings.max_num_batched_tokens or tokens,
         gpu_memory_utilization=round(share, 3),
+        aligner_share=aligner_share,
     )
 
 

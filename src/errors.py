@@ -148,7 +148,11 @@ class AlignError(WorkerError):
 
     code = "alignment_failed"
     retryable = True
-    unexplained = False  # whether nothing in the chunk or its text is known to be the reason
+
+    def __init__(self, sentence: str, unexplained: bool = False):
+        """`unexplained`: nothing in the chunk or its text is known to be the reason; the GPU may be broken."""
+        super().__init__(sentence)
+        self.unexplained = unexplained
 
 
 class DeadlineExceeded(WorkerError):

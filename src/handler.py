@@ -30,7 +30,7 @@ from huggingface_hub import snapshot_download
 from runpod import RunPodLogger
 from runpod.serverless.modules.worker_state import JobsProgress
 
-from align import Aligner, estimated_words
+from align import Aligner
 from asr import Hypothesis, Recogniser
 from audio import AudioChunk, decode
 from delivery import bucket_for, deliver
@@ -42,6 +42,7 @@ from health import Health
 from job import Progress, progress_of, time_allowed
 from request import Request, parse_request
 from settings import Settings, load_settings
+from timing import estimated_words
 from transcript import SLIP_SECONDS, ChunkResult, Span, Transcript, Word, dominant_language, join, lone_slips, merge
 from vad import CutRules, split_at_pauses
 
@@ -159,7 +160,7 @@ async def time_words(chunk: AudioChunk, text: str, language: str | None) -> tupl
         async with asyncio.timeout(settings.chunk_timeout_seconds):
             words = await aligner.align(chunk, text, language)
     except (AlignError, TimeoutError) as error:
-        if getattr(error, "unexplained", True):
+        if isinstance(error, TimeoutError) or error.unexplained:
             await health.failed("aligner")
         reason = str(error) or "The aligner did not answer in time."
         log.warn(f"times of the chunk at {chunk.start:.3f} s are estimated: {reason}")
@@ -206,7 +207,7 @@ def load_models() -> None:
     log.info(f"starting the recogniser {settings.model_name}")
     asr = Recogniser(options)
     log.info(f"loading the aligner {settings.aligner_name}")
-    aligner = Aligner(aligner_model, settings.device, settings.aligner_batch_seconds)
+    aligner = Aligner(aligner_model, settings.device, settings.aligner_batch_seconds, options.aligner_share)
     gc.collect()
     log.info("waiting for the recogniser")
     asr.wait_until_ready()

@@ -259,16 +259,17 @@ def lone_slips(chunks: Sequence[ChunkResult]) -> list[ChunkResult]:
 
 
 def units_in(text: str) -> list[tuple[int, int]]:
-    """(start, end) in `text` of its words, or of its characters where the script has no spaces; punctuation left out.
+    """(start, end) in `text` of its words; text without any letter or number is one unit, so that no text is without a time."""
+    return words_in(text) or [(match.start(), match.end()) for match in re.finditer(r"\S.*\S|\S", text, re.DOTALL)]
 
-    Text without any letter or number is one unit, so that no text is without a time.
-    """
-    spans = [
+
+def words_in(text: str) -> list[tuple[int, int]]:
+    """(start, end) in `text` of its words, or of its characters where the script has no spaces; punctuation left out."""
+    return [
         (match.start() + a, match.start() + b)
         for match in re.finditer(r"\S+", text)
         for a, b in _split_unspaced(match.group())
     ]
-    return spans or [(match.start(), match.end()) for match in re.finditer(r"\S.*\S|\S", text, re.DOTALL)]
 
 
 def _split_unspaced(token: str) -> list[tuple[int, int]]:

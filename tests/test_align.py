@@ -1,6 +1,7 @@
-"""Times: upstream's repair, faster; the contract of the times, whatever the marks; the aligner's words in the text."""
+"""The real aligner: its batches, its encoder's window, its own times, and what becomes of a clip where it fails."""
 
 import asyncio
+import os
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import align
-from align import LANGUAGES, MAX_BATCH, estimated_words, locate, longest_non_decreasing, next_batch, repair, words
+from align import LANGUAGES, MAX_BATCH, Aligner, next_batch
 from audio import SAMPLE_RATE, AudioChunk
 from errors import AlignError
 from material import CHINESE, ENGLISH, chunk_of, silence
@@ -19,113 +20,6 @@ from material import CHINESE, ENGLISH, chunk_of, silence
 
 def chunk_lasting(seconds: float, offset: int = 0) -> AudioChunk:
     return chunk_of(silence(seconds), offset)
-
-
-def upstream_indices(data: list[int]) -> list[int]:
-    """qwen-asr 0.0.6, Qwen3ForceAlignProcessor.fix_timestamp: its quadratic search, kept to compare with."""
-    n = len(data)
-    length, parent = [1] * n, [-1] * n
-    for i in range(1, n):
-        for j in range(i):
-            if data[j] <= data[i] and length[j] + 1 > length[i]:
-                length[i], parent[i] = length[j] + 1, j
-    found, i = [], length.index(max(length)) if n else -1
-    while i != -1:
-        found.append(i)
-        i = parent[i]
-    return found[::-1]
-
-
-marks_of_any_kind = st.one_of(
-    st.lists(st.integers(0, 5), max_size=60),  # ties
-    st.lists(st.integers(-1000, 400_000), max_size=60),
-    st.lists(st.integers(0, 20_000), max_size=60).map(sorted),
-    st.lists(st.integers(0, 20_000), max_size=60).map(lambda x: sorted(x, reverse=True)),
-    st.lists(st.sampled_from([0, 0, 0, 80, 160, 8000, 399_920]), max_size=60),  # zeros, plateaus, the last class
-)
-
-
-@given(marks_of_any_kind)
-@settings(max_examples=1500, deadline=None)
-def test_the_fast_search_finds_the_indices_that_the_quadratic_one_finds(data):
-    assert longest_non_decreasing(data) == upstream_indices(data)
-
-
-@given(marks_of_any_kind, st.integers(60, 180_000), st.data())
-@settings(max_examples=3000, deadline=None)
-def test_times_keep_their_contract_whatever_the_marks_are(marks, duration, data):
-    marks = marks[: len(marks) // 2 * 2]
-    lengths = data.draw(st.lists(st.integers(1, 20), min_size=len(marks) // 2, max_size=len(marks) // 2))
-    times = repair(marks, duration, lengths)
-    assert len(times) == len(lengths)
-    end_before = 0
-    for (start, end, estimated), a, b in zip(times, marks[::2], marks[1::2]):
-        assert end_before <= start < end <= duration
-        assert estimated or (start, end) == (a, b)
-        end_before = end
-
-
-def test_good_marks_are_not_touched():
-    assert repair([80, 400, 400, 960], 1000, [3, 5]) == [(80, 400, False), (400, 960, False)]
-
-
-def test_a_word_without_length_is_given_the_gap_to_the_next():
-    assert repair([80, 80, 400, 960], 1000, [3, 5]) == [(80, 400, True), (400, 960, False)]
-
-
-def test_words_piled_on_one_time_share_the_gap_by_their_characters():
-    times = repair([0, 800, 800, 800, 800, 800, 800, 1400], 2000, [4, 2, 2, 6])
-    assert times[0] == (0, 800, False)
-    assert [e for *_, e in times[1:]] == [True] * 3 and times[-1][1] == 1400
-    assert [end - start for start, end, _ in times[1:]] == [128, 128, 344]  # 20 ms each and the rest 2:2:6
-
-
-def test_marks_beyond_the_chunk_are_spread_within_it():
-    assert repair([0, 400, 399_920, 399_920], 1000, [1, 1]) == [(0, 400, False), (400, 1000, True)]
-
-
-@pytest.mark.parametrize(
-    "text, units, slices",
-    [
-        ("Alpha, bravo.", ["Alpha", "bravo"], ["Alpha", "bravo"]),
-        ("Don't stop-gap it!", ["Don't", "stopgap", "it"], ["Don't", "stop-gap", "it"]),
-        ("十三，天。", ["十", "三", "天"], ["十", "三", "天"]),
-        ("用 GPU 算", ["用", "GPU", "算"], ["用", "GPU", "算"]),
-        ("５つのガラス", ["5", "つ", "の", "ガラス"], ["５", "つ", "の", "ガラス"]),  # nagisa normalises
-        ("ｶﾞﾗｽ", ["ガラス"], ["ｶﾞﾗｽ"]),
-        ("नमस्ते दुनिया", ["नमसत", "दनय"], ["नमस्ते", "दुनिया"]),  # its units lose the marks; ours keep them
-        ("Cafe\u0301 au lait", ["Cafe", "au", "lait"], ["Cafe\u0301", "au", "lait"]),
-        ("👍 one", ["one"], ["one"]),
-    ],
-)
-def test_units_are_found_again_in_the_text_with_their_marks(text, units, slices):
-    assert [text[a:b] for a, b in locate(text, units)] == slices
-
-
-@pytest.mark.parametrize("units", [["alpha", "charlie"], ["alpha"], ["alpha", "bravo", "bravo"], ["", "alpha", "bravo"]])
-def test_units_that_are_not_the_texts_are_refused(units):
-    with pytest.raises(AlignError):
-        locate("alpha bravo", units)
-
-
-def test_word_times_are_the_chunks_own_plus_its_offset():
-    (word,) = words(chunk_lasting(2, offset=480 * 1001), "alpha", ["alpha"], [80, 560])
-    assert (word.start, word.end) == (30.11, 30.59)
-
-
-def test_as_many_marks_as_two_a_unit_are_required():
-    with pytest.raises(AlignError):
-        words(chunk_lasting(2), "alpha bravo", ["alpha", "bravo"], [0, 80])
-
-
-def test_estimated_words_fill_the_chunk_by_characters_and_say_so():
-    found = estimated_words(chunk_lasting(1), "ab, cdefgh.")
-    assert [(w.text, w.start, w.end, w.estimated) for w in found] == [("ab", 0.0, 0.26, True), ("cdefgh", 0.26, 1.0, True)]
-
-
-def test_more_words_than_milliseconds_still_lose_no_text():
-    (word,) = estimated_words(chunk_lasting(0.004), "a b c d e f")
-    assert word.text == "a b c d e f" and word.start < word.end
 
 
 def task_lasting(seconds: float, index: int = 0) -> align._Task:
@@ -151,6 +45,64 @@ def test_the_earliest_chunk_of_any_recording_goes_first():
     rest_of_a_long_one = [task_lasting(8, index) for index in range(3, 40)]
     short = task_lasting(2, 0)
     assert next_batch([*rest_of_a_long_one, short], seconds=16)[0] is short
+
+
+@pytest.fixture
+def tower(worker):
+    """The real aligner's audio encoder."""
+    return worker.aligner._model.model.thinker.audio_tower
+
+
+def spectrum(worker, pool, seconds: float) -> torch.Tensor:
+    """(128, 100 * seconds) of utterances one after another."""
+    pcm = np.resize(np.concatenate([u.pcm for u in pool]), round(seconds * SAMPLE_RATE)).astype(np.float32) / 32768
+    return worker.aligner._model.processor.feature_extractor(pcm, sampling_rate=SAMPLE_RATE, padding=False, return_tensors="pt").input_features[0]
+
+
+def features(tower, mel: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return tower(mel, feature_lens=torch.tensor([mel.shape[1]])).last_hidden_state
+
+
+def full_attention(tower, mel: torch.Tensor) -> torch.Tensor:
+    """What the package gives by itself."""
+    tower.set_attn_implementation("sdpa")
+    try:
+        return features(tower, mel)
+    finally:
+        tower.set_attn_implementation("windowed")
+
+
+def test_the_features_of_the_first_8_s_do_not_change_with_what_is_said_after_second_20(worker, tower):
+    one, other = spectrum(worker, ENGLISH[:20], 40), spectrum(worker, CHINESE[:20], 40)
+    spliced = torch.cat([one[:, :2000], other[:, 2000:]], dim=1)
+    first = lambda encoded: encoded[:104]
+    assert torch.equal(first(features(tower, one)), first(features(tower, spliced)))
+    assert not torch.allclose(first(full_attention(tower, one)), first(full_attention(tower, spliced)), atol=1e-3)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1, 3.21, 7.99, 8])
+def test_clips_up_to_8_s_give_what_they_gave_without_a_window(worker, tower, seconds):
+    mel = spectrum(worker, ENGLISH[:4], seconds)
+    assert torch.equal(features(tower, mel), full_attention(tower, mel))
+
+
+@pytest.mark.parametrize("seconds", [8.01, 16, 28.3, 60])
+def test_the_windows_are_those_of_the_packages_own_mask(worker, tower, seconds):
+    """Which it makes for attention that does not read `cu_seqlens`, and never applies."""
+    mel = spectrum(worker, ENGLISH[:40], seconds)
+    hooks = [
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, kwargs | {"attention_mask": tower._prepare_attention_mask(kwargs["hidden_states"], kwargs["cu_seqlens"])}), with_kwargs=True
+        )
+        for layer in tower.layers
+    ]  # fmt: skip
+    try:
+        masked = full_attention(tower, mel)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert torch.allclose(features(tower, mel), masked, atol=1e-4)
 
 
 def test_our_way_through_the_real_aligner_gives_the_packages_own_times(worker):
@@ -205,7 +157,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits_fault_injected_in_the_mode
 
     for u, found in zip(ENGLISH[:8], asyncio.run(together())):
         if u is longest:
-            assert isinstance(found, AlignError) and "out of memory" in str(found)
+            assert isinstance(found, AlignError) and "out of memory" in str(found) and not found.unexplained
         else:
             assert len(found) == len(u.words)
     assert max(sizes) > 2
@@ -219,6 +171,17 @@ def test_a_broken_batch_fails_its_own_clips_and_the_aligner_goes_on_fault_inject
     chunk = chunk_of(u.pcm)
     with monkeypatch.context() as broken:
         broken.setattr(worker.aligner._model.model.thinker, "forward", breaks)
-        with pytest.raises(AlignError):
+        with pytest.raises(AlignError) as failed:
             asyncio.run(worker.aligner.align(chunk, u.text, u.language))
+    assert failed.value.unexplained
     assert asyncio.run(worker.aligner.align(chunk, u.text, u.language))
+
+
+def test_on_a_gpu_the_aligner_is_held_to_its_share_before_it_takes_any_memory_device_injected(monkeypatch):
+    steps = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: steps.append(share))
+    aligner = Aligner(os.environ["ALIGNER_NAME"], "cuda", 32, gpu_share=0.2)
+    monkeypatch.setattr(aligner._model.model, "to", lambda device: steps.append(device.type))
+    aligner.start()
+    aligner.close()
+    assert steps == [0.2, "cuda"]

@@ -679,7 +679,7 @@ def test_a_chunk_knows_its_place_in_the_recording():
 
 def test_a_waveform_is_float_between_minus_one_and_one_and_padded_with_zeros():
     pcm = np.array([-32768, 0, 32767], np.int16)
-    padded = waveform(AudioChunk(0, 0, pcm, ()), at_least=0.5)
+    padded = waveform(AudioChunk(0, 0, pcm, ()))
     assert padded.dtype == np.float32 and len(padded) == 8000
     assert padded[:3].tolist() == [-1, 0, 32767 / 32768] and not padded[3:].any()
-    assert len(waveform(AudioChunk(0, 0, pcm, ()))) == 3
+    assert len(waveform(AudioChunk(0, 0, silence(0.6), ()))) == 9600

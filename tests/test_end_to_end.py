@@ -12,6 +12,7 @@ import pytest
 import align
 import clips
 import media
+import timing
 from audio import AudioChunk, decode
 from material import CHINESE, ENGLISH, chunk_of
 from scoring import matched
@@ -176,7 +177,7 @@ def test_the_repair_brings_boundaries_no_further_from_the_truth(cases, worker, l
         ((units, marks),) = worker.aligner._marks([align._Task(chunk, hypothesis.text, language, Future())])
         _, pairs = matched([plain(w.text) for w in true], [plain(u) for u in units])
         theirs = worker.aligner._model.aligner_processor.fix_timestamp(np.array(marks))
-        ours = [1000 * (t - chunk.start) for w in align.words(chunk, hypothesis.text, units, marks) for t in (w.start, w.end)]
+        ours = [1000 * (t - chunk.start) for w in timing.words(chunk, hypothesis.text, units, marks) for t in (w.start, w.end)]
         for way, times in zip(off, (marks, theirs, ours)):
             off[way] += [abs(times[2 * j + e] - 1000 * (t - chunk.start)) for i, j in pairs for e, t in enumerate((true[i].start, true[i].end))]
     means = {way: np.mean(found) for way, found in off.items()}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine import CAPTURE_SIZES, CONTEXT_TOKENS, GIB, PROMPT_TOKENS, answer_tokens, cache_bytes_per_token, longest_request, plan
+from engine import CAPTURE_SIZES, CONTEXT_TOKENS, CUDA_CONTEXT_BYTES, GIB, PROMPT_TOKENS, answer_tokens, cache_bytes_per_token, longest_request, plan
 from errors import SettingsError
 from settings import Settings
 
@@ -45,6 +45,13 @@ def test_on_every_gpu_both_models_and_the_longest_chunk_fit(options, gpu):
     chosen = options(GPUS[gpu])
     vllm = chosen.gpu_memory_utilization * GPUS[gpu]
     assert vllm + 1.8 + 4 <= GPUS[gpu] + 0.1 and vllm > 1.9 + 2 + chosen.max_model_len * 112 / 1024**2
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_the_aligners_share_holds_what_it_needs_and_ends_where_vllms_begins(options, gpu):
+    chosen, gib = options(GPUS[gpu]), GPUS[gpu]
+    assert chosen.aligner_share * gib >= 1.8 + 3.4
+    assert chosen.aligner_share * gib + CUDA_CONTEXT_BYTES / GIB + chosen.gpu_memory_utilization * gib <= gib * 1.001
 
 
 def test_larger_gpus_take_more_at_once(options):

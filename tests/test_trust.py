@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align import LANGUAGES as ALIGNED
-from align import estimated_words, repair
 from audio import SAMPLE_RATE, AudioChunk
 from material import CHINESE, ENGLISH, chunk_of, silence, voice
 from request import LANGUAGES
 from speech import plain
+from timing import estimated_words, repair
 from transcript import ChunkResult, account, merge
 
 # One sentence or two for each of the languages: marks, apostrophes, digits, quotes, several scripts, emoji.

@@ -49,8 +49,9 @@ def _timed(work, repeats: int) -> float:
 def _measured(repeats: int) -> dict[str, dict[str, float]]:
     import numpy as np
 
-    from align import Aligner, repair
+    from align import Aligner
     from audio import SAMPLE_RATE
+    from timing import repair
 
     aligner = Aligner(os.environ["ALIGNER_NAME"], "cpu", 480)
     aligner.start()

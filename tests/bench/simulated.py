@@ -66,7 +66,7 @@ class Gpu:
         return Hypothesis(text, "English", "stop", round(TEXT_TOKENS * chunk.duration))
 
     async def align(self, chunk, text, language):
-        from align import words
+        from timing import words
 
         done = asyncio.get_running_loop().create_future()
         self._alignments.append((chunk.duration, done))
