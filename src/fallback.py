@@ -143,8 +143,24 @@ async def _timed(ask, align: Align, answer: Answer, allowance: Allowance) -> lis
         return [timed]
     if behind.fault or letters_in(behind.text) < TAIL_LETTERS_PER_SECOND * tail.duration:
         return [replace(timed, retries=(*timed.retries, "tail_missing"), doubtful=True)]
+    if repeated := words_repeated(timed.words, behind.text):
+        answer = replace(answer, text=answer.text[: timed.words[-repeated].offset].rstrip())
     both = replace(answer, chunk=front), replace(behind, reasons=("tail_missing",))
-    return [a.result(*await align(a.chunk, a.text, a.language)) for a in both]
+    return [a.result(*await align(a.chunk, a.text, a.language)) if a.text else a.result() for a in both]
+
+
+def words_repeated(words: Sequence[Word], tail: str) -> int:
+    """How many of the last words the text of the tail begins with, because they were timed too early and are heard again.
+
+    The aligner piles up what it cannot place, so the time of one of them at least is estimated. Measured words were said twice.
+    """
+    heard, last = plain(tail), ""
+    found = 0
+    for count, word in enumerate(reversed(words), 1):
+        last = plain(word.text) + last
+        if heard.startswith(last) and any(w.estimated for w in words[-count:]):
+            found = count
+    return found
 
 
 def words_end(words: Sequence[Word]) -> tuple[float, float] | tuple[None, None]:
@@ -215,9 +231,14 @@ def collapsed(text: str) -> str:
     return "".join([*kept, "" if begun else rest]).strip()
 
 
+def plain(text: str) -> str:
+    """Its letters and numbers, in lower case."""
+    return "".join(c for c in text.lower() if c.isalnum())
+
+
 def echoes(context: str, text: str) -> bool:
     """Whether `text` begins like `context`, or with the end of it, letter by letter."""
-    given, said = ("".join(c for c in t.lower() if c.isalnum()) for t in (context, text))
+    given, said = plain(context), plain(text)
     if len(given) < SHORTEST_ECHO:
         return False
     return said.startswith(given[:ECHO_LETTERS]) or any(

@@ -70,6 +70,7 @@ class Section:
     sounds: list[tuple[float, float]] = field(default_factory=list)  # (start, end) of what is no silence
     voiced: float = 1.0  # share of each word that is loud enough for the detector
     model: Callable[[Stretch], str | None] = lambda stretch: None  # what it says other than the words; "" where it says nothing
+    piled_from: float = float("inf")  # second behind which the aligner gives the words of a stretch over 40 s no time of their own
 
     def talk(self, until: float, words_per_minute: float = 150, text: list[str] | None = None) -> "Section":
         """Go on talking, in sentences with pauses, to second `until` of the section."""
@@ -156,7 +157,9 @@ class Recording:
         """Each unit's true time by its letters; one that was not said is piled on the last word, as the real aligner does."""
         for task in batch:
             units, _ = self._units(task.text, task.language)
-            times = [time for w in self._between(task.chunk.start, task.chunk.end) for time in letter_times(w)]
+            begin, section = self._section_at(task.chunk.start, task.chunk.end)
+            last = begin + section.piled_from if task.chunk.duration > 40 else float("inf")
+            times = [time for w in self._between(task.chunk.start, min(task.chunk.end, last)) for time in letter_times(w)]
             found, at = [], 0
             for unit in units:
                 span = times[at : at + len(letters(unit))] or times[-1:] or [(task.chunk.start, task.chunk.start + 0.1)]

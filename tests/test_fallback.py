@@ -5,7 +5,9 @@
 
 import asyncio
 import random
+import re
 import string
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -52,9 +54,9 @@ class Script:
 
 async def spread(chunk, text, language):
     """Words over the whole chunk, as if they had been measured there."""
-    units = text.split()
+    units = list(re.finditer(r"\S+", text))
     step = chunk.duration / len(units)
-    return tuple(Word(u, chunk.start + i * step, chunk.start + (i + 1) * step, 0) for i, u in enumerate(units)), None
+    return tuple(Word(u[0], chunk.start + i * step, chunk.start + (i + 1) * step, u.start()) for i, u in enumerate(units)), None
 
 
 def run(answer, chunk, context="", align=spread):
@@ -278,6 +280,40 @@ def test_an_unhealthy_tail_is_not_added_but_said_to_be_doubtful(tail):
     results, script = run(answer, chunk_of(40), align=until_second_ten)
     assert len(script.asked) == 2
     assert [(r.end, r.text, r.retries, r.outcome) for r in results] == [(40, "one two three four", ("tail_missing",), "kept")]
+
+
+async def piled_at_second_10(chunk, text, language):
+    """As the real aligner does at times: of a long chunk it gives the last two words no time of their own."""
+    words, _ = await until_second_ten(chunk, text, language)
+    last = len(words) - 2 if chunk.duration > 30 else len(words)
+    return tuple(replace(word, estimated=i >= last) for i, word in enumerate(words)), None
+
+
+@pytest.mark.parametrize(
+    "tail, front",
+    [
+        ("Four, five six seven eight nine ten eleven.", "one two three"),  # the last word was timed too early
+        ("Three four five six seven eight nine ten.", "one two"),
+        ("five six seven eight nine ten eleven four", "one two three four"),
+        ("two three four five six seven eight nine", "one"),  # three are repeated, and two of them have no time
+    ],
+)
+def test_a_word_that_was_timed_too_early_and_is_heard_again_in_the_tail_is_not_doubled(tail, front):
+    answer = lambda c, *_: said("one two three four") if c.start == 0 else said(tail)
+    results, _ = run(answer, chunk_of(40), align=piled_at_second_10)
+    assert [r.text for r in results] == [front, tail] and [r.retries for r in results] == [(), ("tail_missing",)]
+
+
+def test_words_with_a_measured_time_were_said_twice():
+    answer = lambda c, *_: said("well thank you") if c.start == 0 else said("Thank you all, thank you very much, ladies and gentlemen.")
+    results, _ = run(answer, chunk_of(40), align=until_second_ten)
+    assert [r.text for r in results] == ["well thank you", "Thank you all, thank you very much, ladies and gentlemen."]
+
+
+def test_where_the_tail_holds_all_that_was_said_nothing_is_left_in_front():
+    answer = lambda c, *_: said("one two three four five six seven eight")
+    results, _ = run(answer, chunk_of(40), align=piled_at_second_10)
+    assert [(r.text, len(r.words)) for r in results] == [("", 0), ("one two three four five six seven eight", 8)]
 
 
 def test_two_seconds_of_speech_behind_the_last_word_are_none_of_its_business():

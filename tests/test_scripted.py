@@ -72,6 +72,7 @@ DOUBTED = {
     "applause at the end": Scenario(lambda: section().talk(48).play(MINUTE), extra=10),
     "an early stop": Scenario(lambda: section(model=scripted.stops_early(24)).talk(MINUTE), extra=MINUTE, outcomes=("mended",)),
     "an early stop in Chinese": Scenario(lambda: section("Chinese", model=scripted.stops_early(24)).talk(MINUTE), extra=MINUTE, outcomes=("mended",)),
+    "last words that the aligner cannot place": Scenario(lambda: section(piled_from=30).talk(30).play(44).talk(MINUTE), extra=22, outcomes=("mended",)),
     "hardly a word of Hindi": Scenario(lambda: section("Hindi", model=scripted.stops_early(2, cured_by_sampling=True)).talk(MINUTE), extra=MINUTE, outcomes=("mended",)),
     "thanks for music": Scenario(lambda: section(model=scripted.thanks).play(MINUTE), extra=MINUTE + 2, outcomes=("kept",), added="Thank you for watching."),
     "thanks behind speech": Scenario(lambda: section(model=scripted.thanks).talk(36).play(MINUTE), extra=22, outcomes=("kept",)),

@@ -1,0 +1,69 @@
+"""Whole jobs in chunks of up to 28 s, with the checkpoints in models/long, trained on for that length.
+
+Their figures at that length are those of models/README.md; what is seen here is whether long chunks are cut, heard and put
+together whole, with several windows of the encoder in each.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from scoring import matched
+from test_end_to_end import FORMATS, Case, assert_words_are_whole_at_every_cut, boundaries_off_ms, case_of, per_language
+
+MODELS = ROOT / "tests" / "models"
+TARGET_SECONDS, LIMIT_SECONDS = 20, 28
+MOST_ERRORS = 0.04  # of words, in the recordings of models/README.md
+MEAN_OFF_MS = {"English": 210, "Chinese": 320}
+
+
+@pytest.fixture(scope="module")
+def long_worker(worker, tmp_path_factory) -> Iterator:
+    """The handler module with the long checkpoints in the place of the others. Only their weights are other."""
+    folder = tmp_path_factory.mktemp("long")
+    for kind in ("asr", "aligner"):
+        shutil.copytree(MODELS / kind, folder / kind)
+        shutil.copy(MODELS / "long" / kind / "model.safetensors", folder / kind)
+    before = {name: getattr(worker, name) for name in ("settings", "asr", "aligner")}
+    worker.settings = replace(
+        worker.settings, model_name=str(folder / "asr"), aligner_name=str(folder / "aligner"),
+        chunk_target_seconds=TARGET_SECONDS, chunk_limit_seconds=LIMIT_SECONDS,
+    )  # fmt: skip
+    worker.load_models()
+    yield worker
+    worker.aligner.close()
+    worker.asr.close()
+    for name, value in before.items():
+        setattr(worker, name, value)
+
+
+@pytest.fixture(scope="module")
+def cases(long_worker, file_server) -> dict[str, Case]:
+    return {language: case_of(long_worker, file_server, language, {"wav": FORMATS["wav"]}) for language in ("English", "Chinese")}
+
+
+@per_language
+def test_chunks_are_long_and_each_costs_one_decode(cases, language):
+    """And one more its tail where this aligner cannot place the last words."""
+    durations = [chunk.duration for chunk in cases[language].chunks]
+    assert np.median(durations) > 16 and max(durations) <= LIMIT_SECONDS
+    again = cases[language].outputs["wav"].get("retries", [])
+    assert cases[language].engine_calls["wav"] == len(durations) + len(again) and len(again) <= 2
+    assert {(*r["reasons"], r["outcome"]) for r in again} <= {("tail_missing", "mended")}
+
+
+@per_language
+def test_no_word_is_lost_or_doubled_at_any_cut_of_long_chunks(cases, language):
+    assert_words_are_whole_at_every_cut(cases[language])
+
+
+@per_language
+def test_words_and_times_are_as_good_as_these_checkpoints_allow(cases, language):
+    case = cases[language]
+    errors, off = matched(case.said, case.heard)[0] / len(case.said), boundaries_off_ms(case)
+    print(f"\n{language}: {len(case.chunks)} chunks, {len(case.said)} words, {100 * errors:.2f} % errors, boundaries off by mean {off.mean():.1f} ms, median {np.median(off):.0f}")
+    assert errors <= MOST_ERRORS and off.mean() <= MEAN_OFF_MS[language]
