@@ -48,6 +48,13 @@ def test_every_error_code_stands_in_the_table_with_what_to_do(readme):
 
 
 @in_each
+def test_every_reason_for_asking_again_stands_in_the_table(readme):
+    told = set(rows(readme, "reason" if readme == "README.md" else "原因"))
+    faults = set(re.findall(r'"([a-z_]+)"', (ROOT / "src" / "fallback.py").read_text())) - {"length"}  # vLLM's finish_reason
+    assert told == faults | {"language"}
+
+
+@in_each
 def test_every_field_of_a_request_stands_in_the_table(readme):
     tables = [set(rows_at) for rows_at in (rows(readme, "field" if readme == "README.md" else "字段"),)]
     assert tables[0] == {f.name for f in fields(Request)}
