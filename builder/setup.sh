@@ -58,7 +58,7 @@ export DEVICE=${DEVICE:-cpu}
 if [ "$MODEL_NAME" = "$ROOT/tests/models/asr" ]; then # trained on clips of up to 9.5 s
   export CHUNK_TARGET_SECONDS=${CHUNK_TARGET_SECONDS:-4.8} CHUNK_LIMIT_SECONDS=${CHUNK_LIMIT_SECONDS:-8}
 fi
-export MAX_CHUNKS_PER_JOB=${MAX_CHUNKS_PER_JOB:-8} ALIGNER_BATCH_SECONDS=${ALIGNER_BATCH_SECONDS:-32} # larger batches are no faster on a CPU
+export MAX_NUM_SEQS=${MAX_NUM_SEQS:-8} ALIGNER_BATCH_SECONDS=${ALIGNER_BATCH_SECONDS:-32} # larger batches are no faster on a CPU
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}   # GiB
 export GPU_MEMORY_UTILIZATION=${GPU_MEMORY_UTILIZATION:-0.3}    # on a CPU a share of free memory that vLLM insists on
 export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-ERROR}

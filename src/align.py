@@ -7,9 +7,10 @@ import asyncio
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from admission import Gate, rank
 from audio import AudioChunk, waveform
 from errors import AlignError
 from timing import words
@@ -19,6 +20,7 @@ LANGUAGES = frozenset(
     ("Chinese", "English", "Cantonese", "French", "German", "Italian", "Japanese", "Korean", "Portuguese", "Russian", "Spanish")
 )
 TOKENS_PER_BLOCK = 13  # of the encoder, for a block of 2 * n_window mel frames, a second
+PREPARERS = 1  # threads: the package's splitters of Japanese and Korean keep state, and one is enough for 1500 times real time
 MAX_BATCH = 16  # clips; more are slower (962x real time at 8, 649x at 128)
 
 
@@ -26,7 +28,8 @@ MAX_BATCH = 16  # clips; more are slower (962x real time at 8, 649x at 128)
 class _Task:
     chunk: AudioChunk
     text: str
-    language: str
+    units: list[str]  # of the text
+    inputs: dict  # of the model: tensors of this clip alone
     result: Future
 
 
@@ -49,6 +52,7 @@ class Aligner:
         self._device = torch.device(device)
         self._gpu_share = gpu_share
         self._batch_seconds = batch_seconds
+        self._preparers, self._turns = ThreadPoolExecutor(PREPARERS, "aligner-input", torch.set_num_threads, (1,)), Gate(PREPARERS)
         self._waiting: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="aligner", daemon=True)
 
@@ -64,6 +68,7 @@ class Aligner:
 
     def close(self) -> None:
         """Finish what is waiting and end the thread."""
+        self._preparers.shutdown()
         self._waiting.put(None)
         self._thread.join()
 
@@ -74,9 +79,22 @@ class Aligner:
         """
         if language not in LANGUAGES:
             raise AlignError(f"There is no aligner for {language or 'an unknown language'}.")
-        task = _Task(chunk, text, language, Future())
+        async with self._turns.place(rank(chunk.index)):
+            task = await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepared, chunk, text, language)
         self._waiting.put(task)
         return await asyncio.wrap_future(task.result)
+
+    def _prepared(self, chunk: AudioChunk, text: str, language: str) -> _Task:
+        """The text's units and the clip's spectrum, made while the device works on the batch before.
+
+        A clip's features are made on its own: the last frames of one padded before its spectrum would depend on its neighbours.
+        """
+        try:
+            units, prompt = self._model.aligner_processor.encode_timestamp(text, language)
+            inputs = self._model.processor(text=[prompt], audio=[waveform(chunk)], return_tensors="pt")
+        except Exception as error:  # whatever a text does to the splitters, it must live on
+            raise AlignError(f"The aligner could not read the text: {type(error).__name__}.") from error
+        return _Task(chunk, text, units, {name: tensor[0] for name, tensor in inputs.items()}, Future())
 
     def _serve(self) -> None:
         waiting: list[_Task] = []
@@ -97,9 +115,9 @@ class Aligner:
         if not batch:
             return
         try:
-            for task, (units, marks) in zip(batch, self._marks(batch)):
+            for task, marks in zip(batch, self._marks(batch)):
                 try:
-                    task.result.set_result(words(task.chunk, task.text, units, marks))
+                    task.result.set_result(words(task.chunk, task.text, task.units, marks))
                 except AlignError as error:
                     task.result.set_exception(error)
         except torch.OutOfMemoryError:
@@ -112,22 +130,15 @@ class Aligner:
             self._align_batch(left[:half])
             self._align_batch(left[half:])
 
-    def _marks(self, batch: Sequence[_Task]) -> Iterator[tuple[list[str], list[int]]]:
-        """For each clip its units of text and two marks a unit, start and end in ms, as the model gives them.
+    def _marks(self, batch: Sequence[_Task]) -> Iterator[list[int]]:
+        """For each clip two marks a unit, start and end in ms, as the model gives them.
 
-        The steps of Qwen3ForcedAligner.align on one clip, without its repair, which is quadratic and tells nobody what
-        it changed.
+        The steps of Qwen3ForcedAligner.align, without its repair, which is quadratic and tells nobody what it changed.
         """
         import torch
 
         model = self._model
-        texts = [model.aligner_processor.encode_timestamp(t.text, t.language) for t in batch]
-        # a clip's features on its own: the last frames of one padded before its spectrum would depend on its neighbours
-        inputs = [
-            model.processor(text=[prompt], audio=[waveform(t.chunk)], return_tensors="pt")
-            for t, (_, prompt) in zip(batch, texts)
-        ]
-        together = {name: _stacked([i[name][0] for i in inputs]).to(model.model.device) for name in inputs[0]}
+        together = {name: _stacked([task.inputs[name] for task in batch]).to(model.model.device) for name in batch[0].inputs}
         together["input_features"] = together["input_features"].to(model.model.dtype)
         is_mark = together["input_ids"] == model.timestamp_token_id
         # scores of 5000 classes for the marks only, not for every token of audio and text
@@ -138,8 +149,7 @@ class Aligner:
         finally:
             hook.remove()
         times = (classes.cpu() * model.timestamp_segment_time).split(is_mark.sum(dim=1).tolist())
-        for (units, _), marks in zip(texts, times):
-            yield units, [round(m) for m in marks.tolist()]
+        return ([round(mark) for mark in marks.tolist()] for marks in times)
 
 
 def _stacked(tensors: Sequence):
@@ -156,7 +166,7 @@ def next_batch(waiting: list[_Task], seconds: float) -> list[_Task]:
     At most MAX_BATCH, and at most `seconds` of audio with the padding, but always one. So a short recording does not wait
     for the rest of a long one.
     """
-    first = min(waiting, key=lambda t: t.chunk.index)
+    first = min(waiting, key=lambda t: rank(t.chunk.index))
     batch, longest = [], 0.0
     for task in sorted(waiting, key=lambda t: (t is not first, abs(len(t.chunk.pcm) - len(first.chunk.pcm)))):
         longest = max(longest, task.chunk.duration)

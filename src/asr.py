@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from admission import Gate, rank
 from audio import SAMPLE_RATE, AudioChunk, waveform
-from engine import CONTEXT_TOKENS, ENVIRONMENT, EngineOptions, answer_tokens
+from engine import CONTEXT_TOKENS, ENVIRONMENT, RENDERERS, EngineOptions, answer_tokens
 from errors import EngineDead, RecognitionError
 
 SEED = 0  # of sampling
@@ -55,6 +56,7 @@ class Recogniser:
             self._processes = multiprocessing.active_children()
         from transformers import AutoTokenizer
 
+        self._turns = Gate(RENDERERS)
         self._tokenizer = AutoTokenizer.from_pretrained(options.model, fix_mistral_regex=True)
         self._special = special_tokens(self._tokenizer)
 
@@ -116,10 +118,6 @@ class Recogniser:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        prompt = {
-            "prompt_token_ids": prompt_ids,
-            "multi_modal_data": {"audio": [(waveform(chunk), SAMPLE_RATE)]},
-        }
         sampling = SamplingParams(
             temperature=temperature,
             seed=SEED if temperature else None,
@@ -127,13 +125,22 @@ class Recogniser:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         try:
-            async for result in self._engine.generate(prompt, sampling, request_id=str(next(self._ids)), priority=chunk.index):
+            rendered = await self._rendered(chunk, prompt_ids)
+            async for result in self._engine.generate(rendered, sampling, request_id=str(next(self._ids)), priority=rank(chunk.index)):
                 pass
             return result.outputs[0]
         except EngineDeadError as error:
             raise EngineDead("The speech engine has died; this worker is being replaced. Please send the job again.") from error
         except Exception as error:
             raise RecognitionError(f"The speech engine could not transcribe {chunk.start:.3f}-{chunk.end:.3f} s.") from error
+
+    async def _rendered(self, chunk: AudioChunk, prompt_ids: list[int]):
+        """vLLM's own input for its engine. The spectrum takes 40 ms a minute of sound and is made in the renderer's threads."""
+        async with self._turns.place(rank(chunk.index)):
+            audio = [(await self._loop.run_in_executor(None, waveform, chunk), SAMPLE_RATE)]
+            prompt = {"prompt_token_ids": prompt_ids, "multi_modal_data": {"audio": audio}}
+            (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
+        return rendered
 
 
 @contextmanager

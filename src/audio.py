@@ -76,8 +76,9 @@ class AudioChunk:
 
 def waveform(chunk: AudioChunk) -> np.ndarray:
     """For a model: (samples,) float32 in [-1, 1) at SAMPLE_RATE, zero-padded at the end to SHORTEST_SECONDS."""
-    missing = max(0, round(SHORTEST_SECONDS * SAMPLE_RATE) - len(chunk.pcm))
-    return np.pad(chunk.pcm, (0, missing)).astype(np.float32) / 32768
+    wave = np.zeros(max(len(chunk.pcm), round(SHORTEST_SECONDS * SAMPLE_RATE)), np.float32)
+    np.multiply(chunk.pcm, np.float32(1 / 32768), out=wave[: len(chunk.pcm)])
+    return wave
 
 
 class PcmStream:

@@ -30,6 +30,7 @@ CUDA_CONTEXT_BYTES = GIB // 2  # of this process, in which the aligner runs; PyT
 # By default vLLM forks its process on CUDA, here from a thread and with Python's collector off, which the child then never
 # turns on. On a CPU it spawns; so both take the same path.
 ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+RENDERERS = 2  # threads that make spectra: one is enough for 1500 times real time, and more than two fight for the GIL
 CAPTURE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)  # vLLM's own fifty cost most of a start
 
 
@@ -67,6 +68,7 @@ class EngineOptions:
             scheduling_policy="priority",  # early chunks first: a short recording doesn't wait for the rest of long ones
             enable_prefix_caching=False,  # no input ever comes twice
             mm_processor_cache_gb=0,
+            renderer_num_workers=RENDERERS,
             disable_log_stats=True,
             skip_mm_profiling=not on_gpu,  # measures GPU memory; on a CPU it only takes time
             **(graphs if on_gpu else {}),

@@ -30,6 +30,7 @@ from huggingface_hub import snapshot_download
 from runpod import RunPodLogger
 from runpod.serverless.modules.worker_state import JobsProgress
 
+from admission import Gate, rank
 from align import Aligner
 from asr import Hypothesis, Recogniser
 from audio import AudioChunk, decode
@@ -47,12 +48,15 @@ from transcript import SLIP_SECONDS, ChunkResult, Span, Transcript, Word, domina
 from vad import CutRules, split_at_pauses
 
 CONTEXT_CHARACTERS = 200  # of the previous chunk's text, where the request asks for it
+CHUNKS_BY_CAPACITY = 2  # admitted to both models, for each that the engine takes in one step: it never waits for the next
+SHORT_KEPT = 32  # chunks of a job, until its languages are known; a slip is the only chunk of its language
 SECOND = Path(__file__).parent / "second.flac"
 
 log = RunPodLogger()
 settings: Settings
 asr: Recogniser
 aligner: Aligner
+gate: Gate
 health = Health(lambda: check(), lambda: asr.kill())
 
 
@@ -92,30 +96,31 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
     end, where there is no text at all.
     """
     rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
-    in_flight = settings.max_chunks_per_job or asr.capacity
-    slots = asyncio.Semaphore(in_flight)
     context, tasks, short = request.initial_context, [], {}
 
     async def transcribe(chunk: AudioChunk, context: str) -> list[ChunkResult]:
-        results = await transcribe_chunk(chunk, request.language, context)
+        try:
+            results = await transcribe_chunk(chunk, request.language, context)
+        finally:
+            gate.leave(entrance)
         if not request.allow_partial:
             raise_incomplete(results)
         progress.seconds_done, progress.chunks_done = progress.seconds_done + chunk.duration, progress.chunks_done + 1
-        slots.release()
         return results
 
     limits = dict(max_bytes=settings.max_download_bytes, timeout=settings.download_timeout_seconds)
     async with (
         download(request.audio_url, folder, **limits) as file,
         decode(file.path, settings.max_audio_seconds, file.size, file.whole) as pcm,
+        gate.entrance() as entrance,
         asyncio.TaskGroup() as group,
     ):
         progress.phase = "decoding"
         async for chunk in split_at_pauses(pcm, rules):
             progress.seconds_known = pcm.duration
-            await slots.acquire()
+            await gate.enter(entrance, rank(chunk.index))  # until there is a place, no more is decoded
             tasks.append(task := group.create_task(transcribe(chunk, context)))
-            if chunk.speech_seconds < SLIP_SECONDS and len(short) < in_flight:
+            if chunk.speech_seconds < SLIP_SECONDS and len(short) < SHORT_KEPT:
                 short[chunk.start] = chunk  # few and short: kept until the language of the rest is known
             if not request.use_previous_context:
                 context = ""
@@ -199,13 +204,14 @@ def load_models() -> None:
 
     Raises SettingsError where the two don't fit the GPU.
     """
-    global asr, aligner
+    global asr, aligner, gate
     gc.disable()  # what is imported and loaded, a million objects, stays: to look at it over and over takes seconds
     model = checkpoint(settings.model_name, settings.model_revision)
     aligner_model = checkpoint(settings.aligner_name, settings.aligner_revision)
     options = plan(settings, model, aligner_model, gpu_memory)
     log.info(f"starting the recogniser {settings.model_name}")
     asr = Recogniser(options)
+    gate = Gate(CHUNKS_BY_CAPACITY * asr.capacity)
     log.info(f"loading the aligner {settings.aligner_name}")
     aligner = Aligner(aligner_model, settings.device, settings.aligner_batch_seconds, options.aligner_share)
     gc.collect()

@@ -24,7 +24,6 @@ class Settings:
     max_download_bytes: int = 2 * 1024**3
     download_timeout_seconds: float = 600  # for the whole file, redirects and retries included
     max_concurrency: int = 0  # jobs at once; 0: follows the engine's capacity
-    max_chunks_per_job: int = 0  # of one job in flight: bounds its memory and its share of the engine; 0: as many as one step takes
     max_num_seqs: int = 0  # chunks in one engine step; 0, in these three: what suits the GPU's memory, see engine.py
     max_num_batched_tokens: int = 0  # tokens in one engine step
     gpu_memory_utilization: float = 0  # vLLM's share; the aligner needs the rest
@@ -45,7 +44,6 @@ class Settings:
             "max_download_bytes": (1, 2**40),
             "download_timeout_seconds": (1, 86_400),
             "max_concurrency": (0, 1000),
-            "max_chunks_per_job": (0, 10_000),
             "max_num_seqs": (0, 10_000),
             "max_num_batched_tokens": (0, 2**20),
             "gpu_memory_utilization": (0, 0.95),

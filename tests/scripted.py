@@ -131,16 +131,20 @@ class Recording:
     def serve(self, worker, monkeypatch) -> None:
         """Let this answer in the models' stead."""
         self._decode = worker.asr._tokenizer.decode
-        self._units = worker.aligner._model.aligner_processor.encode_timestamp
+        monkeypatch.setattr(worker.asr, "_rendered", self.rendered)
         monkeypatch.setattr(worker.asr._engine, "generate", self.generate)
         monkeypatch.setattr(worker.aligner, "_marks", self.marks)
 
+    async def rendered(self, chunk, prompt_ids):
+        """In the place of vLLM's input, of which the script needs no spectrum."""
+        return chunk.pcm, prompt_ids
+
     async def generate(self, prompt, sampling, request_id, priority):
-        wave = (prompt["multi_modal_data"]["audio"][0][0] * 32768).round().astype(np.int16)
-        start = self._bytes.index(wave[:200].tobytes()) / 2 / SAMPLE_RATE
-        end = start + len(wave) / SAMPLE_RATE
+        pcm, prompt_ids = prompt
+        start = self._bytes.index(pcm[:200].tobytes()) / 2 / SAMPLE_RATE
+        end = start + len(pcm) / SAMPLE_RATE
         self.asked.append((start, end))
-        context = self._decode(prompt["prompt_token_ids"]).split("system\n")[1].split("<|im_end|>")[0]
+        context = self._decode(prompt_ids).split("system\n")[1].split("<|im_end|>")[0]
         begin, section = self._section_at(start, end)
         words = [Said(w.text, w.start - begin, w.end - begin) for w in self._between(start, end)]
         stretch = Stretch(start - begin, end - begin, words, context, sampling.temperature)
@@ -156,16 +160,15 @@ class Recording:
     def marks(self, batch):
         """Each unit's true time by its letters; one that was not said is piled on the last word, as the real aligner does."""
         for task in batch:
-            units, _ = self._units(task.text, task.language)
             begin, section = self._section_at(task.chunk.start, task.chunk.end)
             last = begin + section.piled_from if task.chunk.duration > 40 else float("inf")
             times = [time for w in self._between(task.chunk.start, min(task.chunk.end, last)) for time in letter_times(w)]
             found, at = [], 0
-            for unit in units:
+            for unit in task.units:
                 span = times[at : at + len(letters(unit))] or times[-1:] or [(task.chunk.start, task.chunk.start + 0.1)]
                 at += len(letters(unit))
                 found += [round(1000 * (t - task.chunk.start)) for t in (span[0][0], span[-1][1])]
-            yield units, found
+            yield found
 
     def _between(self, start: float, end: float) -> list[Said]:
         return [w for w in self.words if start <= (w.start + w.end) / 2 < end]

@@ -23,7 +23,7 @@ def chunk_lasting(seconds: float, offset: int = 0) -> AudioChunk:
 
 
 def task_lasting(seconds: float, index: int = 0) -> align._Task:
-    return align._Task(replace(chunk_lasting(seconds), index=index), "", "English", Future())
+    return align._Task(replace(chunk_lasting(seconds), index=index), "", [], {}, Future())
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=60), st.integers(1, 60))
@@ -161,6 +161,16 @@ def test_out_of_memory_halves_the_batch_until_it_fits_fault_injected_in_the_mode
         else:
             assert len(found) == len(u.words)
     assert max(sizes) > 2
+
+
+def test_a_text_that_the_packages_splitter_cannot_take_costs_its_own_times_only_fault_injected_in_the_splitter(worker, monkeypatch):
+    def breaks(*_):
+        raise KeyError("injected")
+
+    monkeypatch.setattr(worker.aligner._model.aligner_processor, "encode_timestamp", breaks)
+    with pytest.raises(AlignError, match="KeyError") as failed:
+        asyncio.run(worker.aligner.align(chunk_of(ENGLISH[0].pcm), ENGLISH[0].text, "English"))
+    assert not failed.value.unexplained  # the device is not to blame
 
 
 def test_a_broken_batch_fails_its_own_clips_and_the_aligner_goes_on_fault_injected_in_the_model(worker, monkeypatch):

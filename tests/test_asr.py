@@ -1,6 +1,7 @@
 """The recogniser's prompt, its parsing, its errors, on the real engine; faults are injected at `engine.generate`."""
 
 import asyncio
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,8 @@ class Prompts:
         self._tokenizer = recogniser._tokenizer
 
     def __call__(self, prompt, sampling, request_id, priority):
-        self.seen.append(self._tokenizer.decode(prompt["prompt_token_ids"]))
+        # vLLM has put in as many pads as the audio has tokens
+        self.seen.append(re.sub(r"(<\|audio_pad\|>)+", "<|audio_pad|>", self._tokenizer.decode(prompt["prompt_token_ids"])))
         self.sampling.append(sampling)
         answer = next(self._answers, None)
         return self._real(prompt, sampling, request_id=request_id, priority=priority) if answer is None else self._said(answer)

@@ -3,13 +3,11 @@ with known words, known word times and pauses of 0.2-1.5 s, cut at 8 s.
 """
 
 import asyncio
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-import align
 import clips
 import media
 import timing
@@ -181,7 +179,8 @@ def test_the_repair_brings_boundaries_no_further_from_the_truth(cases, worker, l
     off = {"the model's marks": [], "upstream's repair": [], "ours": []}
     for chunk, hypothesis in zip(case.chunks, asyncio.run(heard())):
         true = [w for w in case.whole.words if chunk.start <= w.start < chunk.end]
-        ((units, marks),) = worker.aligner._marks([align._Task(chunk, hypothesis.text, language, Future())])
+        task = worker.aligner._prepared(chunk, hypothesis.text, language)
+        units, (marks,) = task.units, worker.aligner._marks([task])
         _, pairs = matched([plain(w.text) for w in true], [plain(u) for u in units])
         theirs = worker.aligner._model.aligner_processor.fix_timestamp(np.array(marks))
         ours = [1000 * (t - chunk.start) for w in timing.words(chunk, hypothesis.text, units, marks) for t in (w.start, w.end)]

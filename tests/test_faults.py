@@ -4,14 +4,14 @@ The faults are injected at `engine.generate`; chunks that are not meant go to th
 """
 
 import asyncio
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
-from audio import SAMPLE_RATE, decode, waveform
+from admission import Gate
+from audio import SAMPLE_RATE, decode
 from material import ENGLISH, silence
 from speech import plain
 from vad import CutRules, split_at_pauses
@@ -46,14 +46,18 @@ class Faulty:
     """Answers in the engine's stead for some chunks and their pieces, the first `times` times each, and counts all calls."""
 
     def __init__(self, worker, chunks, meant, answer, times):
-        self._real = worker.asr._engine.generate
-        self._waves = [waveform(c) for c in chunks]
+        self._real, self._render = worker.asr._engine.generate, worker.asr._rendered
+        self._chunks = chunks
         self._left = {i: times for i in range(len(chunks)) if meant(i, len(chunks))}
         self._answer, self.calls = answer, [0] * len(chunks)
 
+    async def rendered(self, chunk, prompt_ids):
+        """vLLM's input, with the chunk that it is of, or is a piece of."""
+        i = next(i for i, whole in enumerate(self._chunks) if whole.start <= chunk.start < whole.end)
+        return i, await self._render(chunk, prompt_ids)
+
     def __call__(self, prompt, sampling, request_id, priority):
-        wave = prompt["multi_modal_data"]["audio"][0][0]
-        i = next(i for i, whole in enumerate(self._waves) if _is_piece(wave, whole))
+        i, prompt = prompt
         self.calls[i] += 1
         if self._left.get(i, 0) == 0:
             return self._real(prompt, sampling, request_id=request_id, priority=priority)
@@ -67,17 +71,13 @@ class Faulty:
         yield SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[])])
 
 
-def _is_piece(wave, whole):
-    n = len(wave)
-    return n <= len(whole) and (np.array_equal(wave, whole[:n]) or np.array_equal(wave, whole[-n:]))
-
-
 @pytest.fixture
 def run(worker, recording, monkeypatch):
     url, chunks = recording
 
     def run(position=None, fault="cut_off", times=0, **fields):
         faulty = Faulty(worker, chunks, POSITIONS.get(position, lambda i, n: False), ANSWERS[fault], times)
+        monkeypatch.setattr(worker.asr, "_rendered", faulty.rendered)
         monkeypatch.setattr(worker.asr._engine, "generate", faulty)
         output = asyncio.run(worker.handler({"id": "test", "input": {"audio_url": url, **fields}}))
         worker.asr._submit(asyncio.sleep(0.05)).result()  # what a failed job had sent comes to its end before the next test
@@ -141,6 +141,6 @@ def test_with_allow_partial_and_nothing_transcribed_the_job_fails_all_the_same(r
 
 
 def test_after_the_first_chunk_that_failed_for_good_no_other_is_begun(worker, recording, run, monkeypatch):
-    monkeypatch.setattr(worker, "settings", replace(worker.settings, max_chunks_per_job=1))
+    monkeypatch.setattr(worker, "gate", Gate(1))
     output, calls = run("first", "engine_error", times=9)
     assert calls[0] == 2 and sum(calls[1:]) <= 1 and output["error_code"] == "transcript_incomplete"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 import asr
 import health
+from admission import Gate
 from audio import SAMPLE_RATE
 from errors import AlignError, RecognitionError
 from health import Health
@@ -233,22 +235,58 @@ def test_the_fitness_check_fails_where_the_engine_talks_nonsense_fault_injected(
         asyncio.run(worker.check())
 
 
-def test_without_a_setting_a_job_has_as_many_chunks_in_flight_as_one_engine_step_takes(run, serve, worker, monkeypatch):
+def test_the_gate_lets_in_twice_what_the_engine_takes_in_one_step(worker):
+    assert worker.gate._free == 2 * worker.asr.capacity
+
+
+def test_all_jobs_together_have_no_more_chunks_in_flight_than_the_gate_lets_in(serve, worker, monkeypatch):
     in_flight = most = 0
 
     async def counted(chunk, language, context):
         nonlocal in_flight, most
         in_flight += 1
         most = max(most, in_flight)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.02)
         in_flight -= 1
         return [ChunkResult(chunk.start, chunk.end, chunk.speech_seconds)]
 
     monkeypatch.setattr(worker, "transcribe_chunk", counted)
-    monkeypatch.setattr(worker.asr, "capacity", 3)
-    monkeypatch.setattr(worker, "settings", replace(worker.settings, max_chunks_per_job=0))
-    run({"audio_url": serve("long.wav", np.concatenate([u.pcm for u in ENGLISH[:12]]))})
-    assert most == 3
+    monkeypatch.setattr(worker, "gate", Gate(3))
+    url = serve("long.wav", np.concatenate([u.pcm for u in ENGLISH[:12]]))
+
+    async def jobs():
+        return await asyncio.gather(*(worker.handler({"id": str(i), "input": {"audio_url": url}}) for i in range(4)))
+
+    assert asyncio.run(jobs()) == [NOTHING] * 4 and most == 3
+
+
+def test_a_job_whose_chunk_waits_at_the_gate_decodes_no_further(serve, worker, monkeypatch):
+    gate, streams, decode = Gate(1), [], worker.decode
+
+    @asynccontextmanager
+    async def watched(*args):
+        async with decode(*args) as pcm:
+            streams.append(pcm)
+            yield pcm
+
+    monkeypatch.setattr(worker, "decode", watched)
+    monkeypatch.setattr(worker, "gate", gate)
+    url = serve("waits.wav", np.tile(np.concatenate([u.pcm for u in ENGLISH]), 4))
+
+    async def wait_and_go() -> list[float]:
+        async with gate.entrance() as other:
+            await gate.enter(other, 0)
+            job = asyncio.create_task(worker.handler({"id": "test", "input": {"audio_url": url}}))
+            decoded = []
+            for _ in range(3):
+                await asyncio.sleep(1)
+                decoded.append(streams[0].duration)
+            job.cancel()
+            await asyncio.gather(job, return_exceptions=True)
+        return decoded
+
+    first, *later = asyncio.run(wait_and_go())
+    assert 0 < first < 30 and later == [first, first]
 
 
 def test_a_garbage_collection_passes_over_what_was_loaded_or_it_would_stop_every_job(worker):
@@ -285,7 +323,7 @@ def test_a_jobs_files_are_removed_beside_the_event_loop_not_in_it(worker, monkey
 
 
 def test_with_a_dead_engine_no_more_jobs_are_taken_and_the_worker_is_told_to_end_fault_injected(worker, monkeypatch):
-    assert worker.jobs_at_once(1) == worker.asr.capacity // 8
+    assert worker.jobs_at_once(1) == max(2, worker.asr.capacity // 8)
     told = []
     before = signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
     try:

@@ -45,6 +45,7 @@ import download as download_module
 import errors
 import handler
 import media
+from admission import Gate
 from audio import SAMPLE_RATE, decode
 from download import MAX_REDIRECTS
 from errors import AudioTooLong, DownloadTooLarge, WorkerError
@@ -68,7 +69,7 @@ SECRET_PATH = "/private/talk.mp3?sig=SECRET#token=SECRET"  # behind every host; 
 URL = "http://public.test:{port}" + SECRET_PATH
 CONTEXT = "names that only the client may know"
 SETTINGS = load_settings({"MODEL_NAME": "none", "ALIGNER_NAME": "none"})
-SETTINGS = replace(SETTINGS, max_chunks_per_job=8, max_audio_seconds=600, max_download_bytes=3_000_000, download_timeout_seconds=30)
+SETTINGS = replace(SETTINGS, max_audio_seconds=600, max_download_bytes=3_000_000, download_timeout_seconds=30)
 QUICKLY = {"download_timeout_seconds": 1}
 RETRYABLE = {c.code: c.retryable for c in vars(errors).values() if isinstance(c, type) and issubclass(c, WorkerError)}
 
@@ -751,6 +752,7 @@ def test_a_hostile_job_gets_its_code_and_nothing_else(case, secret, monkeypatch,
     monkeypatch.chdir(secret.parent)  # where a name without a path leads
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(handler, "settings", replace(SETTINGS, **case.limits), raising=False)
+    monkeypatch.setattr(handler, "gate", Gate(8), raising=False)
     for name in ("asr", "aligner"):
         monkeypatch.setattr(handler, name, NoModels(), raising=False)
     merge, durations = handler.merge, []

@@ -23,7 +23,6 @@ OTHER = {  # a right value of every setting that is not its default
     "MAX_DOWNLOAD_BYTES": ("1048576", 1_048_576),
     "DOWNLOAD_TIMEOUT_SECONDS": ("0.5e2", 50.0),
     "MAX_CONCURRENCY": ("8", 8),
-    "MAX_CHUNKS_PER_JOB": ("1", 1),
     "MAX_NUM_SEQS": ("16", 16),
     "MAX_NUM_BATCHED_TOKENS": ("4096", 4096),
     "GPU_MEMORY_UTILIZATION": ("0.3", 0.3),
