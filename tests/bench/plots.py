@@ -47,6 +47,7 @@ def _whole_job(axes, found: dict) -> None:
 
 
 def _simulated(axes, found: dict) -> None:
+    found = found["gpus"]
     names = list(found)
     for i, recording in enumerate(found[names[0]]):
         axes.bar([x + 0.27 * i for x in range(len(names))], [found[n][recording]["ratio"] for n in names], 0.25, label=recording, color=(OURS, OTHERS, "#d1d5db")[i])

@@ -1,4 +1,4 @@
-"""All benchmarks, or those named: bash tests/bench/run.sh [--quick] [front_end first_chunk whole_job simulated aligner cold_start]"""
+"""All benchmarks, or those named: bash tests/bench/run.sh [--quick] [front_end first_chunk whole_job simulated load aligner cold_start]"""
 
 import argparse
 import importlib
@@ -11,7 +11,7 @@ FOLDERS = [str(ROOT / folder) for folder in ("src", "tests", "tests/bench", "tes
 sys.path[:0] = FOLDERS
 sys.path.append(str(ROOT / ".venv" / "bench"))  # last: what the worker runs on stays what it is
 os.environ["PYTHONPATH"] = os.pathsep.join(FOLDERS)  # for the processes of the sides
-NAMES = ("front_end", "first_chunk", "whole_job", "simulated", "aligner", "cold_start")
+NAMES = ("front_end", "first_chunk", "whole_job", "simulated", "load", "aligner", "cold_start")
 
 
 def main() -> None:

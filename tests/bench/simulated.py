@@ -1,127 +1,412 @@
-"""Whole jobs on simulated GPUs: does the engine wait for the worker?
+"""Whole jobs on simulated GPUs: does the GPU wait for the worker, does a short job wait for long ones, and what do they cost?
 
-The engine here is a clock: it admits chunks as vLLM does and sleeps as long as a step would take by the sizes of the true
-0.6B models (weights and cache read once a step, encoder, prefill and aligner at 40 % of the peak, at least 2 ms a step).
-Everything else is the worker itself, decoding a real file. The ratio is the job's wall time over that of the same chunks
-given to the same clock at once.
+The worker is whole: download, decoder, splitter, gate, vLLM's rendering and its message to the engine, the aligner's
+preparation and its handling of marks. Only the forward passes are a clock, which takes as long as the true 0.6B models would
+by their sizes: weights and cache read once a step, encoder, prefill and aligner at 40 % of the peak, at least 2 ms a step.
+The ratio is the job's wall time over that of the same chunks on that clock, all there at once.
 """
 
 import asyncio
 import gc
+import itertools
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+from types import SimpleNamespace
 
+import psutil
 import soundfile
 
 import inputs
 import measure
-from audio import SAMPLE_RATE
+from audio import SAMPLE_RATE, AudioChunk
 from engine import STEP_BY_MEMORY
 from measure import cost_of, table
+from scripted import VOCABULARY
 
 GPUS = {"L4": (121e12, 300e9, 24), "RTX 4090": (165e12, 1008e9, 24), "H100": (989e12, 3350e9, 80)}  # bf16 FLOP/s, bytes/s, GiB
-WANTED = {"L4": 1.10, "RTX 4090": 1.10, "H100": 1.3}
+WANTED = {"L4": 1.15, "RTX 4090": 1.15, "H100": 1.3}
 UTILISATION = 0.4  # of the peak
 WEIGHT_BYTES, CACHE_BYTES = 1.19e9, 112 * 1024  # of the decoder; of one token
 RECOGNISE_FLOP, ALIGN_FLOP = 21.6e9, 34.6e9  # per second of audio: encoder and prefill; the aligner's single pass
 AUDIO_TOKENS, TEXT_TOKENS, WORDS = 13, 4.5, 2.5  # per second of audio
 SHORTEST_STEP = 0.002  # seconds
+CROWDS = (16, 32)  # long jobs at once
+CROWD_SECONDS = 20  # until a crowd has filled the gate, and over which its memory is looked at
+GIL_SECONDS = 3  # to measure a stage for
+CHUNK_SECONDS = 60
+BEAT_SECONDS = 0.02  # between two looks at a loop
+CLOCK = "clock"  # what the simulation itself costs, which is not the worker's
 
 
 @dataclass(eq=False)
-class _Running:
-    context: float  # tokens in the cache
-    left: int  # tokens to say
-    done: asyncio.Future
+class _Chunk:
+    """A chunk on the clock."""
+
+    priority: tuple[int, int]
+    seconds: float
+    done: Callable[[], None]
+    context: float = 0.0  # tokens in the cache
+    left: int = 0  # tokens to say
 
 
+@dataclass(eq=False)
 class Gpu:
-    """Stands in for `handler.asr` and `handler.aligner` both: one GPU's time."""
+    """A card's time, of which the recogniser's steps and the aligner's batches take turns."""
 
-    dead = False
+    flops: float
+    bandwidth: float
+    gib: float
+    free_at: float = 0.0  # on the clock
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __init__(self, flops: float, bandwidth: float, gib: float):
-        self._flops, self._bandwidth = flops * UTILISATION, bandwidth
-        self.capacity = next(chunks for limit, chunks, _ in STEP_BY_MEMORY if gib <= limit)
-        self._waiting: list[tuple[int, float, asyncio.Future]] = []
-        self._running: list[_Running] = []
-        self._alignments: list[tuple[float, asyncio.Future]] = []
+    @property
+    def step(self) -> tuple[int, int]:
+        """Chunks and tokens in one step."""
+        return next(step for limit, *step in STEP_BY_MEMORY if self.gib <= limit)
+
+    def book(self, work: float, ready: float) -> float:
+        """When `work` seconds that could begin at `ready` are over."""
+        with self.lock:
+            self.free_at = max(self.free_at, ready) + work
+            return self.free_at
+
+    def seconds_for(self, flop: float) -> float:
+        return flop / (self.flops * UTILISATION)
+
+    def begin_step(self, waiting: list[_Chunk], running: list[_Chunk]) -> float:
+        """Admit as vLLM does; returns the seconds that the step takes."""
+        work = 0.0
+        waiting.sort(key=lambda c: c.priority)
+        while waiting and len(running) < self.step[0]:
+            chunk = waiting.pop(0)
+            work += self.seconds_for(RECOGNISE_FLOP * chunk.seconds)
+            chunk.context, chunk.left = AUDIO_TOKENS * chunk.seconds, max(1, round(TEXT_TOKENS * chunk.seconds))
+            running.append(chunk)
+        return work + max(SHORTEST_STEP, (WEIGHT_BYTES + CACHE_BYTES * sum(c.context for c in running)) / self.bandwidth)
+
+    def end_step(self, running: list[_Chunk]) -> None:
+        """Every chunk has one more token; those that are complete are done and leave."""
+        for chunk in running:
+            chunk.context, chunk.left = chunk.context + 1, chunk.left - 1
+            if chunk.left == 0:
+                chunk.done()
+        running[:] = [chunk for chunk in running if chunk.left > 0]
+
+
+def alone(gpu: Gpu, seconds: list[float]) -> float:
+    """Seconds that the card takes for chunks of these lengths with nothing around it."""
+    aligned, running = [0.0], []
+    waiting = [_Chunk((0, i), s, lambda s=s: aligned.append(gpu.seconds_for(ALIGN_FLOP * s))) for i, s in enumerate(seconds)]
+    while waiting or running:
+        gpu.book(gpu.begin_step(waiting, running), 0)
+        gpu.end_step(running)
+    return gpu.book(sum(aligned), 0)
+
+
+class ClockedEngine:
+    """In the place of AsyncLLM: its renderer, the message to its process, and a clock for the rest."""
+
+    errored = False
+
+    def __init__(self, gpu: Gpu, config, stages: "Stages"):
+        """In the loop that will serve it."""
+        from vllm.renderers import renderer_from_config
+        from vllm.v1.engine.input_processor import InputProcessor
+        from vllm.v1.serial_utils import MsgpackEncoder
+
+        self.renderer = renderer_from_config(config)
+        self._inputs, self._encoder = InputProcessor(config, self.renderer), MsgpackEncoder()
+        self._message = stages.timed("message to the engine", self._encoded)
+        self._gpu, self._tickets, self._rng = gpu, itertools.count(), random.Random(0)
+        self._waiting: list[_Chunk] = []
+        self._running: list[_Chunk] = []
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._steps())
 
-    async def transcribe(self, chunk, language, context, temperature=0.0):
-        from asr import Hypothesis
+    def _encoded(self, request_id, prompt, sampling, priority):
+        return self._encoder.encode(self._inputs.process_inputs(request_id, prompt, sampling, ("generate",), priority=priority))
 
-        done = asyncio.get_running_loop().create_future()
-        self._waiting.append((chunk.index, chunk.duration, done))
+    async def generate(self, prompt, sampling, request_id, priority):
+        self._message(request_id, prompt, sampling, priority)
+        said = asyncio.get_running_loop().create_future()
+        seconds = prompt["mm_placeholders"]["audio"][0].length / AUDIO_TOKENS
+        self._waiting.append(_Chunk((priority, next(self._tickets)), seconds, lambda: said.done() or said.set_result(None)))
         self._wake.set()
-        await done
-        text = " ".join(["alpha"] * max(1, round(WORDS * chunk.duration)))
-        return Hypothesis(text, "English", "stop", round(TEXT_TOKENS * chunk.duration))
+        await said
+        words = self._rng.choices(VOCABULARY["English"], k=max(1, round(WORDS * seconds)))
+        text = f"language English<asr_text>{' '.join(words).capitalize()}."
+        yield SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason="stop", token_ids=range(round(TEXT_TOKENS * seconds)))])
 
-    async def align(self, chunk, text, language):
-        from timing import words
-
-        done = asyncio.get_running_loop().create_future()
-        self._alignments.append((chunk.duration, done))
-        self._wake.set()
-        await done
-        units = text.split()
-        step = int(1000 * chunk.duration / len(units))
-        return words(chunk, text, units, [t for i in range(len(units)) for t in (i * step, i * step + step)])
-
-    def close(self) -> None:
+    def shutdown(self) -> None:
         self._task.cancel()
+        self.renderer.shutdown()
 
     async def _steps(self) -> None:
-        clock = time.monotonic()
+        end = 0.0
         while True:
-            if not (self._waiting or self._running or self._alignments):
+            if not (self._waiting or self._running):
                 self._wake.clear()
                 await self._wake.wait()
-                clock = time.monotonic()
-            work = 0.0
-            self._waiting.sort(key=lambda w: w[0])
-            while self._waiting and len(self._running) < self.capacity:
-                _, seconds, done = self._waiting.pop(0)
-                work += RECOGNISE_FLOP * seconds / self._flops
-                self._running.append(_Running(AUDIO_TOKENS * seconds, max(1, round(TEXT_TOKENS * seconds)), done))
-            aligned, self._alignments = self._alignments, []
-            work += sum(ALIGN_FLOP * seconds / self._flops for seconds, _ in aligned)
-            if self._running:
-                work += max(SHORTEST_STEP, (WEIGHT_BYTES + CACHE_BYTES * sum(r.context for r in self._running)) / self._bandwidth)
-            clock = clock + work
-            await asyncio.sleep(max(0, clock - time.monotonic()))
-            for _, done in aligned:
-                if not done.done():
-                    done.set_result(None)
-            for one in self._running:
-                one.context, one.left = one.context + 1, one.left - 1
-                if one.left == 0 and not one.done.done():
-                    one.done.set_result(None)
-            self._running = [one for one in self._running if one.left > 0]
+                end = time.monotonic()
+            end = self._gpu.book(self._gpu.begin_step(self._waiting, self._running), end)
+            await asyncio.sleep(max(0, end - time.monotonic()))
+            self._gpu.end_step(self._running)
+
+
+def clocked_aligner(gpu: Gpu, aligner, stages: "Stages"):
+    """The aligner with a clock for its forward pass, which finds every mark where it should be."""
+    import torch
+
+    def forward(input_ids, feature_attention_mask, **_):
+        work = gpu.seconds_for(ALIGN_FLOP * float(feature_attention_mask.sum()) / 100)
+        end = gpu.book(work, time.monotonic())
+        counts = (input_ids == aligner._model.timestamp_token_id).sum(dim=1).tolist()
+        lasts = (feature_attention_mask.sum(dim=1) / 8 - 1).tolist()  # classes of 80 ms
+        classes = torch.cat([torch.linspace(0, last, count).long() for count, last in zip(counts, lasts)])
+        time.sleep(max(0, end - time.monotonic()))
+        return SimpleNamespace(logits=SimpleNamespace(argmax=lambda dim: classes))
+
+    aligner._model.model.thinker.forward = stages.timed(CLOCK, forward)
+    return aligner
+
+
+class Stages:
+    """CPU seconds of the threads in which each stage of the worker runs."""
+
+    def __init__(self):
+        self.seconds: Counter[str] = Counter()
+
+    def timed(self, name: str, function):
+        def run(*args, **kwargs):
+            began = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.thread_time() - began
+
+        return run
+
+    def watch(self, owner: object, function: str, name: str) -> None:
+        setattr(owner, function, self.timed(name, getattr(owner, function)))
+
+
+def worker_on(gpu: Gpu, stages: Stages):
+    """The handler module, loaded as ever but for the clock."""
+    import align
+    import asr
+    import delivery
+    import fallback
+    import handler
+    import transcript
+    import vad
+    from settings import load_settings
+    from vllm.renderers.base import BaseRenderer
+
+    async def start(engine_args):
+        from vllm import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
+
+        return ClockedEngine(gpu, AsyncEngineArgs(**engine_args).create_engine_config(UsageContext.ENGINE_CONTEXT), stages)
+
+    asr._start_engine = start
+    for owner, function, name in (
+        (vad.Splitter, "push", "voice detection, cuts"),
+        (asr, "waveform", "recogniser's spectrum"),
+        (BaseRenderer, "_process_multimodal", "recogniser's spectrum"),
+        (align.Aligner, "_prepared", "aligner's spectrum, units"),
+        (align, "words", "text and times"),
+        (asr, "parsed", "text and times"),
+        (fallback, "fault_in", "text and times"),
+        (handler, "merge", "text and times"),
+        (Gpu, "begin_step", CLOCK),
+        (Gpu, "end_step", CLOCK),
+        (transcript.Transcript, "to_output", "JSON"),
+        (delivery, "size_of", "JSON"),
+    ):
+        stages.watch(owner, function, name)
+    handler.settings = load_settings(os.environ)
+    handler.load_models()
+    clocked_aligner(gpu, handler.aligner, stages)
+    return handler
+
+
+async def _heart(stalls: list[float]) -> None:
+    while True:
+        began = time.monotonic()
+        await asyncio.sleep(BEAT_SECONDS)
+        stalls.append(time.monotonic() - began - BEAT_SECONDS)
+
+
+async def _chunks(handler, url: str) -> list[AudioChunk]:
+    from audio import decode
+    from download import download
+    from vad import CutRules, split_at_pauses
+
+    s = handler.settings
+    rules = CutRules(s.chunk_target_seconds, s.chunk_limit_seconds, s.vad_mode)
+    with tempfile.TemporaryDirectory() as folder:
+        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.whole) as pcm:
+            return [chunk async for chunk in split_at_pauses(pcm, rules)]
+
+
+async def _job(handler, url: str) -> float:
+    began = time.monotonic()
+    output = await handler.handler({"id": "simulated", "input": {"audio_url": url, "language": "English"}})
+    assert output.get("segments"), output
+    return time.monotonic() - began
+
+
+async def _single(handler, gpu: Gpu, stages: Stages, url: str, repeats: int) -> dict:
+    """One long job: against the card alone, with stalls of both loops and CPU seconds by stage."""
+    seconds = [chunk.duration for chunk in await _chunks(handler, url)]
+    hours = sum(seconds) / 3600
+    stages.seconds.clear()
+    loops = [asyncio.create_task(_heart(own := [0.0])), asyncio.run_coroutine_threadsafe(_heart(engines := [0.0]), handler.asr._loop)]
+    cpu, children = time.process_time(), getrusage(RUSAGE_CHILDREN)
+    walls = [await _job(handler, url) for _ in range(repeats)]
+    cpu = time.process_time() - cpu
+    after = getrusage(RUSAGE_CHILDREN)
+    for loop in loops:
+        loop.cancel()
+    decoder = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
+    parts = {"decoder's process": decoder, **stages.seconds, "loops, download, rest": cpu - sum(stages.seconds.values())}
+    del parts[CLOCK]
+    return {
+        "engine alone": alone(Gpu(gpu.flops, gpu.bandwidth, gpu.gib), seconds),
+        "job": statistics.median(walls),
+        "stall": max(own), "engine loop's stall": max(engines),
+        "cpu": {name: part / repeats / hours for name, part in parts.items()},
+    }  # fmt: skip
+
+
+async def _crowd(handler, long: str, short: str, jobs: int) -> dict:
+    """A short job by itself and beside so many long ones, and the memory that they take."""
+    process = psutil.Process()
+    by_itself = [await _job(handler, short) for _ in range(3)]
+    idle = process.memory_info().rss
+    crowd = [asyncio.create_task(handler.handler({"id": str(i), "input": {"audio_url": long}})) for i in range(jobs)]
+    memory, ends = [], time.monotonic() + CROWD_SECONDS
+    while time.monotonic() < ends:
+        await asyncio.sleep(0.25)
+        memory.append(process.memory_info().rss - idle)
+    beside = [await _job(handler, short) for _ in range(3)]
+    assert not any(job.done() for job in crowd)
+    for job in crowd:
+        job.cancel()
+    await asyncio.gather(*crowd, return_exceptions=True)
+    return {"alone": statistics.median(by_itself), "beside": statistics.median(beside), "MiB": max(memory) / 2**20}
+
+
+def _held(function: Callable[[], object]) -> float:
+    """The share of `function`'s CPU time for which it holds the GIL: what a thread that always wants it is kept from.
+
+    And that thread is kept from some by other processes, beside any function.
+    """
+    (idle, _), (kept, cpu) = _kept_from(lambda: time.sleep(0.01)), _kept_from(function)
+    return min(1.0, max(0.0, (kept - idle) / cpu))
+
+
+def _kept_from(function: Callable[[], object]) -> tuple[float, float]:
+    """(share of the time that the other thread did not get, share that `function` was on a CPU)."""
+    got, over = [0.0], threading.Event()
+
+    def compete() -> None:
+        began = time.thread_time()
+        while not over.is_set():
+            pass
+        got[0] = time.thread_time() - began
+
+    thread = threading.Thread(target=compete)
+    ends, cpu, began = time.monotonic() + GIL_SECONDS, time.thread_time(), time.monotonic()
+    thread.start()
+    while time.monotonic() < ends:
+        function()
+    wall, cpu = time.monotonic() - began, time.thread_time() - cpu
+    over.set()
+    thread.join()
+    return 1 - got[0] / wall, cpu / wall
+
+
+async def _gil(handler, url: str) -> dict[str, float]:
+    """By stage, on one chunk."""
+    import vad
+    from timing import words
+    from transcript import ChunkResult, merge
+
+    chunk = (await _chunks(handler, url))[1]
+    rng = random.Random(0)
+    text = " ".join(rng.choices(VOCABULARY["English"], k=round(WORDS * chunk.duration)))
+    task = handler.aligner._prepared(chunk, text, "English")
+    marks = [round(1000 * chunk.duration * i / (2 * len(task.units))) for i in range(2 * len(task.units))]
+    found = words(chunk, text, task.units, marks)
+    transcript = merge([ChunkResult(chunk.start, chunk.end, chunk.speech_seconds, text, "English", found)], chunk.end)
+    splitter, prompt = vad.Splitter(vad.CutRules(60, 180, 2)), handler.asr._prompt("", "English")
+    renderer = handler.asr._engine.renderer
+    audio = {"audio": [(chunk.pcm.astype("float32") / 32768, SAMPLE_RATE)]}
+    return {
+        "voice detection, cuts": _held(lambda: splitter.push(chunk.pcm)),
+        "recogniser's spectrum": _held(lambda: renderer.render_cmpl([{"prompt_token_ids": prompt, "multi_modal_data": audio}])),
+        "aligner's spectrum, units": _held(lambda: handler.aligner._prepared(chunk, text, "English")),
+        "text and times": _held(lambda: words(chunk, text, task.units, marks)),
+        "JSON": _held(lambda: json.dumps(transcript.to_output()).encode()),
+        "message to the engine": 1.0, "loops, download, rest": 1.0, "decoder's process": 0.0,
+    }  # fmt: skip
+
+
+def _measured(what: str, gpu: str, *args: str) -> dict:
+    card, stages = Gpu(*GPUS[gpu]), Stages()
+    os.environ |= dict(zip(("MAX_NUM_SEQS", "MAX_NUM_BATCHED_TOKENS"), map(str, card.step)))
+    handler = worker_on(card, stages)
+    gc.freeze()
+    try:
+        if what == "single":
+            return asyncio.run(_single(handler, card, stages, args[0], int(args[1])))
+        if what == "crowd":
+            return asyncio.run(_crowd(handler, args[0], args[1], int(args[2])))
+        return asyncio.run(_gil(handler, args[0]))
+    finally:
+        handler.aligner.close()
+        handler.asr.close()
 
 
 def run(quick: bool) -> None:
-    # MP3 costs the most to decode; of WAV as the models want it, what is left is the worker's own
-    recordings, repeats = (((300, "mp3"), (900, "mp3"), (900, "wav")), 1) if quick else (((3600, "mp3"), (14_400, "mp3"), (14_400, "wav")), 3)
-    found: dict[str, dict[str, dict]] = {gpu: {} for gpu in GPUS}
+    recordings, repeats = (((900, "mp3"), (900, "wav")), 1) if quick else (((3600, "mp3"), (14_400, "mp3"), (14_400, "wav")), 3)
+    # the tiny checkpoint, whose renderer it is, says that it hears less
+    settings = dict(CHUNK_TARGET_SECONDS=str(CHUNK_SECONDS), CHUNK_LIMIT_SECONDS="180", VLLM_ALLOW_LONG_MAX_MODEL_LEN="1")
+    found: dict = {"gpus": {gpu: {} for gpu in GPUS}, "crowds": {}}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        short = _wav(folder, 5)
         with inputs.served(folder) as address:
             for seconds, suffix in recordings:
                 path = _wav(folder, seconds) if suffix == "wav" else inputs.recording(folder, seconds, suffix)
+                url = f"{address}/{path.name}"
                 for gpu in GPUS:
-                    _, said = cost_of([__file__, gpu, f"{address}/{path.name}", repeats], MODEL_NAME="-", ALIGNER_NAME="-", CHUNK_TARGET_SECONDS="60", CHUNK_LIMIT_SECONDS="180", MAX_CHUNKS_PER_JOB="0")
-                    found[gpu][f"{seconds / 60:.0f} min of {suffix.upper()}"] = said | {"ratio": said["job"] / said["engine alone"]}
-    rows = [[f"{gpu}, {length}", f["engine alone"], f["job"], f["ratio"], f"<= {WANTED[gpu]}", 1000 * f["stall"]] for gpu, by in found.items() for length, f in by.items()]
-    print(table("simulated GPUs", ["", "engine alone s", "job s", "ratio", "wanted", "stall ms"], rows), flush=True)
+                    _, said = cost_of([__file__, "single", gpu, url, repeats], **settings)
+                    found["gpus"][gpu][f"{seconds / 60:.0f} min of {suffix.upper()}"] = said | {"ratio": said["job"] / said["engine alone"]}
+            for jobs in CROWDS:
+                _, found["crowds"][jobs] = cost_of([__file__, "crowd", "L4", url, f"{address}/{short.name}", jobs], **settings)
+            _, held = cost_of([__file__, "gil", "L4", url], **settings)
+    found["held"] = held
+    rows = [[f"{gpu}, {length}", f["engine alone"], f["job"], f["ratio"], f"<= {WANTED[gpu]}", 1000 * f["stall"], 1000 * f["engine loop's stall"]] for gpu, by in found["gpus"].items() for length, f in by.items()]
+    print(table("simulated GPUs", ["", "engine alone s", "job s", "ratio", "wanted", "stall ms", "engine's loop ms"], rows), flush=True)
+    for length, f in found["gpus"]["L4"].items():
+        rows = [[name, seconds, seconds * held.get(name, 1.0)] for name, seconds in f["cpu"].items()]
+        rows.append(["all", *(sum(row[i] for row in rows) for i in (1, 2))])
+        print(table(f"CPU seconds per hour of audio, L4, {length}", ["", "CPU s", "with the GIL"], rows), flush=True)
+    rows = [[f"beside {jobs} long jobs", f["alone"], f["beside"], f["beside"] / f["alone"], f["MiB"]] for jobs, f in found["crowds"].items()]
+    print(table("a job of 5 s, L4", ["", "alone s", "beside s", "ratio", "worker's memory over idle MiB"], rows), flush=True)
     measure.write("simulated", found, quick)
 
 
@@ -132,39 +417,5 @@ def _wav(folder: Path, seconds: float) -> Path:
     return path
 
 
-async def _measured(gpu: str, url: str, repeats: int) -> dict[str, float]:
-    import handler
-    import models
-    from audio import decode
-    from download import download
-    from settings import load_settings
-    from vad import CutRules, split_at_pauses
-    from whole_job import _heart
-
-    handler.settings = load_settings(os.environ)
-    gc.collect()
-    gc.freeze()  # as load_models does
-    with tempfile.TemporaryDirectory() as folder:
-        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.whole) as pcm:
-            s = handler.settings
-            chunks = [chunk async for chunk in split_at_pauses(pcm, CutRules(s.chunk_target_seconds, s.chunk_limit_seconds, s.vad_mode))]
-    handler.asr = handler.aligner = clock = Gpu(*GPUS[gpu])
-    began = time.monotonic()
-    await models.direct(handler, chunks, len(chunks))
-    alone = time.monotonic() - began  # a clock's time is the same whenever it is taken
-    clock.close()
-    jobs, stalls = [], [0.0]
-    for _ in range(repeats):
-        handler.asr = handler.aligner = clock = Gpu(*GPUS[gpu])
-        beating = asyncio.create_task(_heart(stalls))
-        began = time.monotonic()
-        output = await handler.handler({"id": "simulated", "input": {"audio_url": url, "language": "English"}})
-        jobs.append(time.monotonic() - began)
-        beating.cancel()
-        clock.close()
-        assert output.get("segments"), output
-    return {"engine alone": alone, "job": statistics.median(jobs), "stall": max(stalls)}
-
-
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(_measured(sys.argv[1], sys.argv[2], int(sys.argv[3])))))
+    print(json.dumps(_measured(*sys.argv[1:])))

@@ -13,7 +13,7 @@ import measure
 from measure import cost_of, table
 
 BEAT_SECONDS = 0.005  # between two beats of the loop's heart
-IN_FLIGHT = 24  # chunks of one job; the tests' 8, with which a short job waits less, leave the engine a third of its speed unused
+IN_FLIGHT = 24  # chunks in one engine step; the tests' 8, with which a short job waits less, leave a third of its speed unused
 
 
 def run(quick: bool) -> None:
@@ -23,7 +23,7 @@ def run(quick: bool) -> None:
         whole, quarter = inputs.recording(folder, seconds, "mp3"), inputs.recording(folder, seconds / 4, "mp3")
         with inputs.served(folder) as address:
             sides = [__file__, f"{address}/{whole.name}", f"{address}/{quarter.name}", repeats]
-            _, found = cost_of(sides, MAX_CHUNKS_PER_JOB=str(IN_FLIGHT))
+            _, found = cost_of(sides, MAX_NUM_SEQS=str(IN_FLIGHT))
     ratios = {
         "ours / the engine alone": (found["ours"] / found["engine alone"], "<= 1.10"),
         "reference / ours": (found["reference"] / found["ours"], ">= 3"),
@@ -64,7 +64,7 @@ async def _sides(handler, whole: str, quarter: str, repeats: int) -> dict[str, f
             assert await reference.transcribe(handler, whole, Path(folder), s.chunk_target_seconds)
 
     sides = {
-        "engine alone": lambda: models.direct(handler, chunks, s.max_chunks_per_job),
+        "engine alone": lambda: models.direct(handler, chunks, handler.CHUNKS_BY_CAPACITY * handler.asr.capacity),
         "ours": ours,
         "4 jobs of a quarter": four,
         "reference": one_by_one,
