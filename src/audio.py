@@ -5,7 +5,6 @@ The child is decoder.py: a broken file must not take the worker down, so it runs
 
 import asyncio
 import json
-import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -23,9 +22,6 @@ SHORTEST_SECONDS = 0.5  # that the models were trained on
 BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # 8 s: what is handed on at a time, at most
 DECODER = Path(__file__).parent / "decoder.py"
 STALL_SECONDS = 60  # a decoder silent for so long is stuck
-CORES = len(os.sched_getaffinity(0))
-MOST_HELPERS = 4  # of one decoder; its one process that reads the file hands on for about so many
-_running: set[asyncio.subprocess.Process] = set()  # decoders
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +128,19 @@ class PcmStream:
 async def decode(path: Path, max_seconds: float, size: int | None = None, whole: Path | None = None) -> AsyncIterator[PcmStream]:
     """Decode `path`, any rate and channel count, to a PcmStream; the child process ends with the context.
 
-    Long files are decoded on several cores, where all decoders leave one to this process and one to reading.
     The file may still be growing, up to `size` bytes if that is known: it is all there once the file `whole` exists.
     Time 0 is where the file starts, pictures included: where its sound starts later, silence comes first.
     More than `max_seconds` that a file declares is believed as far as its bytes may hold it, and refused without decoding.
     """
-    helpers = max(0, min(MOST_HELPERS, (CORES - 2) // (len(_running) + 1)))
     # stderr goes to a file: a full unread pipe would block the child, and an unread paused one hangs wait()
     with tempfile.TemporaryFile() as report:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-B", "-E", "-s", DECODER, str(SAMPLE_RATE), str(helpers), str(path), str(size or ""), str(whole or ""), str(max_seconds),
+            sys.executable, "-B", "-E", "-s", DECODER, str(SAMPLE_RATE), str(path), str(size or ""), str(whole or ""), str(max_seconds),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=report, limit=BLOCK_BYTES,
         )  # fmt: skip
-        _running.add(child)
         try:
             yield PcmStream(child, report, max_seconds, whole)
         finally:
-            _running.discard(child)
             if child.returncode is None:
                 child.kill()
             await child.communicate()  # reads what is left: wait() alone hangs on a paused pipe

@@ -1,13 +1,12 @@
 """The child process of audio.py: decodes one file to int16 mono on stdout; run as a script, imported by nobody.
 
-    python decoder.py RATE HELPERS FILE [SIZE [WHOLE [LIMIT]]]
+    python decoder.py RATE FILE [SIZE [WHOLE [LIMIT]]]
 
-It reads nothing but that one local file, behind limits on memory and on what it may write. With HELPERS over 1 it forks
-so many to decode long files in ranges, where that gives the same samples. FFmpeg's libraries come with PyAV; neither
-numpy nor asyncio is imported, for both would take longer to load than a minute of sound to decode. The file may still be
-growing, to SIZE bytes if that is given, until the file WHOLE exists. A file that declares more than LIMIT seconds is refused
-before it is decoded. A failure is a line of JSON on stderr: {"kind": "empty", "undecodable" or "too long", "message"}; so is
-a "warning", without failure, that the file holds less than it declares.
+It reads nothing but that one local file, behind limits on memory and on what it may write. FFmpeg's libraries come with
+PyAV; neither numpy nor asyncio is imported, for both would take longer to load than a minute of sound to decode. The file
+may still be growing, to SIZE bytes if that is given, until the file WHOLE exists. A file that declares more than LIMIT
+seconds is refused before it is decoded. A failure is a line of JSON on stderr: {"kind": "empty", "undecodable" or
+"too long", "message"}; so is a "warning", without failure, that the file holds less than it declares.
 """
 
 import io
@@ -23,7 +22,6 @@ from itertools import chain, islice
 
 import av
 
-from ranges import LEAD, side_by_side
 from track import MATROSKA, MP4, Packets, Track, Undecodable
 
 MEMORY_BYTES = 4 * 1024**3
@@ -96,7 +94,7 @@ class Forward:
         self.read = file.read
 
 
-def _blocks(file: Growing, rate: int, helpers: int, limit: float) -> Iterator[bytes]:
+def _blocks(file: Growing, rate: int, limit: float) -> Iterator[bytes]:
     """The best audio track of the file as little-endian int16 mono at `rate`."""
     av.logging.set_level(av.logging.PANIC)
     head = file.read(512)
@@ -124,9 +122,7 @@ def _blocks(file: Growing, rate: int, helpers: int, limit: float) -> Iterator[by
             first += islice(coming, SAMPLED_PACKETS)
             if _is_longer(min(declared, _seconds_in(file.known_size, first)), limit):
                 raise Undecodable("too long", f"The audio is longer than the {limit:g} seconds allowed.")
-        coming = chain(first, coming)
-        in_ranges = helpers > 1 and track.codec.name in LEAD
-        yield from side_by_side(track, coming, helpers) if in_ranges else track.decode(coming)
+        yield from track.decode(chain(first, coming))
         yield from track.finish()
         held = max(track.seconds, packets.end)  # some writers declare the last timestamp
         if _is_longer(declared, held) and not _is_longer(packets.others_end, held):
@@ -177,7 +173,7 @@ def _report(kind: str, message: str) -> None:
     print(json.dumps({"kind": kind, "message": message}), file=sys.stderr)
 
 
-def _main(rate: str, helpers: str, path: str, size: str = "", whole: str = "", limit: str = "inf") -> int:
+def _main(rate: str, path: str, size: str = "", whole: str = "", limit: str = "inf") -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # it writes to a pipe and a short report
     out = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False), OUT_BYTES)
@@ -186,7 +182,7 @@ def _main(rate: str, helpers: str, path: str, size: str = "", whole: str = "", l
     except OSError:
         pass  # over the user's limit: smaller pieces then
     try:
-        for block in _blocks(Growing(path, int(size) if size else None, whole), int(rate), int(helpers), float(limit)):
+        for block in _blocks(Growing(path, int(size) if size else None, whole), int(rate), float(limit)):
             out.write(block)
         out.flush()
     except Undecodable as failure:

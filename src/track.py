@@ -5,7 +5,6 @@ Part of the child process of audio.py: imports neither numpy nor asyncio.
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
 from math import inf
 
 import av
@@ -93,17 +92,15 @@ class Track:
     def __init__(self, container, stream, packets: Packets, rate: int):
         self._behind_are_tags = container.format.name == "mp3"
         self._packets = packets
-        self.codec, self.rate = stream.codec_context, rate
-        self.tick = float(stream.time_base)  # seconds; a frame's own is a fraction, slow to make
+        self._tick = float(stream.time_base)  # seconds; a frame's own is a fraction, slow to make
         # FFmpeg's start of a file is that of its earliest track, pictures included: players show it as 0
         self._file_start = container.start_time / av.time_base if container.start_time is not None and len(container.streams) > 1 else inf
         self._start: float | None = None  # timestamp, in seconds, that is time 0
         self._damaged = self._never_seen = 0  # packets; those of them that the demuxer took for one with another
         self._failed = self._missing = 0  # packets since the last frame that cannot be decoded; packets that these were once
-        self.last = None  # frame
+        self._last = None  # frame
         self.seconds = 0.0  # of sound, silence included, handed to the resampler
-        self.mended = False  # whether any of it stands for packets that are damaged or missing
-        self.resampler = Resampler(rate)
+        self._resampler = Resampler(rate)
 
     def decode(self, packets: Iterable) -> Iterator[bytes]:
         """The sound of these packets, but for what the resampler still holds."""
@@ -112,14 +109,13 @@ class Track:
                 frames = packet.decode()
             except av.error.FFmpegError:  # not always InvalidDataError: damaged AAC may give EPERM
                 ratio = packet.size * (self._packets.count - 1) // max(1, self._packets.bytes - packet.size)
-                self.mended = True
                 self._failed, self._missing = self._failed + 1, self._missing + (ratio if ratio >= JUNK_RATIO else 1)
                 continue
             if frames and self._failed:
                 yield from self._silence_for_damage()
             for frame in frames:
                 if frame.pts is not None:
-                    time = frame.pts * self.tick
+                    time = frame.pts * self._tick
                     if self._start is None:
                         self._start = time - self.seconds
                         if GAP_SECONDS < self._start - self._file_start < LONGEST_GAP_SECONDS:
@@ -127,46 +123,32 @@ class Track:
                     gap = time - self._start - self.seconds
                     if GAP_SECONDS < gap < LONGEST_GAP_SECONDS:
                         yield from self._silence(frame, round(gap * frame.sample_rate))
-                self.last = frame
+                self._last = frame
                 self.seconds += frame.samples / frame.sample_rate
-                if block := self.resampler.push(frame):
+                if block := self._resampler.push(frame):
                     yield block
-
-    def resume(self, packets: Iterable, lead: int, sample: int, drop: int, skip: int) -> Iterator[bytes]:
-        """`decode` from a later packet on: the first `lead` only tell the decoder its state, behind them is `sample`.
-
-        `drop` and `skip` are those of Resampler.
-        """
-        coming = iter(packets)
-        self.codec.flush_buffers()
-        for packet in islice(coming, lead):
-            with suppress(av.error.FFmpegError):
-                packet.decode()
-        self.seconds, self.resampler = sample / self.last.sample_rate, Resampler(self.rate, drop, skip)
-        yield from self.decode(coming)
 
     def finish(self) -> Iterator[bytes]:
         """The rest. Raises Undecodable where there was no sound, or too much of it is damaged."""
-        if self.last is None:
+        if self._last is None:
             kind = "undecodable" if self._failed else "empty"
             raise Undecodable(kind, "The audio track of the file at audio_url holds no sound that can be decoded.")
-        yield self.resampler.finish()
+        yield self._resampler.finish()
         damaged = self._damaged + self._packets.skipped + (0 if self._behind_are_tags else self._failed)
         packets = self._packets.count + self._never_seen
         if damaged > max(1, MAX_DAMAGED_SHARE * packets):
             raise Undecodable("undecodable", f"The file at audio_url is damaged: {damaged} of {packets} audio packets cannot be decoded.")
 
     def _silence_for_damage(self) -> Iterator[bytes]:
-        if self.last is None:
+        if self._last is None:
             self._missing = self._failed  # what is before the first frame may be a tag
         else:
-            yield from self._silence(self.last, self._missing * self.last.samples)
+            yield from self._silence(self._last, self._missing * self._last.samples)
         self._damaged += self._missing
         self._never_seen += self._missing - self._failed
         self._failed = self._missing = 0
 
     def _silence(self, like, samples: int) -> Iterator[bytes]:
-        self.mended = True
         self.seconds += samples / like.sample_rate
         for start in range(0, samples, like.sample_rate):
             silent = av.AudioFrame(like.format.name, like.layout.name, min(like.sample_rate, samples - start))
@@ -174,45 +156,37 @@ class Track:
             # from 8 channels on PyAV lists more planes than there are, and to fill those overwrites the heap
             for plane in silent.planes[: silent.layout.nb_channels if silent.format.is_planar else 1]:
                 plane.update(bytes(plane.buffer_size))
-            yield self.resampler.push(silent)
+            yield self._resampler.push(silent)
 
 
 class Resampler:
     """Frames → int16 mono at `rate`. How the samples come in frames changes nothing."""
 
-    def __init__(self, rate: int, drop: int = 0, skip: int = 0):
-        """The first `drop` samples that come in are thrown away, then the first `skip` of those that come out."""
-        self._rate, self._drop, self._skip_bytes = rate, drop, 2 * skip
-        self.shape: tuple[str, str, int] | None = None  # of the frames: format, layout, rate
+    def __init__(self, rate: int):
+        self._rate = rate
+        self._shape: tuple[str, str, int] | None = None  # of the frames: format, layout, rate
         self._graph = self._fifo = None
 
     def push(self, frame) -> bytes:
         """Take a frame; what is ready, often nothing."""
         before = b""
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if shape != self.shape:  # may change within a file
+        if shape != self._shape:  # may change within a file
             before = self.finish()
-            self.shape, self._graph, self._fifo = shape, _resampling(*shape, self._rate), av.AudioFifo()
+            self._shape, self._graph, self._fifo = shape, _resampling(*shape, self._rate), av.AudioFifo()
         frame.pts = None  # samples follow one another; timestamps of damaged files do not
         self._fifo.write(frame)
         if self._fifo.samples < RESAMPLE_SECONDS * frame.sample_rate:
             return before
-        return before + self.ready()
+        return before + self._pass_through(self._fifo.read())
 
     def finish(self) -> bytes:
         """The rest; afterwards it begins anew."""
         if self._graph is None:
             return b""
-        rest = self.ready() + self._pass_through(None)
-        self._graph = self.shape = None
+        rest = (self._pass_through(self._fifo.read()) if self._fifo.samples else b"") + self._pass_through(None)
+        self._graph = self._shape = None
         return rest
-
-    def ready(self) -> bytes:
-        """What can be given of the frames so far."""
-        if self._drop:
-            self._fifo.read(self._drop)
-            self._drop = 0
-        return self._pass_through(self._fifo.read()) if self._fifo.samples else b""
 
     def _pass_through(self, frame) -> bytes:
         self._graph.push(frame)
@@ -221,10 +195,7 @@ class Resampler:
             while frame is None or not blocks:  # one comes out for one that goes in; PyAV 16 leaks what it raises for asking again
                 out = self._graph.pull()
                 blocks.append(bytes(out.planes[0])[: out.samples * 2])  # a plane is padded
-        block = b"".join(blocks)
-        if self._skip_bytes:
-            block, self._skip_bytes = block[self._skip_bytes :], max(0, self._skip_bytes - len(block))
-        return block
+        return b"".join(blocks)
 
 
 def _resampling(sample_format: str, layout: str, source: int, rate: int) -> av.filter.Graph:

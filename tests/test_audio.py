@@ -199,6 +199,19 @@ def test_every_sample_format_is_understood(tmp_path, container, subtype):
     assert abs(len(pcm) - len(SPEECH)) <= 16 and abs(late) <= LOSSLESS_LAG and match > 0.98
 
 
+@pytest.mark.parametrize("options", [dict(rate=44_100), dict(rate=48_000), dict(rate=44_100, channels=2)], ids=str)
+def test_a_second_mp3_behind_the_first_is_heard_at_its_own_rate_and_layout(tmp_path, options):
+    """As joined by hand; the second one's header is a frame of silence in the midst."""
+    for name, how in {"a.mp3": dict(rate=44_100), "b.mp3": options}.items():
+        media.encode(SPEECH, tmp_path / name, bitrate=64_000, **how)
+    (tmp_path / "c.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() + (tmp_path / "b.mp3").read_bytes())
+    pcm = decoded(tmp_path / "c.mp3")
+    assert abs(seconds(pcm) - 2 * seconds(SPEECH)) <= 0.25
+    for part in (pcm[: len(pcm) // 2], pcm[len(pcm) // 2 :]):
+        late, match = lag(SPEECH, part)
+        assert abs(late) <= 0.1 and match > 0.9
+
+
 @pytest.mark.parametrize("channels, speaking", [(2, 0), (2, 1), (6, 2)], ids=["left", "right", "centre of six"])
 def test_who_speaks_on_one_channel_only_is_heard(tmp_path, channels, speaking):
     sound = np.zeros((len(SPEECH), channels), np.int16)

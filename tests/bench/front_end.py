@@ -7,11 +7,9 @@ without a download, by the cheaper of PyAV and libsndfile with soxr.
 import asyncio
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,6 @@ import measure
 from measure import Cost, cost_of, in_turn, table
 
 TARGET_SECONDS = 60
-HELPERS = (0, 2, 4)  # of a decoder; ours has none on two cores, for they cost more than one pass
 FLOORS = {"PyAV": ("mp3", "m4a", "opus", "wav"), "libsndfile+soxr": ("mp3", "wav")}
 
 
@@ -42,10 +39,6 @@ def run(quick: bool) -> None:
                 print(table(f"front end, {seconds / 60:.0f} min of {suffix}", ["", "wall s", "CPU s", "CPU / floor", "peak MiB"], rows))
                 ours, reference = costs["ours"], costs["reference"]
                 print(f"reference / ours: CPU {reference.cpu / ours.cpu:.2f}, wall {reference.wall / ours.wall:.2f}, memory {reference.peak / ours.peak:.1f}\n", flush=True)
-                if suffix == "mp3":
-                    found["ranges"] = in_turn({f"{n} helpers": _side(f"{n} helpers", str(path)) for n in HELPERS}, repeats)
-                    rows = [[name, c.wall, c.cpu] for name, c in found["ranges"].items()]
-                    print(table(f"decoding {seconds / 60:.0f} min of {suffix} in ranges", ["", "wall s", "CPU s"], rows), flush=True)
             for length in lengths:
                 path = inputs.recording(folder, length, "mp3")
                 found["lengths"][length] = in_turn({"ours": _side("ours", f"{address}/{path.name}")}, 1 if length > 3600 else repeats)["ours"]
@@ -101,12 +94,6 @@ def _sndfile(path: str) -> int:
         return _listen((block * 32767).astype(np.int16).tobytes() for block in blocks)
 
 
-def _ranges(path: str, helpers: str) -> int:
-    from audio import DECODER
-
-    return 1 - subprocess.run([sys.executable, "-B", DECODER, "16000", helpers, path], stdout=subprocess.DEVNULL).returncode
-
-
 def _listen(blocks) -> int:
     import webrtcvad
 
@@ -129,7 +116,6 @@ if __name__ == "__main__":
     for module in {"ours": ("audio", "download", "vad"), "reference": ("reference",)}.get(side, ("av", "soundfile", "soxr", "webrtcvad")):
         __import__(module)
     work = {"ours": lambda s: asyncio.run(_ours(s)), "reference": _reference, "PyAV": _pyav, "libsndfile+soxr": _sndfile}
-    work |= {f"{n} helpers": partial(_ranges, helpers=str(n)) for n in HELPERS}
     wall, cpu = time.monotonic(), _cpu_seconds()
     count = work[side](source)
     print(json.dumps({"chunks": count, "wall": time.monotonic() - wall, "cpu": _cpu_seconds() - cpu}))
