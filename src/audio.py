@@ -1,6 +1,7 @@
 """File → one stream of 16 kHz mono int16, decoded once, in a child process. Knows nothing of URLs, pauses or models.
 
-The child is decoder.py: a broken file must not take the worker down, so it runs behind limits and can be killed.
+The child is decoder.py: a broken file must not take the worker down, and a hostile one must not take it over. So it can be
+killed, is given the open file and none of this process's environment, and locks itself in (confine.py).
 """
 
 import asyncio
@@ -22,6 +23,7 @@ SHORTEST_SECONDS = 0.5  # that the models were trained on
 BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # 8 s: what is handed on at a time, at most
 DECODER = Path(__file__).parent / "decoder.py"
 STALL_SECONDS = 60  # a decoder silent for so long is stuck
+POLL_SECONDS = 0.02  # for the end of a file that is still arriving
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +135,28 @@ async def decode(path: Path, max_seconds: float, size: int | None = None, whole:
     More than `max_seconds` that a file declares is believed as far as its bytes may hold it, and refused without decoding.
     """
     # stderr goes to a file: a full unread pipe would block the child, and an unread paused one hangs wait()
-    with tempfile.TemporaryFile() as report:
+    with tempfile.TemporaryFile() as report, path.open("rb") as file:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-B", "-E", "-s", DECODER, str(SAMPLE_RATE), str(path), str(size or ""), str(whole or ""), str(max_seconds),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=report, limit=BLOCK_BYTES,
+            sys.executable, "-B", "-E", "-s", DECODER, str(SAMPLE_RATE), str(file.fileno()), str(size or ""), str(max_seconds),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=report, limit=BLOCK_BYTES,
+            env={}, pass_fds=[file.fileno()],
         )  # fmt: skip
+        telling = asyncio.create_task(_close_once_there(child.stdin, whole))
         try:
             yield PcmStream(child, report, max_seconds, whole)
         finally:
+            telling.cancel()
+            child.stdin.close()
             if child.returncode is None:
                 child.kill()
             await child.communicate()  # reads what is left: wait() alone hangs on a paused pipe
+
+
+async def _close_once_there(stdin: asyncio.StreamWriter, whole: Path | None) -> None:
+    """The child may not look into the job's folder."""
+    while whole is not None and not whole.exists():
+        await asyncio.sleep(POLL_SECONDS)
+    stdin.close()
 
 
 def _outcome(returncode: int, report: str, samples: int) -> str | None:

@@ -1,30 +1,31 @@
 """The child process of audio.py: decodes one file to int16 mono on stdout; run as a script, imported by nobody.
 
-    python decoder.py RATE FILE [SIZE [WHOLE [LIMIT]]]
+    python decoder.py RATE DESCRIPTOR [SIZE [LIMIT]]
 
-It reads nothing but that one local file, behind limits on memory and on what it may write. FFmpeg's libraries come with
-PyAV; neither numpy nor asyncio is imported, for both would take longer to load than a minute of sound to decode. The file
-may still be growing, to SIZE bytes if that is given, until the file WHOLE exists. A file that declares more than LIMIT
-seconds is refused before it is decoded. A failure is a line of JSON on stderr: {"kind": "empty", "undecodable" or
+It reads nothing but the one file that is open as DESCRIPTOR, and confine.py sees to it that it can do nothing else. FFmpeg's
+libraries come with PyAV; neither numpy nor asyncio is imported, for both would take longer to load than a minute of sound to
+decode. The file may still be growing, to SIZE bytes if that is given, until stdin is closed. A file that declares more than
+LIMIT seconds is refused before it is decoded. A failure is a line of JSON on stderr: {"kind": "empty", "undecodable" or
 "too long", "message"}; so is a "warning", without failure, that the file holds less than it declares.
 """
 
 import io
 import json
 import os
-import resource
 import sys
-import time
 from collections.abc import Iterator
 from fcntl import F_SETPIPE_SZ, fcntl
 from fractions import Fraction
 from itertools import chain, islice
+from select import select
 
 import av
+import av.subtitles.codeccontext  # like the next, PyAV imports it with the first track: too late
+import av.subtitles.stream
 
+from confine import confine
 from track import MATROSKA, MP4, Packets, Track, Undecodable
 
-MEMORY_BYTES = 4 * 1024**3
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 WRONG_SECONDS, WRONG_SHARE = 1.0, 0.01  # of a declared length: it may be wrong by the larger of both
 UNKNOWN_SIZES, UNKNOWN_MARGIN = (2**31, 2**32), 2**16  # bytes that a WAV declares, more or less, whose writer knew no size
@@ -39,9 +40,8 @@ DEMUXERS = (  # no playlists, no concatenation, no devices: nothing that opens a
 class Growing:
     """The file for PyAV, whose reads wait for what has not arrived; sizes are those it will have."""
 
-    def __init__(self, path: str, size: int | None, whole: str):
-        self._file, self._size, self._whole = open(path, "rb"), size, whole
-        self._parent = os.getppid()
+    def __init__(self, descriptor: int, size: int | None):
+        self._file, self._size, self._whole = open(descriptor, "rb"), size, False
 
     def read(self, count: int) -> bytes:
         data = b""
@@ -52,7 +52,7 @@ class Growing:
             if whole and not block:
                 break
             if not block:
-                self._wait()
+                self._is_whole(WAIT_SECONDS)
         return data
 
     def seek(self, offset: int, whence: int) -> int:
@@ -65,8 +65,8 @@ class Growing:
 
     @property
     def size(self) -> int:
-        while self._size is None and not self._is_whole():
-            self._wait()
+        while self._size is None and not self._is_whole(WAIT_SECONDS):
+            pass
         return self._size if self._size is not None else os.fstat(self._file.fileno()).st_size
 
     @property
@@ -78,13 +78,10 @@ class Growing:
         """Little-endian, from bytes that have arrived; reading goes on where it was."""
         return int.from_bytes(os.pread(self._file.fileno(), length, at), "little")
 
-    def _is_whole(self) -> bool:
-        return not self._whole or os.path.exists(self._whole)
-
-    def _wait(self) -> None:
-        if os.getppid() != self._parent:
-            raise SystemExit("the worker is gone")
-        time.sleep(WAIT_SECONDS)
+    def _is_whole(self, wait: float = 0) -> bool:
+        """Within `wait` seconds. A worker that dies closes stdin too, and then nobody reads what is decoded."""
+        self._whole = self._whole or bool(select([sys.stdin], [], [], wait)[0])
+        return self._whole
 
 
 class Forward:
@@ -173,16 +170,16 @@ def _report(kind: str, message: str) -> None:
     print(json.dumps({"kind": kind, "message": message}), file=sys.stderr)
 
 
-def _main(rate: str, path: str, size: str = "", whole: str = "", limit: str = "inf") -> int:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # it writes to a pipe and a short report
+def _main(rate: str, descriptor: str, size: str = "", limit: str = "inf") -> int:
     out = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False), OUT_BYTES)
     try:
         fcntl(out.fileno(), F_SETPIPE_SZ, 2 * OUT_BYTES)
     except OSError:
         pass  # over the user's limit: smaller pieces then
+    file = Growing(int(descriptor), int(size) if size else None)
+    confine()
     try:
-        for block in _blocks(Growing(path, int(size) if size else None, whole), int(rate), float(limit)):
+        for block in _blocks(file, int(rate), float(limit)):
             out.write(block)
         out.flush()
     except Undecodable as failure:

@@ -1,7 +1,6 @@
 """Files → samples: every usual format, damage of every kind, and nothing left behind. Each test starts real children."""
 
 import asyncio
-import os
 import random
 import sys
 import tempfile
@@ -662,9 +661,17 @@ def test_a_decoder_that_dies_fails_the_file_not_the_worker(tmp_path):
 
 
 def test_a_decoder_that_gets_stuck_is_given_up(tmp_path, monkeypatch):
-    os.mkfifo(tmp_path / "a")  # nobody will ever write to it
+    media.encode(SPEECH, tmp_path / "a.wav")
     monkeypatch.setattr(audio, "STALL_SECONDS", 0.5)
-    assert "stuck" in refusal(tmp_path / "a")
+
+    async def stop():
+        async with decode(tmp_path / "a.wav", 3600) as pcm:
+            psutil.Process(pcm._child.pid).suspend()
+            async for _ in pcm:
+                pass
+
+    with pytest.raises(DecodeError, match="stuck"):
+        asyncio.run(stop())
 
 
 def test_many_files_at_once_do_not_mix(tmp_path):

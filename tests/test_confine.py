@@ -1,0 +1,126 @@
+"""What a decoder still has and may do once it reads a stranger's file, seen from outside, and tried from within."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import media
+from audio import SAMPLE_RATE, decode
+from conftest import ROOT
+from confine import LIMITS, NOBODY
+from material import silence
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+AS_USER = "import os\nif {user}:\n    os.setgroups([]), os.setgid({user}), os.setuid({user})\n"  # once all is imported: root's Python may be for root alone
+TRIES = """
+import encodings.idna, json, os, socket, sys
+sys.path.insert(0, {src!r})
+from confine import confine
+{as_user}
+def outcome(does):
+    try:
+        return str(does())
+    except (OSError, MemoryError) as error:
+        return type(error).__name__
+confine()
+print(json.dumps([outcome(does) for does in (
+    lambda: open("/etc/passwd"),
+    lambda: socket.create_connection(("127.0.0.1", {port})),
+    os.pipe,
+    lambda: os.setuid(0),
+    lambda: bytearray(2 * 1024**3),
+)]))
+"""
+DECODES = """
+import sys
+sys.path.insert(0, {src!r})
+import decoder
+{as_user}
+sys.exit(decoder._main("16000", "{descriptor}"))
+"""
+NO_MORE = "OSError"  # EMFILE
+
+
+@pytest.fixture
+def alive(tmp_path, monkeypatch):
+    """/proc/PID of a decoder that has read all there is of a growing file, as its contents by name."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
+    media.encode(silence(60), tmp_path / "a.wav")
+    os.truncate(tmp_path / "a.wav", 30 * 2 * SAMPLE_RATE)
+
+    async def look() -> dict:
+        inherited = os.open("/etc/passwd", os.O_RDONLY)
+        os.set_inheritable(inherited, True)
+        async with decode(tmp_path / "a.wav", 3600, whole=tmp_path / "whole") as pcm:
+            await anext(aiter(pcm))
+            proc = Path(f"/proc/{pcm._child.pid}")
+            found = {name: (proc / name).read_text() for name in ("status", "environ", "limits")}
+            found["descriptors"] = {int(each.name): os.readlink(each) for each in (proc / "fd").iterdir()}
+            found["network"] = os.readlink(proc / "ns" / "net")
+        os.close(inherited)
+        return found
+
+    return asyncio.run(look())
+
+
+def status(alive: dict, name: str) -> list[str]:
+    return alive["status"].partition(f"\n{name}:")[2].partition("\n")[0].split()
+
+
+def test_it_knows_nothing_of_the_workers_environment(alive):
+    assert alive["environ"] == ""
+
+
+def test_it_can_gain_no_right(alive):
+    assert status(alive, "NoNewPrivs") == ["1"]
+    assert {*status(alive, "CapEff"), *status(alive, "CapPrm"), *status(alive, "CapInh"), *status(alive, "CapAmb")} == {"0" * 16}
+
+
+@as_root
+def test_of_root_nobody_is_left(alive):
+    assert status(alive, "Uid") == status(alive, "Gid") == [str(NOBODY)] * 4 and status(alive, "Groups") == []
+
+
+@as_root
+@pytest.mark.skipif(subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0, reason="no right to namespaces here")
+def test_it_has_a_network_of_its_own(alive):
+    assert alive["network"] != os.readlink("/proc/self/ns/net")
+
+
+def test_it_holds_a_pipe_on_either_side_a_report_and_the_file(alive, tmp_path):
+    (descriptor,) = alive["descriptors"].keys() - {0, 1, 2}
+    assert alive["descriptors"][descriptor] == str(tmp_path / "a.wav")
+    assert all(alive["descriptors"][n].startswith(("pipe:", "socket:")) for n in (0, 1)) and "(deleted)" in alive["descriptors"][2]
+
+
+@pytest.mark.parametrize("name", ["address space", "file size", "core file size", "open files"])
+def test_its_limits_are_closed(alive, name):
+    soft, hard = alive["limits"].partition(f"Max {name} ")[2].split()[:2]
+    assert soft == hard == {"address space": str(1024**3), "file size": str(1 << 16)}.get(name, "0")
+
+
+each_user = pytest.mark.parametrize("user", [pytest.param(0, id="as now"), pytest.param(1234, id="ordinary user", marks=as_root)])
+
+
+def run(script: str, user: int, *descriptors: int, **names) -> bytes:
+    script = script.format(src=str(ROOT / "src"), as_user=AS_USER.format(user=user), **names)
+    command = [sys.executable, "-B", "-c", script]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, pass_fds=descriptors).stdout
+
+
+@each_user
+def test_it_opens_no_file_and_no_socket_and_gets_no_memory(file_server, user):
+    outcomes = json.loads(run(TRIES, user, port=file_server.url("").split(":")[2].strip("/")))
+    assert outcomes == [NO_MORE, NO_MORE, NO_MORE, "PermissionError", "MemoryError"]
+
+
+@each_user
+def test_it_decodes_all_the_same(tmp_path, user):
+    media.encode(silence(1), tmp_path / "a.flac")
+    with (tmp_path / "a.flac").open("rb") as file:
+        assert run(DECODES, user, file.fileno(), descriptor=file.fileno()) == bytes(2 * SAMPLE_RATE)
