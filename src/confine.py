@@ -15,6 +15,7 @@ LIMITS = {
     resource.RLIMIT_FSIZE: 1 << 16,  # bytes: of a short report; a pipe is no file
     resource.RLIMIT_CORE: 0,
     resource.RLIMIT_NOFILE: 0,  # descriptors beside those that are open
+    resource.RLIMIT_NPROC: 0,  # processes and threads beside this one; those of others with its user do not matter to 0
 }
 CLONE_NEWNET = 0x40000000  # of unshare(2)
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38  # of prctl(2)

@@ -99,7 +99,6 @@ def _blocks(file: Growing, rate: int, limit: float) -> Iterator[bytes]:
     _refuse_what_is_no_media(head)
     source = Forward(file) if head.startswith(FORWARD) else file
     try:
-        # not `options`: PyAV 16 also frees those of streams that it had not seen when it allocated them (FLV, MPEG-PS)
         container = av.open(source, container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
     except (av.error.FFmpegError, ValueError) as error:
         raise Undecodable("undecodable", "The file at audio_url is not audio or video in a known format.") from error

@@ -91,6 +91,8 @@ class Track:
 
     def __init__(self, container, stream, packets: Packets, rate: int):
         self._behind_are_tags = container.format.name == "mp3"
+        # a FLAC packet is one frame: the parser joins several around damage, and PyAV 18 hides an error that comes behind a frame
+        self._is_flac = stream.codec_context.name == "flac"
         self._packets = packets
         self._tick = float(stream.time_base)  # seconds; a frame's own is a fraction, slow to make
         # FFmpeg's start of a file is that of its earliest track, pictures included: players show it as 0
@@ -105,10 +107,13 @@ class Track:
     def decode(self, packets: Iterable) -> Iterator[bytes]:
         """The sound of these packets, but for what the resampler still holds."""
         for packet in packets:
+            ratio = packet.size * (self._packets.count - 1) // max(1, self._packets.bytes - packet.size)
             try:
                 frames = packet.decode()
+                is_damaged = self._is_flac and (len(frames) > 1 or packet.pts is None and ratio >= JUNK_RATIO)
             except av.error.FFmpegError:  # not always InvalidDataError: damaged AAC may give EPERM
-                ratio = packet.size * (self._packets.count - 1) // max(1, self._packets.bytes - packet.size)
+                is_damaged = True
+            if is_damaged:
                 self._failed, self._missing = self._failed + 1, self._missing + (ratio if ratio >= JUNK_RATIO else 1)
                 continue
             if frames and self._failed:
@@ -153,7 +158,7 @@ class Track:
         for start in range(0, samples, like.sample_rate):
             silent = av.AudioFrame(like.format.name, like.layout.name, min(like.sample_rate, samples - start))
             silent.sample_rate = like.sample_rate
-            # from 8 channels on PyAV lists more planes than there are, and to fill those overwrites the heap
+            # from 8 channels on PyAV 18.1 lists more planes than there are, and to fill those overwrites the heap
             for plane in silent.planes[: silent.layout.nb_channels if silent.format.is_planar else 1]:
                 plane.update(bytes(plane.buffer_size))
             yield self._resampler.push(silent)
@@ -192,7 +197,7 @@ class Resampler:
         self._graph.push(frame)
         blocks = []
         with suppress(av.error.BlockingIOError, av.error.EOFError):
-            while frame is None or not blocks:  # one comes out for one that goes in; PyAV 16 leaks what it raises for asking again
+            while True:
                 out = self._graph.pull()
                 blocks.append(bytes(out.planes[0])[: out.samples * 2])  # a plane is padded
         return b"".join(blocks)
@@ -201,6 +206,7 @@ class Resampler:
 def _resampling(sample_format: str, layout: str, source: int, rate: int) -> av.filter.Graph:
     """Channels are mixed before the rate changes: FFmpeg by itself resamples every one of them."""
     graph = av.filter.Graph()
+    graph.threads = 1  # more are no faster, and confine.py allows none
     graph.link_nodes(
         graph.add("abuffer", sample_fmt=sample_format, channel_layout=layout, sample_rate=str(source), time_base=f"1/{source}"),
         graph.add("aresample", "osf=fltp:ochl=mono:rematrix_maxval=1"),

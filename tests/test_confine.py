@@ -32,6 +32,7 @@ print(json.dumps([outcome(does) for does in (
     lambda: open("/etc/passwd"),
     lambda: socket.create_connection(("127.0.0.1", {port})),
     os.pipe,
+    os.fork,
     lambda: os.setuid(0),
     lambda: len(bytearray(2 * 1024**3)),
 )]))
@@ -98,7 +99,7 @@ def test_it_holds_a_pipe_on_either_side_a_report_and_the_file(alive, tmp_path):
     assert all(alive["descriptors"][n].startswith(("pipe:", "socket:")) for n in (0, 1)) and "(deleted)" in alive["descriptors"][2]
 
 
-@pytest.mark.parametrize("name", ["address space", "file size", "core file size", "open files"])
+@pytest.mark.parametrize("name", ["address space", "file size", "core file size", "open files", "processes"])
 def test_its_limits_are_closed(alive, name):
     soft, hard = alive["limits"].partition(f"Max {name} ")[2].split()[:2]
     assert soft == hard == {"address space": str(1024**3), "file size": str(1 << 16)}.get(name, "0")
@@ -116,7 +117,7 @@ def run(script: str, user: int, *descriptors: int, **names) -> bytes:
 @each_user
 def test_it_opens_no_file_and_no_socket_and_gets_no_memory(file_server, user):
     outcomes = json.loads(run(TRIES, user, port=file_server.url("").split(":")[2].strip("/")))
-    assert outcomes == [NO_MORE, NO_MORE, NO_MORE, "PermissionError", "MemoryError"]
+    assert outcomes == [NO_MORE, NO_MORE, NO_MORE, "BlockingIOError", "PermissionError", "MemoryError"]
 
 
 @each_user
