@@ -47,11 +47,10 @@ def _whole_job(axes, found: dict) -> None:
 
 
 def _simulated(axes, found: dict) -> None:
-    found = found["gpus"]
-    names = list(found)
-    for i, recording in enumerate(found[names[0]]):
-        axes.bar([x + 0.27 * i for x in range(len(names))], [found[n][recording]["ratio"] for n in names], 0.25, label=recording, color=(OURS, OTHERS, "#d1d5db")[i])
-    axes.set_xticks([x + 0.27 for x in range(len(names))], names)
+    gpus = found["gpus"]
+    for i, recording in enumerate(next(iter(gpus.values()))):
+        axes.bar([x + 0.3 * i for x in range(len(gpus))], [by[recording]["ratio"] for by in gpus.values()], 0.28, label=recording, color=(OURS, OTHERS)[i])
+    axes.set_xticks([x + 0.15 for x in range(len(gpus))], list(gpus))
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_ylabel("job / engine alone")
     axes.legend(frameon=False)

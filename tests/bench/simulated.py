@@ -267,14 +267,14 @@ async def _job(handler, url: str) -> float:
     return time.monotonic() - began
 
 
-async def _single(handler, gpu: Gpu, stages: Stages, url: str, repeats: int) -> dict:
+async def _single(handler, gpu: Gpu, stages: Stages, url: str) -> dict:
     """One long job: against the card alone, with stalls of both loops and CPU seconds by stage."""
     seconds = [chunk.duration for chunk in await _chunks(handler, url)]
     hours = sum(seconds) / 3600
     stages.seconds.clear()
     loops = [asyncio.create_task(_heart(own := [0.0])), asyncio.run_coroutine_threadsafe(_heart(engines := [0.0]), handler.asr._loop)]
     cpu, children = time.process_time(), getrusage(RUSAGE_CHILDREN)
-    walls = [await _job(handler, url) for _ in range(repeats)]
+    wall = await _job(handler, url)
     cpu = time.process_time() - cpu
     after = getrusage(RUSAGE_CHILDREN)
     for loop in loops:
@@ -284,9 +284,9 @@ async def _single(handler, gpu: Gpu, stages: Stages, url: str, repeats: int) -> 
     del parts[CLOCK]
     return {
         "engine alone": alone(Gpu(gpu.flops, gpu.bandwidth, gpu.gib), seconds),
-        "job": statistics.median(walls),
+        "job": wall,
         "stall": max(own), "engine loop's stall": max(engines),
-        "cpu": {name: part / repeats / hours for name, part in parts.items()},
+        "cpu": {name: part / hours for name, part in parts.items()},
     }  # fmt: skip
 
 
@@ -371,7 +371,7 @@ def _measured(what: str, gpu: str, *args: str) -> dict:
     gc.freeze()
     try:
         if what == "single":
-            return asyncio.run(_single(handler, card, stages, args[0], int(args[1])))
+            return asyncio.run(_single(handler, card, stages, args[0]))
         if what == "crowd":
             return asyncio.run(_crowd(handler, args[0], args[1], int(args[2])))
         return asyncio.run(_gil(handler, args[0]))
@@ -381,7 +381,7 @@ def _measured(what: str, gpu: str, *args: str) -> dict:
 
 
 def run(quick: bool) -> None:
-    recordings, repeats = (((900, "mp3"), (900, "wav")), 1) if quick else (((3600, "mp3"), (14_400, "mp3"), (14_400, "wav")), 3)
+    recordings = ((900, "mp3"), (900, "wav")) if quick else ((14_400, "mp3"), (14_400, "wav"))
     # the tiny checkpoint, whose renderer it is, says that it hears less
     settings = dict(CHUNK_TARGET_SECONDS=str(CHUNK_SECONDS), CHUNK_LIMIT_SECONDS="180", VLLM_ALLOW_LONG_MAX_MODEL_LEN="1")
     found: dict = {"gpus": {gpu: {} for gpu in GPUS}, "crowds": {}}
@@ -393,7 +393,7 @@ def run(quick: bool) -> None:
                 path = _wav(folder, seconds) if suffix == "wav" else inputs.recording(folder, seconds, suffix)
                 url = f"{address}/{path.name}"
                 for gpu in GPUS:
-                    _, said = cost_of([__file__, "single", gpu, url, repeats], **settings)
+                    _, said = cost_of([__file__, "single", gpu, url], **settings)
                     found["gpus"][gpu][f"{seconds / 60:.0f} min of {suffix.upper()}"] = said | {"ratio": said["job"] / said["engine alone"]}
             for jobs in CROWDS:
                 _, found["crowds"][jobs] = cost_of([__file__, "crowd", "L4", url, f"{address}/{short.name}", jobs], **settings)
