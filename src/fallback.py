@@ -158,7 +158,7 @@ def words_repeated(words: Sequence[Word], tail: str) -> int:
     found = 0
     for count, word in enumerate(reversed(words), 1):
         last = plain(word.text) + last
-        if heard.startswith(last) and any(w.estimated for w in words[-count:]):
+        if last and heard.startswith(last) and any(w.estimated for w in words[-count:]):
             found = count
     return found
 
