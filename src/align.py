@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
 from admission import Gate, rank
-from audio import AudioChunk, waveform
+from audio import SAMPLE_RATE, AudioChunk, waveform
 from errors import AlignError
 from timing import words
 from transcript import Word
@@ -72,29 +74,45 @@ class Aligner:
         self._waiting.put(None)
         self._thread.join()
 
-    async def align(self, chunk: AudioChunk, text: str, language: str | None) -> tuple[Word, ...]:
+    async def align(self, chunk: AudioChunk, text: str, language: str | None, spectrum: np.ndarray | None = None) -> tuple[Word, ...]:
         """The words of `text` with their times, in seconds from the start of the recording.
 
+        `spectrum`: (mel bands, frames) float32 of the chunk, where the recogniser has made it already.
         Raises AlignError where the aligner does not know the language, fails, or does not give back the text's words.
         """
         if language not in LANGUAGES:
             raise AlignError(f"There is no aligner for {language or 'an unknown language'}.")
         async with self._turns.place(rank(chunk.index)):
-            task = await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepared, chunk, text, language)
+            task = await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepared, chunk, text, language, spectrum)
         self._waiting.put(task)
         return await asyncio.wrap_future(task.result)
 
-    def _prepared(self, chunk: AudioChunk, text: str, language: str) -> _Task:
-        """The text's units and the clip's spectrum, made while the device works on the batch before.
+    def _prepared(self, chunk: AudioChunk, text: str, language: str, spectrum: np.ndarray | None) -> _Task:
+        """The model's inputs for one clip, as its processor makes them, while the device works on the batch before.
 
-        A clip's features are made on its own: the last frames of one padded before its spectrum would depend on its neighbours.
+        A clip's spectrum is made on its own: the last frames of one padded before its spectrum would depend on its neighbours.
         """
+        import torch
+        from qwen_asr.core.transformers_backend.processing_qwen3_asr import _get_feat_extract_output_lengths
+
+        processor = self._model.processor
         try:
             units, prompt = self._model.aligner_processor.encode_timestamp(text, language)
-            inputs = self._model.processor(text=[prompt], audio=[waveform(chunk)], return_tensors="pt")
+            if spectrum is None:
+                extract = processor.feature_extractor
+                spectrum = extract(waveform(chunk), sampling_rate=SAMPLE_RATE, padding=True, truncation=False)["input_features"][0]
+            audio_tokens = _get_feat_extract_output_lengths(spectrum.shape[1])
+            (prompt,) = processor.replace_multimodal_special_tokens([prompt], iter([audio_tokens]))
+            tokens = torch.tensor(processor.tokenizer(prompt)["input_ids"])
         except Exception as error:  # whatever a text does to the splitters, it must live on
             raise AlignError(f"The aligner could not read the text: {type(error).__name__}.") from error
-        return _Task(chunk, text, units, {name: tensor[0] for name, tensor in inputs.items()}, Future())
+        inputs = {
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens),
+            "input_features": torch.from_numpy(spectrum),
+            "feature_attention_mask": torch.ones(spectrum.shape[1], dtype=torch.long),
+        }
+        return _Task(chunk, text, units, inputs, Future())
 
     def _serve(self) -> None:
         waiting: list[_Task] = []

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from admission import Gate, rank
 from audio import SAMPLE_RATE, AudioChunk, waveform
 from engine import CONTEXT_TOKENS, ENVIRONMENT, RENDERERS, EngineOptions, answer_tokens
@@ -35,6 +37,7 @@ class Hypothesis:
     language: str | None  # as it names it; None where it heard nothing
     finish_reason: str  # vLLM's: "stop", or "length" where it was cut off
     num_tokens: int
+    spectrum: np.ndarray | None = None  # (mel bands, frames) float32 of the chunk; the aligner takes the same
 
 
 class Recogniser:
@@ -99,9 +102,9 @@ class Recogniser:
     async def _transcribe(self, chunk: AudioChunk, language: str | None, context: str, temperature: float) -> Hypothesis:
         if chunk.speech_seconds < CONTEXT_SPEECH_SECONDS:
             context = ""
-        output = await self._generate(chunk, self._prompt(context, language), temperature)
+        output, spectrum = await self._generate(chunk, self._prompt(context, language), temperature)
         heard, text = parsed(output.text, language)
-        return Hypothesis(text, heard, output.finish_reason, len(output.token_ids))
+        return Hypothesis(text, heard, output.finish_reason, len(output.token_ids), spectrum)
 
     def _prompt(self, context: str, language: str | None) -> list[int]:
         context_ids = self._tokenizer.encode(without(self._special, context), add_special_tokens=False)
@@ -110,7 +113,7 @@ class Recogniser:
         return encode(before, add_special_tokens=False) + context_ids[-CONTEXT_TOKENS:] + encode(after, add_special_tokens=False)
 
     async def _generate(self, chunk: AudioChunk, prompt_ids: list[int], temperature: float):
-        """vLLM's CompletionOutput for one decode.
+        """(vLLM's CompletionOutput, the chunk's spectrum) of one decode.
 
         No penalty: vLLM would make two tensors of batch x vocabulary for it, 0.5 GB that its memory profile does not count.
         """
@@ -125,22 +128,22 @@ class Recogniser:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         try:
-            rendered = await self._rendered(chunk, prompt_ids)
+            rendered, spectrum = await self._rendered(chunk, prompt_ids)
             async for result in self._engine.generate(rendered, sampling, request_id=str(next(self._ids)), priority=rank(chunk.index)):
                 pass
-            return result.outputs[0]
+            return result.outputs[0], spectrum
         except EngineDeadError as error:
             raise EngineDead("The speech engine has died; this worker is being replaced. Please send the job again.") from error
         except Exception as error:
             raise RecognitionError(f"The speech engine could not transcribe {chunk.start:.3f}-{chunk.end:.3f} s.") from error
 
     async def _rendered(self, chunk: AudioChunk, prompt_ids: list[int]):
-        """vLLM's own input for its engine. The spectrum takes 40 ms a minute of sound and is made in the renderer's threads."""
+        """(vLLM's own input for its engine, the spectrum in it), which takes 25 ms a minute of sound, in the renderer's threads."""
         async with self._turns.place(rank(chunk.index)):
             audio = [(await self._loop.run_in_executor(None, waveform, chunk), SAMPLE_RATE)]
             prompt = {"prompt_token_ids": prompt_ids, "multi_modal_data": {"audio": audio}}
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
-        return rendered
+        return rendered, rendered["mm_kwargs"]["audio"][0]["input_audio_features"].data.numpy()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from errors import AudioTooLong, DecodeError, EmptyAudio
 
 SAMPLE_RATE = 16_000  # Hz, of everything in this worker
 SHORTEST_SECONDS = 0.5  # that the models were trained on
+HOP = 160  # samples from one mel frame of the models to the next
 BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # 8 s: what is handed on at a time, at most
 DECODER = Path(__file__).parent / "decoder.py"
 STALL_SECONDS = 60  # a decoder silent for so long is stuck
@@ -73,8 +74,11 @@ class AudioChunk:
 
 
 def waveform(chunk: AudioChunk) -> np.ndarray:
-    """For a model: (samples,) float32 in [-1, 1) at SAMPLE_RATE, zero-padded at the end to SHORTEST_SECONDS."""
-    wave = np.zeros(max(len(chunk.pcm), round(SHORTEST_SECONDS * SAMPLE_RATE)), np.float32)
+    """For a model: (samples,) float32 in [-1, 1) at SAMPLE_RATE, zero-padded at the end to SHORTEST_SECONDS and to whole hops.
+
+    vLLM pads to whole hops, the aligner's package does not; so both models get the same frames.
+    """
+    wave = np.zeros(max(-(-len(chunk.pcm) // HOP) * HOP, round(SHORTEST_SECONDS * SAMPLE_RATE)), np.float32)
     np.multiply(chunk.pcm, np.float32(1 / 32768), out=wave[: len(chunk.pcm)])
     return wave
 

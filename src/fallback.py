@@ -17,6 +17,8 @@ from asyncio import gather
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from asr import Hypothesis
 from audio import SAMPLE_RATE, AudioChunk
 from errors import EngineDead, RecognitionError
@@ -40,7 +42,7 @@ MENDED_BY_HALVES = ("loop", "cut_off", "too_much")
 MENDED_BY_SAMPLING = (*MENDED_BY_HALVES, "too_little")
 
 Recognise = Callable[[AudioChunk, str | None, str, float], Awaitable[Hypothesis]]  # chunk, language, context, temperature
-Align = Callable[[AudioChunk, str, str | None], Awaitable[tuple[tuple[Word, ...], str | None]]]  # chunk, text, language
+Align = Callable[..., Awaitable[tuple[tuple[Word, ...], str | None]]]  # chunk, text, language, spectrum or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Answer:
     chunk: AudioChunk
     text: str = ""
     language: str | None = None
+    spectrum: np.ndarray | None = None  # as the recogniser was given it
     fault: str | None = None
     reasons: tuple[str, ...] = ()  # the faults of the answers that were discarded for it
 
@@ -100,7 +103,7 @@ def _asker(recognise: Recognise, language: str | None):
         except TimeoutError:
             return Answer(chunk, fault="timeout")
         fault = fault_in(heard, context, chunk.duration)
-        return Answer(chunk, collapsed(heard.text) if fault == "loop" else heard.text, heard.language, fault)
+        return Answer(chunk, collapsed(heard.text) if fault == "loop" else heard.text, heard.language, heard.spectrum, fault)
 
     return ask
 
@@ -131,7 +134,7 @@ async def _timed(ask, align: Align, answer: Answer, allowance: Allowance) -> lis
     if not answer.text:
         return [answer.result()]
     chunk = answer.chunk
-    timed = answer.result(*await align(chunk, answer.text, answer.language))
+    timed = answer.result(*await align(chunk, answer.text, answer.language, answer.spectrum))
     measured, end = words_end(timed.words)
     if answer.fault or end is None or speech_end(chunk) - end <= TAIL_SECONDS:
         return [timed]
@@ -145,8 +148,8 @@ async def _timed(ask, align: Align, answer: Answer, allowance: Allowance) -> lis
         return [replace(timed, retries=(*timed.retries, "tail_missing"), doubtful=True)]
     if repeated := words_repeated(timed.words, behind.text):
         answer = replace(answer, text=answer.text[: timed.words[-repeated].offset].rstrip())
-    both = replace(answer, chunk=front), replace(behind, reasons=("tail_missing",))
-    return [a.result(*await align(a.chunk, a.text, a.language)) if a.text else a.result() for a in both]
+    both = replace(answer, chunk=front, spectrum=None), replace(behind, reasons=("tail_missing",))
+    return [a.result(*await align(a.chunk, a.text, a.language, a.spectrum)) if a.text else a.result() for a in both]
 
 
 def words_repeated(words: Sequence[Word], tail: str) -> int:

@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import runpod
 from huggingface_hub import snapshot_download
 from runpod import RunPodLogger
@@ -159,11 +160,11 @@ async def recognise(chunk: AudioChunk, language: str | None, context: str, tempe
     return heard
 
 
-async def time_words(chunk: AudioChunk, text: str, language: str | None) -> tuple[tuple[Word, ...], str | None]:
+async def time_words(chunk: AudioChunk, text: str, language: str | None, spectrum: np.ndarray | None) -> tuple[tuple[Word, ...], str | None]:
     """(words, warning): aligned, or spread over the chunk's speech where the aligner can't."""
     try:
         async with asyncio.timeout(settings.chunk_timeout_seconds):
-            words = await aligner.align(chunk, text, language)
+            words = await aligner.align(chunk, text, language, spectrum)
     except (AlignError, TimeoutError) as error:
         if isinstance(error, TimeoutError) or error.unexplained:
             await health.failed("aligner")

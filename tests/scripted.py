@@ -137,7 +137,7 @@ class Recording:
 
     async def rendered(self, chunk, prompt_ids):
         """In the place of vLLM's input, of which the script needs no spectrum."""
-        return chunk.pcm, prompt_ids
+        return (chunk.pcm, prompt_ids), None
 
     async def generate(self, prompt, sampling, request_id, priority):
         pcm, prompt_ids = prompt

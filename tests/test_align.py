@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import align
 from align import LANGUAGES, MAX_BATCH, Aligner, next_batch
-from audio import SAMPLE_RATE, AudioChunk
+from audio import SAMPLE_RATE, AudioChunk, waveform
 from errors import AlignError
 from material import CHINESE, ENGLISH, chunk_of, silence
 
@@ -111,13 +111,27 @@ def test_our_way_through_the_real_aligner_gives_the_packages_own_times(worker):
     for u in [*ENGLISH[:6], *CHINESE[:6]]:
         chunk = chunk_of(u.pcm)
         ours = asyncio.run(worker.aligner.align(chunk, u.text, u.language))
-        theirs = package.align((u.pcm.astype(np.float32) / 32768, SAMPLE_RATE), u.text, u.language)[0]
+        theirs = package.align((waveform(chunk), SAMPLE_RATE), u.text, u.language)[0]
         assert len(ours) == len(theirs)
         for a, b in zip(ours, theirs):
             if not a.estimated:
                 assert (a.start, a.end) == (b.start_time, b.end_time)
                 compared += 1
     assert compared > 50
+
+
+@pytest.mark.parametrize("samples", [8_000, 8_001, 51_360, 51_439, 128_000])
+def test_the_aligner_makes_of_the_recognisers_spectrum_what_its_package_makes_of_the_samples(worker, samples):
+    """Every tensor, bit for bit, also where the last hop is not whole."""
+    chunk, text = chunk_of(np.concatenate([u.pcm for u in ENGLISH[:4]])[:samples]), ENGLISH[0].text
+    heard = asyncio.run(worker.asr.transcribe(chunk, "English", ""))
+    ours = worker.aligner._prepared(chunk, text, "English", heard.spectrum)
+    model = worker.aligner._model
+    _, prompt = model.aligner_processor.encode_timestamp(text, "English")
+    theirs = model.processor(text=[prompt], audio=[waveform(chunk)], return_tensors="pt")
+    assert ours.inputs.keys() == theirs.keys()
+    assert all(torch.equal(ours.inputs[name], theirs[name][0]) for name in theirs)
+    assert torch.equal(worker.aligner._prepared(chunk, text, "English", None).inputs["input_features"], theirs["input_features"][0])
 
 
 def test_the_real_aligner_takes_jobs_together_and_answers_each_with_its_own(worker):

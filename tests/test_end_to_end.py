@@ -179,7 +179,7 @@ def test_the_repair_brings_boundaries_no_further_from_the_truth(cases, worker, l
     off = {"the model's marks": [], "upstream's repair": [], "ours": []}
     for chunk, hypothesis in zip(case.chunks, asyncio.run(heard())):
         true = [w for w in case.whole.words if chunk.start <= w.start < chunk.end]
-        task = worker.aligner._prepared(chunk, hypothesis.text, language)
+        task = worker.aligner._prepared(chunk, hypothesis.text, language, hypothesis.spectrum)
         units, (marks,) = task.units, worker.aligner._marks([task])
         _, pairs = matched([plain(w.text) for w in true], [plain(u) for u in units])
         theirs = worker.aligner._model.aligner_processor.fix_timestamp(np.array(marks))

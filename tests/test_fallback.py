@@ -52,7 +52,7 @@ class Script:
         return sum(end - start for start, end, *_ in self.asked[1:])
 
 
-async def spread(chunk, text, language):
+async def spread(chunk, text, language, spectrum):
     """Words over the whole chunk, as if they had been measured there."""
     units = list(re.finditer(r"\S+", text))
     step = chunk.duration / len(units)
@@ -255,9 +255,9 @@ def test_whatever_the_engine_answers_the_results_tile_the_chunk_and_cost_at_most
 # the tail
 
 
-async def until_second_ten(chunk, text, language):
+async def until_second_ten(chunk, text, language, spectrum):
     """Words that end at second 10 of the recording, in a chunk that begins before that."""
-    return (await spread(chunk.split(10 * SAMPLE_RATE)[0] if chunk.start < 10 < chunk.end else chunk, text, language))
+    return (await spread(chunk.split(10 * SAMPLE_RATE)[0] if chunk.start < 10 < chunk.end else chunk, text, language, spectrum))
 
 
 def test_only_the_stretch_behind_the_last_word_is_heard_again():
@@ -282,9 +282,9 @@ def test_an_unhealthy_tail_is_not_added_but_said_to_be_doubtful(tail):
     assert [(r.end, r.text, r.retries, r.outcome) for r in results] == [(40, "one two three four", ("tail_missing",), "kept")]
 
 
-async def piled_at_second_10(chunk, text, language):
+async def piled_at_second_10(chunk, text, language, spectrum):
     """As the real aligner does at times: of a long chunk it gives the last two words no time of their own."""
-    words, _ = await until_second_ten(chunk, text, language)
+    words, _ = await until_second_ten(chunk, text, language, spectrum)
     last = len(words) - 2 if chunk.duration > 30 else len(words)
     return tuple(replace(word, estimated=i >= last) for i, word in enumerate(words)), None
 

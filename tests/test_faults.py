@@ -54,7 +54,8 @@ class Faulty:
     async def rendered(self, chunk, prompt_ids):
         """vLLM's input, with the chunk that it is of, or is a piece of."""
         i = next(i for i, whole in enumerate(self._chunks) if whole.start <= chunk.start < whole.end)
-        return i, await self._render(chunk, prompt_ids)
+        prompt, spectrum = await self._render(chunk, prompt_ids)
+        return (i, prompt), spectrum
 
     def __call__(self, prompt, sampling, request_id, priority):
         i, prompt = prompt

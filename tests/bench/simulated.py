@@ -222,9 +222,9 @@ def worker_on(gpu: Gpu, stages: Stages):
     asr._start_engine = start
     for owner, function, name in (
         (vad.Splitter, "push", "voice detection, cuts"),
-        (asr, "waveform", "recogniser's spectrum"),
-        (BaseRenderer, "_process_multimodal", "recogniser's spectrum"),
-        (align.Aligner, "_prepared", "aligner's spectrum, units"),
+        (asr, "waveform", "spectrum"),
+        (BaseRenderer, "_process_multimodal", "spectrum"),
+        (align.Aligner, "_prepared", "aligner's input"),
         (align, "words", "text and times"),
         (asr, "parsed", "text and times"),
         (fallback, "fault_in", "text and times"),
@@ -347,17 +347,18 @@ async def _gil(handler, url: str) -> dict[str, float]:
     chunk = (await _chunks(handler, url))[1]
     rng = random.Random(0)
     text = " ".join(rng.choices(VOCABULARY["English"], k=round(WORDS * chunk.duration)))
-    task = handler.aligner._prepared(chunk, text, "English")
+    prompt, renderer = handler.asr._prompt("", "English"), handler.asr._engine.renderer
+    _, spectrum = asyncio.run_coroutine_threadsafe(handler.asr._rendered(chunk, prompt), handler.asr._loop).result()
+    task = handler.aligner._prepared(chunk, text, "English", spectrum)
     marks = [round(1000 * chunk.duration * i / (2 * len(task.units))) for i in range(2 * len(task.units))]
     found = words(chunk, text, task.units, marks)
     transcript = merge([ChunkResult(chunk.start, chunk.end, chunk.speech_seconds, text, "English", found)], chunk.end)
-    splitter, prompt = vad.Splitter(vad.CutRules(60, 180, 2)), handler.asr._prompt("", "English")
-    renderer = handler.asr._engine.renderer
+    splitter = vad.Splitter(vad.CutRules(60, 180, 2))
     audio = {"audio": [(chunk.pcm.astype("float32") / 32768, SAMPLE_RATE)]}
     return {
         "voice detection, cuts": _held(lambda: splitter.push(chunk.pcm)),
-        "recogniser's spectrum": _held(lambda: renderer.render_cmpl([{"prompt_token_ids": prompt, "multi_modal_data": audio}])),
-        "aligner's spectrum, units": _held(lambda: handler.aligner._prepared(chunk, text, "English")),
+        "spectrum": _held(lambda: renderer.render_cmpl([{"prompt_token_ids": prompt, "multi_modal_data": audio}])),
+        "aligner's input": _held(lambda: handler.aligner._prepared(chunk, text, "English", spectrum)),
         "text and times": _held(lambda: words(chunk, text, task.units, marks)),
         "JSON": _held(lambda: json.dumps(transcript.to_output()).encode()),
         "message to the engine": 1.0, "loops, download, rest": 1.0, "decoder's process": 0.0,
