@@ -27,6 +27,7 @@ from confine import confine
 from track import MATROSKA, MP4, Packets, Track, Undecodable
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
+EARLY_SECONDS, LATER_NICENESS = 60, 10  # of the sound; what follows gives way to the worker and to recordings that begin
 WRONG_SECONDS, WRONG_SHARE = 1.0, 0.01  # of a declared length: it may be wrong by the larger of both
 UNKNOWN_SIZES, UNKNOWN_MARGIN = (2**31, 2**32), 2**16  # bytes that a WAV declares, more or less, whose writer knew no size
 SAMPLED_PACKETS = 500  # at the start of a file: their bytes tell how long a file of its size may be
@@ -177,9 +178,12 @@ def _main(rate: str, descriptor: str, size: str = "", limit: str = "inf") -> int
         pass  # over the user's limit: smaller pieces then
     file = Growing(int(descriptor), int(size) if size else None)
     confine()
+    early_bytes = EARLY_SECONDS * int(rate) * 2
     try:
         for block in _blocks(file, int(rate), float(limit)):
             out.write(block)
+            if early_bytes > 0 and (early_bytes := early_bytes - len(block)) <= 0:
+                os.nice(LATER_NICENESS)
         out.flush()
     except Undecodable as failure:
         out.flush()

@@ -239,13 +239,13 @@ async def check() -> None:
 def jobs_at_once(_: int) -> int:
     """How many jobs to hold; the SDK asks before it takes any. With a dead engine none, and the worker ends when it is idle.
 
-    Without MAX_CONCURRENCY an eighth of the chunks of one engine step, for most jobs are of few chunks; but at least 2,
+    Without MAX_CONCURRENCY a quarter of the chunks of one engine step, for most jobs are of few chunks; but at least 2,
     as at 1 the SDK starts no more than one job a second.
     """
     if asr.dead:
         signal.raise_signal(signal.SIGTERM)  # the SDK's orderly end: jobs still here are answered first
         return 0
-    return settings.max_concurrency or max(2, asr.capacity // 8)
+    return settings.max_concurrency or max(2, asr.capacity // 4)
 
 
 async def handler_on_show(job: dict) -> dict:

@@ -56,7 +56,7 @@ def test_the_aligners_share_holds_what_it_needs_and_ends_where_vllms_begins(opti
 
 def test_larger_gpus_take_more_at_once(options):
     chosen = [options(gib) for gib in GPUS.values()]
-    assert [o.max_num_seqs for o in chosen] == [32, 128, 128, 192, 256, 256]
+    assert [o.max_num_seqs for o in chosen] == [32, 64, 64, 128, 256, 256]
     assert [o.max_num_batched_tokens for o in chosen] == [4096, 8192, 8192, 8192, 16384, 16384]
 
 

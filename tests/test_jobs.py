@@ -323,7 +323,7 @@ def test_a_jobs_files_are_removed_beside_the_event_loop_not_in_it(worker, monkey
 
 
 def test_with_a_dead_engine_no_more_jobs_are_taken_and_the_worker_is_told_to_end_fault_injected(worker, monkeypatch):
-    assert worker.jobs_at_once(1) == max(2, worker.asr.capacity // 8)
+    assert worker.jobs_at_once(1) == max(2, worker.asr.capacity // 4)
     told = []
     before = signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
     try:

@@ -21,7 +21,7 @@ from measure import cost_of, table
 CROWDS = (1, 16, 32)  # jobs of an hour at once
 SECONDS = 60  # to look at the memory for; the gate is full after a few
 ENGINE: list[psutil.Process] = []
-SETTINGS = dict(MAX_NUM_SEQS="128", CHUNK_TARGET_SECONDS="60", CHUNK_LIMIT_SECONDS="180", VLLM_ALLOW_LONG_MAX_MODEL_LEN="1")
+SETTINGS = dict(MAX_NUM_SEQS="64", CHUNK_TARGET_SECONDS="60", CHUNK_LIMIT_SECONDS="180", VLLM_ALLOW_LONG_MAX_MODEL_LEN="1")
 
 
 def run(quick: bool) -> None:
