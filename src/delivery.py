@@ -15,6 +15,7 @@ from runpod import RunPodLogger
 from errors import ResultTooLarge
 from request import Request
 from settings import Settings
+from subtitles import cues_of, to_srt, to_vtt
 from transcript import Transcript
 
 KEPT = ("start", "end", "text", "estimated")  # of a compact segment
@@ -47,10 +48,10 @@ def bucket_for(job: dict, settings: Settings) -> Bucket | None:
 async def deliver(transcript: Transcript, request: Request, max_bytes: int, bucket: Bucket | None, name: str) -> dict:
     """The job's output as the request wants it, at most `max_bytes` as JSON.
 
-    A larger one is reduced as `reduced_to` says: "compact" segments, "sentences" for segments, the "text" alone; the
-    whole goes to `bucket` as `name`, with a presigned `result_url`. Raises ResultTooLarge where the text alone is too much.
+    A larger one is reduced as `reduced_to` says: "compact" segments, "sentences" for segments, the "text" alone (of the other
+    formats, at once); the whole goes to `bucket` as `name`, with a presigned `result_url`. Raises ResultTooLarge where the text alone is too much.
     """
-    whole = await asyncio.to_thread(transcript.to_output, request.segment_level, request.punctuation)
+    whole = await asyncio.to_thread(output_of, transcript, request)
     if await asyncio.to_thread(size_of, whole) <= max_bytes:
         return whole
     link = {}
@@ -61,6 +62,37 @@ async def deliver(transcript: Transcript, request: Request, max_bytes: int, buck
             log.warn(f"the result could not be uploaded: {type(error).__name__}")
             whole["warnings"] = [*whole.get("warnings", []), "The whole result could not be uploaded to the bucket."]
     return await asyncio.to_thread(_reduced, whole | link, transcript, max_bytes)
+
+
+def output_of(transcript: Transcript, request: Request) -> dict:
+    """The whole of the job's output, in the format of the request; in any but JSON, under the format's name beside the text."""
+    form = request.output_format
+    if form == "json":
+        return transcript.to_output(request.segment_level, request.punctuation)
+    formatted = {}
+    if form in ("srt", "vtt"):
+        cues = cues_of(list(transcript.words(punctuation=True)), transcript.duration)
+        formatted[form] = to_srt(cues) if form == "srt" else to_vtt(cues)
+    elif form == "verbose_json":
+        formatted[form] = verbose_json(transcript, request.punctuation)
+    return transcript.heard() | formatted | transcript.faults()
+
+
+def verbose_json(transcript: Transcript, punctuation: bool) -> dict:
+    """OpenAI's transcription object (`response_format=verbose_json` with both granularities), its segments being sentences.
+
+    Of its fields those are left out that Qwen3-ASR has no figure for: tokens, temperature, avg_logprob, compression_ratio,
+    no_speech_prob, seek.
+    """
+    at = lambda segment: {"start": round(segment.start, 3), "end": round(segment.end, 3)}
+    return {
+        "task": "transcribe",
+        "language": transcript.language and transcript.language.lower(),
+        "duration": round(transcript.duration, 3),
+        "text": transcript.text,
+        "words": [{"word": word.text, **at(word)} for word in transcript.words(punctuation)],
+        "segments": [{"id": i, **at(sentence), "text": sentence.text} for i, sentence in enumerate(transcript.sentences())],
+    }
 
 
 def size_of(output: dict) -> int:
@@ -79,6 +111,8 @@ def encoded(output: dict) -> Iterator[bytes]:
             for j in range(0, len(value), ENCODED_AT_ONCE):
                 yield (b", " if j else b"[") + _json(value[j : j + ENCODED_AT_ONCE])[1:-1]
             yield b"]"
+        elif isinstance(value, dict):
+            yield from encoded(value)
         else:
             yield _json(value)
     yield b"}" if output else b"{}"
@@ -96,11 +130,13 @@ def _reduced(whole: dict, transcript: Transcript, max_bytes: int) -> dict:
 
 
 def _smaller(whole: dict, transcript: Transcript) -> Iterator[dict]:
-    yield _compact(whole) | {"reduced_to": "compact"}
-    sentences = transcript.to_output("sentence")["segments"]
-    bare = {key: value for key, value in whole.items() if key != "sentences"}
-    yield _compact(bare | {"segments": sentences}) | {"reduced_to": "sentences"}
-    yield bare | {"segments": [], "reduced_to": "text"}
+    bare = {key: value for key, value in whole.items() if key not in ("sentences", "srt", "vtt", "verbose_json")}
+    if "segments" in whole:
+        yield _compact(whole) | {"reduced_to": "compact"}
+        sentences = transcript.to_output("sentence")["segments"]
+        yield _compact(bare | {"segments": sentences}) | {"reduced_to": "sentences"}
+        bare["segments"] = []
+    yield bare | {"reduced_to": "text"}
 
 
 def _compact(output: dict) -> dict:

@@ -13,8 +13,19 @@ LANGUAGES = {  # that Qwen3-ASR transcribes, by the names its prompt uses: ISO 6
     "Finnish": "fi", "Polish": "pl", "Czech": "cs", "Filipino": "fil", "Persian": "fa", "Greek": "el", "Romanian": "ro",
     "Hungarian": "hu", "Macedonian": "mk",
 }  # fmt: skip
+OTHER_CODES = {  # ISO 639-3, 639-2/B and former ones; Hong Kong and Macau speak Cantonese, as other speech services have it
+    "zho": "Chinese", "chi": "Chinese", "cmn": "Chinese", "eng": "English", "zh-yue": "Cantonese", "zh-hk": "Cantonese",
+    "zh-mo": "Cantonese", "jpn": "Japanese", "kor": "Korean", "fra": "French", "fre": "French", "deu": "German", "ger": "German",
+    "spa": "Spanish", "por": "Portuguese", "ita": "Italian", "ara": "Arabic", "arb": "Arabic", "rus": "Russian", "tha": "Thai",
+    "vie": "Vietnamese", "ind": "Indonesian", "in": "Indonesian", "tur": "Turkish", "hin": "Hindi", "msa": "Malay", "may": "Malay",
+    "zsm": "Malay", "nld": "Dutch", "dut": "Dutch", "swe": "Swedish", "dan": "Danish", "fin": "Finnish", "pol": "Polish",
+    "ces": "Czech", "cze": "Czech", "tl": "Filipino", "tgl": "Filipino", "fas": "Persian", "per": "Persian", "pes": "Persian",
+    "ell": "Greek", "gre": "Greek", "ron": "Romanian", "rum": "Romanian", "hun": "Hungarian", "mkd": "Macedonian", "mac": "Macedonian",
+}  # fmt: skip
 SEGMENT_LEVELS = ("word", "sentence", "both")
-_BY_NAME = {name.lower(): name for name in LANGUAGES}
+OUTPUT_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+_BY_NAME = {name.lower(): name for name in LANGUAGES} | {code: name for name, code in LANGUAGES.items()} | OTHER_CODES
+_TAG = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")  # BCP 47, in lower case and without what this worker has no use for
 LONGEST_URL = 8192  # characters; signed URLs run to about 2000
 LONGEST_CONTEXT = 10_000  # characters
 
@@ -30,6 +41,7 @@ class Request:
     allow_partial: bool = False  # a result with failed_spans instead of a failed job
     segment_level: str = "word"  # one of SEGMENT_LEVELS
     punctuation: bool = False  # words with the punctuation around them
+    output_format: str = "json"  # one of OUTPUT_FORMATS
 
 
 def parse_request(job_input: object) -> Request:
@@ -45,8 +57,9 @@ def parse_request(job_input: object) -> Request:
         initial_context=_initial_context(job_input.get("initial_context")),
         use_previous_context=_flag("use_previous_context", job_input.get("use_previous_context")),
         allow_partial=_flag("allow_partial", job_input.get("allow_partial")),
-        segment_level=_segment_level(job_input.get("segment_level")),
+        segment_level=_choice("segment_level", job_input.get("segment_level"), SEGMENT_LEVELS),
         punctuation=_flag("punctuation", job_input.get("punctuation")),
+        output_format=_choice("output_format", job_input.get("output_format"), OUTPUT_FORMATS),
     )
 
 
@@ -73,13 +86,19 @@ def _audio_url(value: object) -> str:
 def _language(value: object) -> str | None:
     if value is None:
         return None
+    wanted = f"it must be 'auto', null, or the name or ISO 639 code of one of: {', '.join(LANGUAGES)}"
     if not isinstance(value, str):
-        raise InvalidRequest(f"language is {_shown(value)}; it must be 'auto', null or one of: {', '.join(LANGUAGES)}.")
-    name = value.strip().lower()
+        raise InvalidRequest(f"language is {_shown(value)}; {wanted}.")
+    name = value.strip().lower().replace("_", "-")
     if name == "auto":
         return None
+    if _TAG.fullmatch(name):  # zh-Hant-HK, zh-HK, zh: the region counts for some, the script for none
+        language, *rest = name.split("-")
+        known = [_BY_NAME[tag] for tag in (*(f"{language}-{part}" for part in rest), language) if tag in _BY_NAME]
+        if known:
+            return known[0]
     if name not in _BY_NAME:
-        raise InvalidRequest(f"language is {_shown(value)}, which is not known; it must be 'auto', null or one of: {', '.join(LANGUAGES)}.")
+        raise InvalidRequest(f"language is {_shown(value)}, which is not known; {wanted}.")
     return _BY_NAME[name]
 
 
@@ -101,11 +120,12 @@ def _flag(field: str, value: object) -> bool:
     return value
 
 
-def _segment_level(value: object) -> str:
+def _choice(field: str, value: object, choices: tuple[str, ...]) -> str:
+    """The first choice is the default."""
     if value is None:
-        return "word"
-    if value not in SEGMENT_LEVELS:
-        raise InvalidRequest(f"segment_level is {_shown(value)}; it must be one of: {', '.join(SEGMENT_LEVELS)}.")
+        return choices[0]
+    if value not in choices:
+        raise InvalidRequest(f"{field} is {_shown(value)}; it must be one of: {', '.join(choices)}.")
     return value
 
 

@@ -17,7 +17,7 @@ _NO_SPACES = re.compile(
     "\uff00-\uff9f\U00020000-\U0003ffff]"
 )  # fmt: skip  # Thai, Lao, Myanmar, Khmer; CJK punctuation, kana, ideographs; full-width forms
 
-_TERMINATED = re.compile(r"""[.!?…。！？｡．؟۔।॥]["'”’»）)\]」』】]*$""")
+TERMINATED = re.compile(r"""[.!?…。！？｡．؟۔।॥]["'”’»）)\]」』】]*$""")
 _INITIAL = re.compile(r"(\w\.)+")  # the J. of a name, U.S.
 SLIP_SECONDS = 3.0  # of speech; in less, the language detected may be a slip
 SENTENCE_PAUSE_SECONDS = 1.5  # a longer pause ends a sentence
@@ -110,6 +110,11 @@ class Transcript:
         return dominant_language(self.chunks)
 
     @property
+    def duration(self) -> float:
+        """Seconds of audio."""
+        return sum(span.end - span.start for span in self.spans)
+
+    @property
     def failed(self) -> tuple[Span, ...]:
         """What could not be transcribed."""
         return tuple(span for span in self.spans if span.state == "failed")
@@ -145,17 +150,22 @@ class Transcript:
 
         What is of interest only sometimes (sentences, failed_spans, retries, warnings) is there only then.
         """
-        languages = self.languages()
-        several = len(languages) > 1
+        output = self.heard()
+        several = len(output["languages"]) > 1
         segments = self.sentences() if segment_level == "sentence" else self.words(punctuation)
-        output = {
-            "language_detected": self.language,
-            "languages": languages,
-            "text": self.text,
-            "segments": [segment.to_output(several) for segment in segments],
-        }
+        output["segments"] = [segment.to_output(several) for segment in segments]
         if segment_level == "both":
             output["sentences"] = [sentence.to_output(several) for sentence in self.sentences()]
+        return output | self.faults()
+
+    def heard(self) -> dict:
+        """The part of the output that is there in every format: the text and its languages."""
+        code = LANGUAGES.get(self.language or "")
+        return {"language_detected": self.language, "language_code": code, "languages": self.languages(), "text": self.text}
+
+    def faults(self) -> dict:
+        """The part of the output that is there only where something went wrong: failed_spans, retries, warnings."""
+        output: dict = {}
         if self.failed:
             output["failed_spans"] = [span.to_output() for span in self.failed]
         if retried := [c for c in self.chunks if c.retries]:
@@ -224,7 +234,7 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 def _ends_sentence(text: str, run: Sequence[Segment], following: Segment) -> bool:
     last = run[-1]
     behind = text[last.offset + len(last.text) : following.offset]
-    if _TERMINATED.search(last.text) and (behind or _NO_SPACES.match(last.text[-1])) and not _INITIAL.fullmatch(last.text):
+    if TERMINATED.search(last.text) and (behind or _NO_SPACES.match(last.text[-1])) and not _INITIAL.fullmatch(last.text):
         return True
     seconds, characters = following.end - run[0].start, following.offset + len(following.text) - run[0].offset
     pause = following.start - last.end

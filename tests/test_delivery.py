@@ -55,6 +55,31 @@ def test_then_only_the_text_is_left():
     assert (output["reduced_to"], output["segments"], output["text"]) == ("text", [], WHOLE["text"])
 
 
+@pytest.mark.parametrize("form", ["text", "srt", "vtt", "verbose_json"])
+def test_every_format_keeps_the_text_and_its_language_beside_it_and_nothing_twice(form):
+    output = delivered(2**30, replace(WORDS, output_format=form))
+    assert {key: output[key] for key in ("language_detected", "language_code", "languages", "text")} == {key: WHOLE[key] for key in ("language_detected", "language_code", "languages", "text")}
+    assert set(output) - set(WHOLE) == ({form} if form != "text" else set())
+    assert "segments" not in output and {k: WHOLE.get(k) for k in ("retries", "warnings")} == {k: output.get(k) for k in ("retries", "warnings")}
+
+
+@pytest.mark.parametrize("form", ["srt", "vtt", "verbose_json"])
+def test_of_a_format_that_is_too_large_the_text_is_left(form):
+    request = replace(WORDS, output_format=form)
+    output = delivered(size_of(delivered(2**30, request)) - 1, request)
+    assert form not in output and (output["reduced_to"], output["text"]) == ("text", WHOLE["text"])
+
+
+def test_verbose_json_has_openais_fields_with_the_times_of_the_json():
+    found = delivered(2**30, replace(WORDS, output_format="verbose_json"))["verbose_json"]
+    sentences = delivered(2**30, replace(WORDS, segment_level="sentence"))["segments"]
+    assert (found["task"], found["language"], found["duration"], found["text"]) == ("transcribe", "english", 3600, WHOLE["text"])
+    assert [(w["word"], w["start"], w["end"]) for w in found["words"]] == [(w["text"], w["start"], w["end"]) for w in WHOLE["segments"]]
+    assert [(s["id"], s["text"], s["start"], s["end"]) for s in found["segments"]] == [
+        (i, s["text"], s["start"], s["end"]) for i, s in enumerate(sentences)
+    ]
+
+
 def test_a_text_that_is_too_large_itself_is_an_error_never_a_shorter_text():
     with pytest.raises(ResultTooLarge, match="send the recording in parts"):
         delivered(10_000)

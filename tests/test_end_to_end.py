@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import srt
+import webvtt
 
 import clips
 import media
@@ -110,7 +112,7 @@ def test_the_recording_is_what_the_issue_asks_for(cases, worker, language):
 def test_the_output_keeps_the_contract(cases, language):
     case = cases[language]
     for output in case.outputs.values():
-        assert set(output) == {"language_detected", "languages", "text", "segments"}
+        assert set(output) == {"language_detected", "language_code", "languages", "text", "segments"}
         assert output["language_detected"] == language
         end = 0.0
         for segment in output["segments"]:
@@ -223,6 +225,23 @@ def test_the_same_file_in_every_format_gives_the_same_words(cases, language):
     outputs = cases[language].outputs
     for suffix, output in outputs.items():
         assert words_of(output) == words_of(outputs["wav"]), suffix
+
+
+@per_language
+def test_subtitles_hold_the_words_of_the_json_at_their_times(worker, file_server, cases, language):
+    """Read by strict parsers; the words of a cue are those that begin in it."""
+    whole = cases[language].outputs["wav"]
+    url = file_server.url(f"{language}.wav")
+    captions = [(c.start.total_seconds(), c.end.total_seconds(), c.content) for c in srt.parse(run(worker, url, output_format="srt")["srt"])]
+    vtt = webvtt.from_string(run(worker, url, output_format="vtt")["vtt"]).captions
+    assert [c.raw_text for c in vtt] == [text for *_, text in captions]
+    assert "".join("".join(text for *_, text in captions).split()) == "".join(whole["text"].split())
+    starts = {segment["start"] for segment in whole["segments"]}
+    letters = lambda text: "".join(filter(str.isalnum, text))
+    for start, end, text in captions:
+        assert start in starts
+        within = [segment for segment in whole["segments"] if start <= segment["start"] < end]
+        assert letters(text) == letters("".join(segment["text"] for segment in within)) and end >= min(within[-1]["end"], start + 7)
 
 
 def test_the_text_of_chunks_is_joined_with_spaces_in_english_and_without_in_chinese(cases):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import InvalidRequest
-from request import LANGUAGES, LONGEST_CONTEXT, LONGEST_URL, SEGMENT_LEVELS, Request, parse_request
+from request import LANGUAGES, LONGEST_CONTEXT, LONGEST_URL, OTHER_CODES, OUTPUT_FORMATS, SEGMENT_LEVELS, Request, parse_request
 
 URL = "https://example.com/talk.mp3"
 
@@ -38,13 +38,14 @@ def test_a_url_is_all_that_is_needed():
         allow_partial=False,
         segment_level="word",
         punctuation=False,
+        output_format="json",
     )
 
 
 def test_every_field_is_taken_over():
     job_input = {"audio_url": URL, "language": "German", "initial_context": "Namen: Žižek", "use_previous_context": True}
-    job_input |= {"allow_partial": True, "segment_level": "both", "punctuation": True}
-    assert parse_request(job_input) == Request(URL, "German", "Namen: Žižek", True, True, "both", True)
+    job_input |= {"allow_partial": True, "segment_level": "both", "punctuation": True, "output_format": "srt"}
+    assert parse_request(job_input) == Request(URL, "German", "Namen: Žižek", True, True, "both", True, "srt")
 
 
 def test_null_is_the_same_as_absent():
@@ -72,12 +73,21 @@ def test_every_language_is_accepted_in_any_case(name):
         assert parse(language=written).language == name
 
 
+@pytest.mark.parametrize(("code", "name"), [
+    *((code, name) for name, code in LANGUAGES.items()), *OTHER_CODES.items(),
+    ("zh-CN", "Chinese"), ("zh-TW", "Chinese"), ("zh_Hans", "Chinese"), ("cmn-Hans-CN", "Chinese"), ("ZH-Hant-hk", "Cantonese"),
+    ("yue-HK", "Cantonese"), ("pt-BR", "Portuguese"), ("en_US", "English"), ("es-419", "Spanish"), ("de-DE-1996", "German"), ("fil-PH", "Filipino"),
+])  # fmt: skip
+def test_a_language_may_be_given_by_its_code(code, name):
+    assert parse(language=code).language == parse(language=f" {code.upper()} ").language == name
+
+
 @pytest.mark.parametrize("value", ["auto", "AUTO", " Auto ", None])
 def test_auto_and_null_mean_that_the_language_is_detected(value):
     assert parse(language=value).language is None
 
 
-@pytest.mark.parametrize("value", ["", "en", "zh", "Klingon", "English, Chinese", "no"])
+@pytest.mark.parametrize("value", ["", "e", "zxx", "no", "nb-NO", "en-", "en US", "english-GB", "Klingon", "English, Chinese"])
 def test_an_unknown_language_is_refused_with_all_that_are_known(value):
     message = refusal({"audio_url": URL, "language": value})
     assert message.startswith(f"language is {value!r}") and all(name in message for name in LANGUAGES)
@@ -106,6 +116,17 @@ def test_a_flag_is_true_or_false_and_nothing_like_it(field, value):
 @pytest.mark.parametrize("value", ["words", "WORD", "", 1, True, ["word"], {}], ids=repr)
 def test_a_segment_level_is_one_of_three(value):
     assert refusal({"audio_url": URL, "segment_level": value}).endswith("it must be one of: word, sentence, both.")
+
+
+@pytest.mark.parametrize("value", [*OUTPUT_FORMATS, None])
+def test_an_output_format_is_one_of_five(value):
+    assert parse(output_format=value).output_format == (value or "json")
+
+
+@pytest.mark.parametrize("value", ["JSON", "txt", "", "webvtt", " srt", 1, False, ["srt"], {}], ids=repr)
+def test_any_other_output_format_is_refused_with_those_there_are(value):
+    message = refusal({"audio_url": URL, "output_format": value})
+    assert message.startswith("output_format is ") and message.endswith("it must be one of: json, text, srt, vtt, verbose_json.")
 
 
 @pytest.mark.parametrize("job_input", [None, URL, 7, True, [], [{"audio_url": URL}]], ids=repr)
@@ -225,6 +246,7 @@ any_input = st.one_of(
             "allow_partial": any_json,
             "segment_level": any_json | st.sampled_from(SEGMENT_LEVELS),
             "punctuation": any_json,
+            "output_format": any_json | st.sampled_from(OUTPUT_FORMATS),
         },
     ),
 )
@@ -242,7 +264,7 @@ def test_any_json_value_is_a_request_or_a_printable_refusal(job_input):
         assert request.audio_url.lower().startswith(("http://", "https://"))
         assert request.language in (None, *LANGUAGES)
         assert {type(request.use_previous_context), type(request.allow_partial), type(request.punctuation)} == {bool}
-        assert request.segment_level in SEGMENT_LEVELS
+        assert request.segment_level in SEGMENT_LEVELS and request.output_format in OUTPUT_FORMATS
         (request.audio_url + request.initial_context).encode()
 
 

@@ -73,7 +73,7 @@ def test_a_chunk_in_which_nothing_was_heard_has_no_say():
 
 
 def test_nothing_heard_is_an_empty_transcript_without_a_language():
-    nothing = {"language_detected": None, "languages": [], "text": "", "segments": []}
+    nothing = {"language_detected": None, "language_code": None, "languages": [], "text": "", "segments": []}
     assert merged([]).to_output() == merged([chunk(""), chunk("", 2)]).to_output() == nothing
 
 
@@ -85,6 +85,7 @@ def test_chunks_are_merged_in_the_order_of_time_however_they_come():
     second = chunk("Three.", 2, words=(Word("Three", 2.2, 2.9, 0, estimated=True),))
     expected = {
         "language_detected": "English",
+        "language_code": "en",
         "languages": [{"language": "English", "code": "en", "seconds": 2}],
         "text": "One two. Three.",
         "segments": [
