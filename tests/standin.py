@@ -16,7 +16,9 @@ What a client asks (runpod SDK 1.12.0 endpoint/runner.py, npm runpod-sdk 1.1.2 s
 Known of the platform, and the same here: a job-done that is too large gets 400, and its job is COMPLETED without output;
 an `error` makes a job FAILED; 4xx is final for the worker, 5xx is tried again (thrice in all). A guess, as it is documented
 nowhere: what is posted about a job that has ended is recorded and changes nothing; a body that is not JSON gets 400, and its
-job stays IN_PROGRESS; a job whose worker dies stays IN_PROGRESS. Not here: webhooks, `ttl`, rate limits, request size limits.
+job stays IN_PROGRESS; a job whose worker dies stays IN_PROGRESS. Not here: `ttl`, rate limits, request size limits.
+
+A request's `webhook` is posted what /status shows when the job has ended; without a 200 twice more, here with no 10 s between.
 
 Also here, under bucket_url: as much of S3 as boto3's put_object, upload_file, get_object and presigned GETs need.
 """
@@ -37,7 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 ENDPOINT = "ep1"
 WORKER = "worker1"
@@ -47,6 +49,7 @@ POLL_SECONDS = 1.5  # RunPod holds a poll much longer; a stopped worker ends onl
 TICK_SECONDS = 0.02
 CLIENT_WAIT_MS = 1_000, 90_000, 300_000  # least, default, most of ?wait
 REPLY_LIMIT = 20_000_000  # bytes of a job-done body: about 20 MB, reported for /runsync; 10 MB for /run
+WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS = 3, 10  # for each
 CALL_SECONDS = 10  # for what the server's thread answers at once
 
 
@@ -132,6 +135,7 @@ class Platform:
         self.pings: list[Ping] = []
         self.store = ObjectStore()
         self._stops: dict[str, list[str]] = {}  # worker → jobs to stop
+        self._webhooks: set[asyncio.Task] = set()
         self._home = tempfile.mkdtemp(prefix="standin-")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stand-in")
@@ -191,6 +195,8 @@ class Platform:
         return self._call(self._cancel(self.jobs[job_id]))
 
     def close(self) -> None:
+        for task in list(self._webhooks):
+            self._loop.call_soon_threadsafe(task.cancel)
         self._call(self._runner.cleanup())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CALL_SECONDS)
@@ -312,7 +318,21 @@ class Platform:
             raise web.HTTPBadRequest(text="input is missing")
         job = Job(f"{prefix}{uuid.uuid4()}", body)
         self.jobs[job.id] = job
+        if webhook := body.get("webhook"):
+            task = asyncio.create_task(self._tell(job, webhook))
+            self._webhooks.add(task)
+            task.add_done_callback(self._webhooks.discard)
         return job
+
+    async def _tell(self, job: Job, webhook: str) -> None:
+        while job.status not in FINAL:
+            await asyncio.sleep(TICK_SECONDS)
+        async with ClientSession(timeout=ClientTimeout(WEBHOOK_SECONDS)) as session:
+            for _ in range(WEBHOOK_ATTEMPTS):
+                with suppress(ClientError, TimeoutError):
+                    async with session.post(webhook, json=job.body()) as answer:
+                        if answer.status == 200:
+                            return
 
     async def _cancel(self, job: Job) -> dict:
         if job.status == "IN_QUEUE":

@@ -80,7 +80,7 @@ def test_both_have_the_same_headings_tables_and_code():
     outlines = []
     for text in READMES.values():
         code = re.findall(r"^ *```\w*\n.*?^ *```", text, re.MULTILINE | re.DOTALL)
-        commands = [re.sub(r" +#.*", "", c) for c in code]
+        commands = [re.sub(r"(^| +)(#|// ).*", "", c, flags=re.MULTILINE) for c in code]
         prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
         headings = [len(h) for h in re.findall(r"^(#+) ", prose, re.MULTILINE)]
         firsts = [re.findall(r"`[^`]+`", line.split(" | ")[0]) for line in prose.splitlines() if line.startswith("|")]

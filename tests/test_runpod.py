@@ -5,6 +5,8 @@ Jobs that must be slow are long recordings; nothing here is faked but the platfo
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from material import ENGLISH
 from speech import plain
 from standin import ENDPOINT, Platform, running_worker, until
 from test_entry_points import HANDLER, START_SECONDS, members
-from test_standin import CLIENT, JAVASCRIPT, NODE
+from test_standin import CLIENT, JAVASCRIPT, NODE, hook  # noqa: F401  a fixture
 
 LONG_SECONDS = 3600
 RESULT_BYTES = 20_000  # MAX_RESULT_BYTES of the worker: a recording of some minutes is over it
@@ -162,6 +164,61 @@ def test_the_javascript_client_gets_a_transcript_an_error_and_a_cancellation(pla
     until(lambda: ask("status", job["id"])["status"] == "IN_PROGRESS")
     ask("cancel", job["id"])
     assert ask("status", job["id"])["status"] == "CANCELLED"
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def snippet(language: str, holding: str, platform: Platform, audio_url: str, hook: str = "") -> str:
+    """A block of the README's section on clients, with the stand-in's addresses in the place of RunPod's."""
+    section = README.split("\n## Clients\n")[1].split("\n## ")[0]
+    (code,) = (code for code in re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL) if holding in code)
+    for named, meant in (("https://api.runpod.ai/v2", platform.base_url), ("ENDPOINT_ID", ENDPOINT), ("https://example.com/talk.mp3", audio_url), ("https://example.com/hook", hook)):
+        code = code.replace(named, meant)
+    return code
+
+
+def printed(command: list[str], code: str, **environment: str) -> str:
+    done = subprocess.run(command, input=code, capture_output=True, text=True, timeout=120, env=os.environ | {"RUNPOD_API_KEY": "any"} | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def posted(hook) -> dict:
+    """The body of the one post to it."""
+    until(lambda: hook[1])
+    (body,) = hook[1]
+    return body
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="curl or jq is not installed")
+def test_the_readmes_curl_commands_wait_ask_and_are_told(platform, recordings, hook):
+    def ran(holding: str, name: str = "short") -> str:
+        return printed(["bash"], snippet("bash", holding, platform, recordings[name], hook[0]))
+
+    assert json.loads(ran("/runsync"))["output"]["text"] == SHORT.text
+    *earlier, last = map(json.loads, ran("while true", "minutes").splitlines())
+    assert last["status"] == "COMPLETED" and last["output"]["text"] and any(isinstance(job.get("output"), dict) for job in earlier)
+    assert json.loads(ran("webhook"))["id"] == posted(hook)["id"] and posted(hook)["output"]["text"] == SHORT.text
+
+
+def test_the_readmes_python_waits_asks_and_is_told(platform, recordings, hook):
+    code = snippet("python", "runpod", platform, recordings["short"], hook[0])
+    lines = printed([sys.executable, "-"], code, RUNPOD_ENDPOINT_BASE_URL=platform.base_url).splitlines()
+    assert lines[0] == SHORT.text and lines[-1].startswith("COMPLETED {") and SHORT.text in lines[-1]
+    assert posted(hook)["output"]["text"] == SHORT.text
+
+
+@pytest.mark.skipif(not NODE or not JAVASCRIPT.exists(), reason="Node.js or its runpod-sdk is not installed")
+def test_the_readmes_javascript_waits_asks_and_is_told(platform, recordings, hook):
+    """The client takes its address as an option only."""
+    code = snippet("javascript", "runpodSdk", platform, recordings["short"], hook[0])
+    code = code.replace("process.env.RUNPOD_API_KEY)", f"process.env.RUNPOD_API_KEY, {{ baseUrl: {json.dumps(platform.base_url)} }})")
+    packages = (JAVASCRIPT.parent.parent / "package.json").as_uri()
+    imported = f'import {{ createRequire }} from "node:module";\nconst {{ default: runpodSdk }} = await import(createRequire({json.dumps(packages)}).resolve("runpod-sdk"));'
+    output = printed([NODE, "--input-type=module"], code.replace('import runpodSdk from "runpod-sdk";', imported))
+    assert f"COMPLETED {SHORT.text}" in output and output.count("COMPLETED") >= 2
+    assert posted(hook)["output"]["text"] == SHORT.text
 
 
 def test_nothing_is_streamed_and_the_final_answer_is_a_plain_object(platform, short):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -112,7 +113,46 @@ def hold(tmp_path) -> Iterator[tuple[dict, Callable]]:
     gate.touch()
 
 
+@pytest.fixture
+def hook() -> Iterator[tuple[str, list[dict], list[int]]]:
+    """(URL, the bodies posted to it, the statuses that it answers next; 200 after those)."""
+    bodies, statuses = [], []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(statuses.pop(0) if statuses else 200)
+            self.end_headers()
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", bodies, statuses
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
 # -- one job
+
+
+def test_a_webhook_gets_what_status_shows_once_the_job_has_ended(platform, hook):
+    url, bodies, _ = hook
+    job_id = platform.submit({"return": {"text": "ü"}}, webhook=url)
+    shown = platform.wait(job_id)
+    until(lambda: bodies)
+    assert bodies == [shown] and shown["output"] == {"text": "ü"}
+
+
+@pytest.mark.parametrize(("answers", "posts"), [([500], 2), ([404, 500], 3), ([500, 500, 500], 3)])
+def test_a_webhook_is_tried_three_times(platform, hook, answers, posts):
+    url, bodies, statuses = hook
+    statuses += answers
+    platform.wait(platform.submit({}, webhook=url))
+    until(lambda: len(bodies) == posts and not platform._webhooks)
 
 
 def test_the_worker_gets_the_request_and_the_client_its_result(platform):
