@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from runpod import RunPodLogger
 
+from addresses import public_addresses
 from errors import ResultTooLarge
 from request import Request
 from settings import Settings
@@ -146,11 +147,10 @@ def _compact(output: dict) -> dict:
 
 def _upload(whole: dict, bucket: Bucket, name: str) -> str:
     """Put the result into the bucket by the SDK; returns the presigned URL."""
-    from runpod.serverless.utils.rp_ssrf import resolve_and_validate
     from runpod.serverless.utils.rp_upload import upload_in_memory_object
 
     if not bucket.trusted:
         parts = urlsplit(bucket.endpoint_url)
-        resolve_and_validate(parts.hostname or "", parts.port or 443)
+        public_addresses(parts.hostname or "", parts.port or 443)
     credentials = {"endpointUrl": bucket.endpoint_url, "accessId": bucket.access_id, "accessSecret": bucket.access_secret}
     return upload_in_memory_object(name, b"".join(encoded(whole)), credentials, bucket.name or None)

@@ -68,7 +68,7 @@ class HostNotFound(DownloadError):
 
 
 class SourceRefused(DownloadError):
-    """The server answered that it has no such file or does not hand it out (4xx)."""
+    """The server answered that it has no such file or does not hand it out (4xx), or compresses it in an unusual way."""
 
     code = "source_refused"
     retryable = False

@@ -4,21 +4,33 @@ Every server behaves in one way, which its test shows; nothing outside this mach
 """
 
 import asyncio
+import base64
+import datetime
 import errno
+import gzip
 import http.server
 import itertools
 import logging
 import random
+import socket
+import ssl
 import threading
 import time
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import download as module
-from download import MAX_REDIRECTS, download
+import web
+from download import download
 from errors import AddressRefused, DownloadError, DownloadTimeout, DownloadTooLarge, HostNotFound, SourceRefused, WorkerError
+from web import MAX_REDIRECTS
 
 SOUND = random.Random(1).randbytes(700_000)  # more than two blocks
 SECRET = "/private/talk.mp3?sig=SECRET"  # path and query of every URL here
@@ -53,6 +65,9 @@ class Server:
     def url(self, path: str = SECRET) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
+    def use(self, context: ssl.SSLContext) -> None:
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+
     def close(self) -> None:
         self.closing.set()
         self._server.shutdown()
@@ -64,7 +79,7 @@ def reply(handler, status: int = 200, body: bytes = b"", length: int | None = No
     """`length` is what the header says: None the truth, -1 nothing."""
     handler.send_response(status)
     for name, value in headers.items():
-        handler.send_header(name, value)
+        handler.send_header(name.replace('_', '-'), value)
     if length != -1:
         handler.send_header("Content-Length", str(len(body) if length is None else length))
     handler.end_headers()
@@ -144,8 +159,8 @@ def refusal(fetch):
     return run
 
 
-def download_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "download"]
+def running_downloads() -> set[asyncio.Task]:
+    return asyncio.all_tasks(module.downloads())
 
 
 def wait_until(condition, seconds: float = 5) -> bool:
@@ -174,6 +189,47 @@ def test_a_chunked_body_without_a_length_is_the_servers_bytes(serve, fetch):
 
 def test_a_body_that_ends_with_the_connection_is_the_servers_bytes(serve, fetch):
     assert fetch(serve(lambda handler: reply(handler, body=SOUND, length=-1)).url()) == SOUND
+
+
+# what comes compressed, though that was not asked for
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress)])
+@pytest.mark.parametrize("size", [0, 1, 700_000])
+def test_a_compressed_body_is_decompressed(serve, fetch, encoding, compress, size):
+    sound = SOUND[: size // 2] + bytes(size - size // 2)  # the half of it expands a thousandfold
+    assert fetch(serve(lambda handler: reply(handler, body=compress(sound), Content_Encoding=encoding)).url()) == sound
+
+
+def test_a_gzip_file_of_several_members_is_decompressed_whole(serve, fetch):
+    body = b"".join(gzip.compress(SOUND[start : start + 100_000]) for start in range(0, len(SOUND), 100_000))
+    assert fetch(serve(lambda handler: reply(handler, body=body, Content_Encoding="gzip")).url()) == SOUND
+
+
+def test_the_size_of_a_compressed_file_is_unknown(serve, tmp_path):
+    async def size():
+        url = serve(lambda handler: reply(handler, body=gzip.compress(SOUND), Content_Encoding="gzip")).url()
+        async with download(url, tmp_path, max_bytes=10**6, timeout=20) as file:
+            return file.size
+
+    assert asyncio.run(size()) is None
+
+
+@pytest.mark.parametrize("body", [gzip.compress(SOUND)[:-1], gzip.compress(SOUND) + b"more", SOUND], ids=["cut", "more", "not at all"])
+def test_what_is_not_compressed_as_it_says_is_a_failed_download(serve, refusal, body):
+    message = refusal(serve(lambda handler: reply(handler, body=body, Content_Encoding="gzip")).url(), DownloadError)
+    assert "not compressed as its header says" in message
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip"])
+def test_a_compression_that_nobody_uses_for_sound_is_refused_by_name(serve, refusal, encoding):
+    server = serve(lambda handler: reply(handler, body=SOUND, Content_Encoding=encoding))
+    assert f"compressed with {encoding}" in refusal(server.url(), SourceRefused)
+
+
+@pytest.mark.parametrize("encoding", ["identity", "", "aws-chunked", "binary"])
+def test_an_encoding_that_is_no_compression_changes_nothing(serve, fetch, encoding):
+    assert fetch(serve(lambda handler: reply(handler, body=SOUND, Content_Encoding=encoding)).url()) == SOUND
 
 
 # while it comes
@@ -229,7 +285,7 @@ def test_who_has_read_enough_ends_the_download(serve, tmp_path):
             pass
 
     asyncio.run(read())
-    assert wait_until(lambda: not download_threads())
+    assert wait_until(lambda: not running_downloads())
 
 
 def test_an_empty_file_is_no_failure_of_the_download(serve, fetch):
@@ -376,7 +432,71 @@ def test_a_redirect_to_anything_but_http_is_refused(serve, refusal, target):
     refusal(serve(lambda handler: reply(handler, 302, Location=target)).url(), AddressRefused)
 
 
+def test_the_body_of_a_redirect_is_not_read(serve, fetch):
+    def endless(handler):
+        reply(handler, 302, length=-1, Location=SECRET)
+        drip_on(handler)
+
+    assert fetch(serve(endless, whole).url()) == SOUND
+
+
+def test_a_password_in_the_url_is_for_its_host_alone(serve, fetch):
+    other = serve(whole)
+    server = serve(lambda handler: reply(handler, 302, Location=other.url()))
+    fetch(server.url().replace("//", "//us%40er:pass@"))
+    ((_, told),), ((_, not_told),) = server.requests, other.requests
+    assert told["Authorization"] == "Basic " + base64.b64encode(b"us@er:pass").decode() and "Authorization" not in not_told
+
+
 # addresses
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Addresses of names, injected into the resolver."""
+    known, look_up = {}, socket.getaddrinfo
+    at = lambda host, *args, **more: [info for address in known.get(host, [host]) for info in look_up(address, *args, **more)]  # noqa: E731
+    monkeypatch.setattr(socket, "getaddrinfo", at)
+    return known
+
+
+def test_a_host_is_looked_for_at_each_of_its_addresses(serve, fetch, names):
+    server, names["two.test"] = serve(whole), ["127.0.0.2", "127.0.0.1"]  # nobody listens at the first
+    assert fetch(f"http://two.test:{server.port}{SECRET}") == SOUND
+    assert server.requests[0][1]["Host"] == f"two.test:{server.port}"
+
+
+def test_a_host_that_is_at_none_of_its_addresses_is_a_failed_download(serve, refusal, names):
+    server, names["two.test"] = serve(whole), ["127.0.0.2", "127.0.0.3"]
+    assert "connection failed" in refusal(f"http://two.test:{server.port}{SECRET}", DownloadError)
+
+
+def test_the_certificate_must_be_for_the_name_though_the_connection_is_to_an_address(serve, fetch, refusal, names, monkeypatch, tmp_path):
+    make_certificate(tmp_path / "pem", "named.test")
+    context, asked_for = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), []
+    context.load_cert_chain(tmp_path / "pem")
+    context.sni_callback = lambda _, name, __: asked_for.append(name)
+    server = serve(whole)
+    server.use(context)
+    trusting = ssl.create_default_context(cafile=tmp_path / "pem")
+    monkeypatch.setattr(web, "_tls", lambda: trusting)
+    names |= {"named.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]}
+
+    assert fetch(f"https://named.test:{server.port}{SECRET}") == SOUND and asked_for == ["named.test"]
+    refusal(f"https://other.test:{server.port}{SECRET}", DownloadError)
+    refusal(f"https://127.0.0.1:{server.port}{SECRET}", DownloadError)
+
+
+def make_certificate(path: Path, name: str) -> None:
+    """A key and its certificate, signed by itself, for one host name."""
+    key, subject, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([]), datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(Encoding.PEM))
 
 
 @pytest.fixture
@@ -439,7 +559,7 @@ def test_a_slow_server_is_given_up_when_the_time_is_over(serve, refusal, slow):
 def test_retries_end_with_the_time_allowed(serve, refusal, monkeypatch):
     monkeypatch.setattr(module, "BACKOFF_SECONDS", 60)
     refusal(serve(status(503)).url(), DownloadTimeout, timeout=0.3)
-    assert wait_until(lambda: not download_threads())
+    assert wait_until(lambda: not running_downloads())
 
 
 @contextmanager
@@ -455,17 +575,44 @@ def running(url: str, folder: Path):
         yield runner, runner.run(begin())
 
 
-def test_a_cancelled_download_ends_at_once_and_its_thread_soon(serve, tmp_path):
+def test_a_cancelled_download_closes_its_connection_and_leaves_no_task(serve, tmp_path):
+    closed = threading.Event()
+
+    def half(handler):
+        reply(handler, body=SOUND[:1000], length=len(SOUND))
+        handler.connection.recv(1)  # ends when the client closes
+        closed.set()
+
     async def cancel():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(asyncio.shield(task), 2)
+            await task
 
-    before = set(download_threads())
-    with running(serve(drip).url(), tmp_path) as (runner, task):
-        assert len(set(download_threads()) - before) == 1
+    with running(serve(half).url(), tmp_path) as (runner, task):
+        assert len(running_downloads()) == 1 and not closed.is_set()
         runner.run(cancel())
-    assert wait_until(lambda: not set(download_threads()) - before)
+    assert closed.wait(5)
+    assert wait_until(lambda: not running_downloads())
+
+
+def test_64_downloads_at_once_share_one_thread(serve, tmp_path):
+    together = threading.Barrier(64)
+
+    def when_all_are_there(handler):
+        together.wait(20)
+        whole(handler)
+
+    async def run():
+        folders = [tmp_path / str(i) for i in range(64)]
+        for folder in folders:
+            folder.mkdir()
+        return await asyncio.gather(*(fetched(server.url(), folder, max_bytes=10**6, timeout=30) for folder in folders))
+
+    server = serve(when_all_are_there)
+    assert {path.read_bytes() for path in asyncio.run(run())} == {SOUND}
+    names = [t.name for t in threading.enumerate()]
+    assert names.count("downloads") == 1 and "download" not in names
+    assert sum(name.startswith("resolver") for name in names) <= module.RESOLVERS < 64
 
 
 def test_servers_that_drip_headers_take_no_thread_from_the_pool_of_other_work(serve, fetch, refusal):
@@ -479,25 +626,88 @@ def test_servers_that_drip_headers_take_no_thread_from_the_pool_of_other_work(se
     found, pool = asyncio.run(together())
     assert {type(e) for e in found} == {DownloadTimeout} and pool == "free"
     assert fetch(quick.url()) == SOUND
-    assert wait_until(lambda: not download_threads())
+    assert wait_until(lambda: not running_downloads())
 
 
-def test_the_thread_of_a_flood_of_interim_answers_ends_with_its_job(serve, refusal):
-    def flood(handler):
-        while not handler.closing.is_set():
-            handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+def chunks_of_one_byte(handler) -> None:
+    start_chunked(handler)
+    flood(handler, b"1\r\nx\r\n" * 1000)
 
-    refusal(serve(flood).url(), DownloadTimeout, timeout=0.5)
-    assert wait_until(lambda: not download_threads())
+
+def empty_gzip_members(handler) -> None:
+    reply(handler, length=-1, Content_Encoding="gzip")
+    flood(handler, gzip.compress(b"") * 1000)
+
+
+def flood(handler, block: bytes) -> None:
+    while not handler.closing.is_set():
+        handler.wfile.write(block)
+
+
+@pytest.mark.parametrize("endless", [chunks_of_one_byte, empty_gzip_members], ids=lambda f: f.__name__)
+def test_floods_hold_up_neither_the_jobs_loop_nor_other_downloads(serve, endless, tmp_path):
+    floods, quick, gaps = [serve(endless) for _ in range(4)], serve(whole), []
+
+    async def beside_floods():
+        for i in range(len(floods) + 1):
+            (tmp_path / str(i)).mkdir()
+        jobs = [
+            asyncio.create_task(fetched(server.url(), tmp_path / str(i), max_bytes=2**40, timeout=60)) for i, server in enumerate(floods)
+        ]
+        while not all(server.requests for server in floods):
+            await asyncio.sleep(0.005)
+        last = time.monotonic()
+        for _ in range(200):
+            await asyncio.sleep(0.005)
+            last, gap = time.monotonic(), time.monotonic() - last
+            gaps.append(gap)
+        path = await fetched(quick.url(), tmp_path / str(len(floods)), max_bytes=10**6, timeout=60)
+        assert path.read_bytes() == SOUND
+        assert len(running_downloads()) == len(floods) and not any(job.done() for job in jobs), "no flood any more"
+        assert not running_downloads() & asyncio.all_tasks(), "they are read in the jobs' loop"
+        for job in jobs:
+            job.cancel()
+        await asyncio.wait(jobs)
+
+    asyncio.run(beside_floods())
+    print(f"{endless.__name__}: largest gap of a 5 ms ticker {max(gaps) * 1000:.0f} ms")
+    assert wait_until(lambda: not running_downloads())
+
+
+def test_interim_answers_without_end_are_not_read_on(serve, refusal):
+    server = serve(lambda handler: flood(handler, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000))
+    assert "connection failed, 3 times" in refusal(server.url(), DownloadError)
+
+
+def test_interim_answers_before_the_file_change_nothing(serve, fetch):
+    def after_some(handler):
+        handler.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
+        whole(handler)
+
+    assert fetch(serve(after_some).url()) == SOUND
+
+
+def test_a_head_that_does_not_end_is_no_answer_in_time(serve, refusal, monkeypatch):
+    monkeypatch.setattr(web, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(web, "READ_SECONDS", 0.2)
+    server = serve(drip_headers)
+    assert "no answer in time, 3 times" in refusal(server.url(), DownloadError)
+    assert len(server.requests) == 3
 
 
 # the log
 
 
-def test_a_malformed_header_is_not_logged_with_the_url_that_it_came_from(serve, fetch, caplog):
+def test_a_malformed_header_is_not_logged_with_the_url_that_it_came_from(serve, refusal, caplog):
     def broken(handler):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 700000\r\n\r\n" + SOUND)
 
     caplog.set_level(logging.DEBUG)
-    assert fetch(serve(broken).url()).endswith(SOUND)
+    assert "connection failed" in refusal(serve(broken).url(), DownloadError)
+    assert "SECRET" not in caplog.text and "private" not in caplog.text
+
+
+def test_neither_a_url_nor_where_it_redirects_is_logged(serve, fetch, caplog):
+    caplog.set_level(logging.DEBUG)
+    assert fetch(serve(each=redirects(1)).url()) == SOUND
     assert "SECRET" not in caplog.text and "private" not in caplog.text
