@@ -26,7 +26,7 @@ from errors import AddressRefused, HostNotFound, SourceRefused
 
 CONNECT_SECONDS, READ_SECONDS = 10, 30  # for one connection, for one wait for bytes; the sum is for the head of an answer
 HEAD_BYTES = 1 << 18  # for an answer's head and the interim answers before it; h11 takes 100 KiB for one of them
-BLOCK_BYTES = 1 << 16  # of a body; httpcore reads as many at once
+BLOCK_BYTES = 1 << 18  # of a body
 MAX_REDIRECTS = 30  # podcast hosts chain a tracker after the other
 REDIRECTS = (301, 302, 303, 307, 308)
 TRANSIENT_STATUS = (408, 425, 429, *range(500, 600))
@@ -134,37 +134,64 @@ async def _response(pool: httpcore.AsyncConnectionPool, url: httpx.URL) -> httpc
     return response
 
 
-class _Network(httpcore.AnyIOBackend):
-    """Connects to addresses that were checked; TLS and the Host header keep the name that they were found by."""
+class _Network(httpcore.AsyncNetworkBackend):
+    """Connects to addresses that were checked; TLS and the Host header keep the name that they were found by.
 
-    async def connect_tcp(self, host: str, port: int, **more: object) -> "_Connection":
+    httpcore's own streams would do, but they hand on each TLS record by itself: twice the CPU time.
+    """
+
+    async def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_: object, **__: object) -> "_Connection":
         addresses = await asyncio.get_running_loop().run_in_executor(None, public_addresses, host, port)
         for address in addresses:
             try:
-                return _Connection(await super().connect_tcp(address, port, **more))
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                async with asyncio.timeout(timeout):
+                    return _Connection(*await asyncio.open_connection(address, port, limit=BLOCK_BYTES))
+            except OSError as error:  # TimeoutError is one
                 if address == addresses[-1]:
-                    raise
+                    raise httpcore.ConnectError(str(error)) from error
 
 
-class _Connection:
-    """A stream of httpcore's that brings HEAD_BYTES unless more is `allowed`: h11 reads interim answers for ever."""
+class _Connection(httpcore.AsyncNetworkStream):
+    """A connection that brings HEAD_BYTES unless more is `allowed`: h11 reads interim answers for ever."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream):
-        self._stream, self.allowed = stream, HEAD_BYTES
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        self._reader, self._writer, self.allowed = reader, writer, HEAD_BYTES
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
-
-    async def start_tls(self, **more: object) -> "_Connection":
-        return _Connection(await self._stream.start_tls(**more))
+    async def start_tls(self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None) -> "_Connection":
+        async with _told_as(httpcore.ConnectError, timeout):
+            await self._writer.start_tls(ssl_context, server_hostname=server_hostname)
+        return self
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """What has arrived; of a body more than `max_bytes`, for every block costs the same."""
         if self.allowed <= 0:
             raise httpcore.RemoteProtocolError("the head of the answer does not end")
-        block = await self._stream.read(max_bytes, timeout)
+        async with _told_as(httpcore.ReadError, timeout):
+            block = await self._reader.read(max_bytes if self.allowed < inf else BLOCK_BYTES)
         self.allowed -= len(block)
         return block
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        async with _told_as(httpcore.WriteError, timeout):
+            self._writer.write(buffer)
+            await self._writer.drain()
+
+    async def aclose(self) -> None:
+        self._writer.transport.abort()  # now: a farewell by TLS may take as long as the server likes
+
+    def get_extra_info(self, info: str) -> object:
+        return self._writer.get_extra_info(info)
+
+
+@asynccontextmanager
+async def _told_as(kind: type[httpcore.NetworkError], timeout: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout):
+            yield
+    except TimeoutError as error:
+        raise httpcore.ReadTimeout from error
+    except OSError as error:  # ssl.SSLError is one
+        raise kind(str(error)) from error
 
 
 def _check(status: int, compressions: list[str], url: str) -> None:
