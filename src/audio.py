@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from errors import AudioTooLong, DecodeError, EmptyAudio
+from errors import AudioTooLong, DecodeError, EmptyAudio, InvalidRequest
 
 SAMPLE_RATE = 16_000  # Hz, of everything in this worker
 SHORTEST_SECONDS = 0.5  # that the models were trained on
@@ -84,10 +84,10 @@ def waveform(chunk: AudioChunk) -> np.ndarray:
 
 
 class PcmStream:
-    """The decoded samples as they come; iterate once. `samples` counts what has been handed on."""
+    """The decoded samples as they come; iterate once. `samples` counts what has been handed on, from the recording's `first` on."""
 
-    def __init__(self, child: asyncio.subprocess.Process, report: BinaryIO, max_seconds: float, whole: Path | None):
-        self.samples = 0
+    def __init__(self, child: asyncio.subprocess.Process, report: BinaryIO, first: int, max_seconds: float, whole: Path | None):
+        self.first, self.samples = first, 0
         self.warning: str | None = None  # set once the iteration has ended, where the file holds less than it declares
         self._whole = whole
         self._child = child
@@ -96,28 +96,47 @@ class PcmStream:
 
     @property
     def duration(self) -> float:
-        """Seconds handed on so far; the recording's length once the iteration has ended."""
+        """Seconds handed on so far; the length of the recording, or of its part, once the iteration has ended."""
         return self.samples / SAMPLE_RATE
+
+    @property
+    def start(self) -> float:
+        """Of what is handed on, in seconds from the start of the recording."""
+        return self.first / SAMPLE_RATE
+
+    @property
+    def end(self) -> float:
+        """Of what has been handed on so far, in seconds from the start of the recording."""
+        return (self.first + self.samples) / SAMPLE_RATE
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
         """Blocks of (samples,) int16.
 
         Raises AudioTooLong beyond the limit, before the first block where the file declares it; at the end EmptyAudio where
         there was no sample, and DecodeError where the file is no audio, has no audio track, more than MAX_DAMAGED_SHARE of it
-        cannot be decoded, or the decoder broke.
+        cannot be decoded, or the decoder broke. InvalidRequest where it does not have the channel.
         """
-        odd = b""
+        # what lies before the part is dropped here, not by the decoder: one that is silent for long is taken to be stuck
+        odd, ahead = b"", self.first
         while data := await self._read():
             data = odd + data
             whole = len(data) // 2 * 2
             odd = data[whole:]
-            self.samples += whole // 2
+            block = np.frombuffer(data[:whole], np.int16)
+            block, ahead = block[ahead:], max(0, ahead - len(block))
+            self.samples += len(block)
             if self.duration > self._max_seconds:
-                raise AudioTooLong(f"The audio is longer than the {self._max_seconds:g} seconds allowed.")
-            yield np.frombuffer(data[:whole], np.int16)
+                raise AudioTooLong(
+                    f"The audio is longer than the {self._max_seconds:g} seconds allowed; start and end can choose a part of it."
+                )
+            if len(block):
+                yield block
         await self._child.wait()
         self._report.seek(0)
-        self.warning = _outcome(self._child.returncode, self._report.read().decode("utf-8", "replace"), self.samples)
+        decoded = self.first - ahead + self.samples
+        self.warning = _outcome(self._child.returncode, self._report.read().decode("utf-8", "replace"), decoded)
+        if not self.samples:
+            raise EmptyAudio(f"start is {self.start:.3f}, but the audio at audio_url ends at {decoded / SAMPLE_RATE:.3f} seconds.")
 
     async def _read(self) -> bytes:
         while True:
@@ -131,23 +150,40 @@ class PcmStream:
 
 
 @asynccontextmanager
-async def decode(path: Path, max_seconds: float, size: int | None = None, whole: Path | None = None) -> AsyncIterator[PcmStream]:
+async def decode(
+    path: Path,
+    max_seconds: float,
+    size: int | None = None,
+    whole: Path | None = None,
+    *,
+    start: float = 0,
+    end: float | None = None,
+    channel: int | None = None,
+) -> AsyncIterator[PcmStream]:
     """Decode `path`, any rate and channel count, to a PcmStream; the child process ends with the context.
+
+    `start`, `end`: the part wanted, in seconds from the start of the file; the same samples as of the whole, which is decoded no
+    further than `end`. `channel`: the only one to be heard, from 0; None mixes all.
 
     The file may still be growing, up to `size` bytes if that is known: it is all there once the file `whole` exists.
     Time 0 is where the file starts, pictures included: where its sound starts later, silence comes first.
-    More than `max_seconds` that a file declares is believed as far as its bytes may hold it, and refused without decoding.
+    More than `max_seconds` that a file declares of the part is believed as far as its bytes may hold it, and refused without
+    decoding.
     """
+    begin = round(start * SAMPLE_RATE)
+    options = dict(rate=SAMPLE_RATE, size=size, channel=channel, begin=begin, limit=max_seconds)
+    if end is not None:
+        options["end"] = max(begin + 1, round(end * SAMPLE_RATE))
     # stderr goes to a file: a full unread pipe would block the child, and an unread paused one hangs wait()
     with tempfile.TemporaryFile() as report, path.open("rb") as file:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-B", "-E", "-s", DECODER, str(SAMPLE_RATE), str(file.fileno()), str(size or ""), str(max_seconds),
+            sys.executable, "-B", "-E", "-s", DECODER, json.dumps(options | {"descriptor": file.fileno()}),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=report, limit=BLOCK_BYTES,
             env={}, pass_fds=[file.fileno()],
         )  # fmt: skip
         telling = asyncio.create_task(_close_once_there(child.stdin, whole))
         try:
-            yield PcmStream(child, report, max_seconds, whole)
+            yield PcmStream(child, report, begin, max_seconds, whole)
         finally:
             telling.cancel()
             child.stdin.close()
@@ -176,4 +212,4 @@ def _outcome(returncode: int, report: str, samples: int) -> str | None:
         raise DecodeError(f"The audio decoder failed on this file (exit status {returncode}).") from None
     if kind == "warning":
         return message
-    raise {"empty": EmptyAudio, "too long": AudioTooLong}.get(kind, DecodeError)(message)
+    raise {"empty": EmptyAudio, "too long": AudioTooLong, "no channel": InvalidRequest}.get(kind, DecodeError)(message)

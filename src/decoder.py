@@ -1,12 +1,12 @@
 """The child process of audio.py: decodes one file to int16 mono on stdout; run as a script, imported by nobody.
 
-    python decoder.py RATE DESCRIPTOR [SIZE [LIMIT]]
+    python decoder.py '{"rate": 16000, "descriptor": 3, …}'    the arguments of `_main`, as JSON
 
-It reads nothing but the one file that is open as DESCRIPTOR, and confine.py sees to it that it can do nothing else. FFmpeg's
+It reads nothing but the one file that is open as `descriptor`, and confine.py sees to it that it can do nothing else. FFmpeg's
 libraries come with PyAV; neither numpy nor asyncio is imported, for both would take longer to load than a minute of sound to
-decode. The file may still be growing, to SIZE bytes if that is given, until stdin is closed. A file that declares more than
-LIMIT seconds is refused before it is decoded. A failure is a line of JSON on stderr: {"kind": "empty", "undecodable" or
-"too long", "message"}; so is a "warning", without failure, that the file holds less than it declares.
+decode. The file may still be growing, until stdin is closed. A failure is a line of JSON on stderr: {"kind": "empty",
+"undecodable", "too long" or "no channel", "message"}; so is a "warning", without failure, that the file holds less than it
+declares.
 """
 
 import io
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from fcntl import F_SETPIPE_SZ, fcntl
 from fractions import Fraction
 from itertools import chain, islice
+from math import inf
 from select import select
 
 import av
@@ -92,8 +93,8 @@ class Forward:
         self.read = file.read
 
 
-def _blocks(file: Growing, rate: int, limit: float) -> Iterator[bytes]:
-    """The best audio track of the file as little-endian int16 mono at `rate`."""
+def _blocks(file: Growing, rate: int, channel: int | None, begin: int, end: int, limit: float) -> Iterator[bytes]:
+    """The best audio track of the file as little-endian int16 mono at `rate`, up to the sample `end`; see `_main`."""
     av.logging.set_level(av.logging.PANIC)
     head = file.read(512)
     file.seek(0, os.SEEK_SET)
@@ -110,19 +111,26 @@ def _blocks(file: Growing, rate: int, limit: float) -> Iterator[bytes]:
         if stream.codec_context is None:  # to decode one of its packets would crash PyAV
             raise Undecodable("undecodable", "The audio track of the file at audio_url is in a format that is not known.")
         packets = Packets(container, stream)
-        track = Track(container, stream, packets, rate)
+        track = Track(container, stream, packets, rate, channel)
         coming = iter(packets)
         first = list(islice(coming, 1))
         declared = _declared_seconds(file, container, first[0]) if first else 0.0
+        furthest = begin / rate + limit  # seconds
         # a Matroska with pictures declares their length too, and its sound may be far shorter: nothing can be refused by it
-        if _is_longer(declared, limit) and (container.format.name != MATROSKA or len(container.streams) == 1):
+        refusable = end / rate > furthest and (container.format.name != MATROSKA or len(container.streams) == 1)
+        if refusable and _is_longer(declared, furthest):
             first += islice(coming, SAMPLED_PACKETS)
-            if _is_longer(min(declared, _seconds_in(file.known_size, first)), limit):
-                raise Undecodable("too long", f"The audio is longer than the {limit:g} seconds allowed.")
-        yield from track.decode(chain(first, coming))
-        yield from track.finish()
+            if _is_longer(min(declared, _seconds_in(file.known_size, first)), furthest):
+                raise Undecodable("too long", f"The audio is longer than the {limit:g} seconds allowed; start and end can choose a part of it.")
+        left = 2 * end  # bytes
+        for block in chain(track.decode(chain(first, coming)), track.finish()):
+            yield block[:left]
+            left -= len(block)
+            if left <= 0:
+                break
+        track.check()
         held = max(track.seconds, packets.end)  # some writers declare the last timestamp
-        if _is_longer(declared, held) and not _is_longer(packets.others_end, held):
+        if left > 0 and _is_longer(declared, held) and not _is_longer(packets.others_end, held):
             _report("warning", f"The file declares {declared:.1f} seconds of audio, but holds only {track.seconds:.1f}; the rest is missing.")
 
 
@@ -170,17 +178,30 @@ def _report(kind: str, message: str) -> None:
     print(json.dumps({"kind": kind, "message": message}), file=sys.stderr)
 
 
-def _main(rate: str, descriptor: str, size: str = "", limit: str = "inf") -> int:
+def _main(
+    rate: int,
+    descriptor: int,
+    size: int | None = None,
+    channel: int | None = None,
+    begin: int = 0,
+    end: int = sys.maxsize,
+    limit: float = inf,
+) -> int:
+    """Write the file's sound at `rate` to stdout, from its first sample up to `end`; returns the exit status.
+
+    `size`: bytes that the file will have, None where that is not known; `channel`: the only one to be heard, from 0, None for all
+    mixed; `limit`: a file that declares more than so many seconds between the samples `begin` and `end` is refused.
+    """
     out = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False), OUT_BYTES)
     try:
         fcntl(out.fileno(), F_SETPIPE_SZ, 2 * OUT_BYTES)
     except OSError:
         pass  # over the user's limit: smaller pieces then
-    file = Growing(int(descriptor), int(size) if size else None)
+    file = Growing(descriptor, size)
     confine()
-    early_bytes = EARLY_SECONDS * int(rate) * 2
+    early_bytes = EARLY_SECONDS * rate * 2
     try:
-        for block in _blocks(file, int(rate), float(limit)):
+        for block in _blocks(file, rate, channel, begin, end, limit):
             out.write(block)
             if early_bytes > 0 and (early_bytes := early_bytes - len(block)) <= 0:
                 os.nice(LATER_NICENESS)
@@ -195,4 +216,4 @@ def _main(rate: str, descriptor: str, size: str = "", limit: str = "inf") -> int
 
 
 if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))
+    sys.exit(_main(**json.loads(sys.argv[1])))

@@ -41,7 +41,7 @@ class SettingsError(WorkerError):
 
 
 class InvalidRequest(WorkerError):
-    """A field of the job input is missing, of the wrong type or of an unknown value."""
+    """A field of the job input is missing, of the wrong type or of an unknown value, or asks for a channel that is not there."""
 
     code = "input_invalid"
 
@@ -94,13 +94,13 @@ class DecodeError(WorkerError):
 
 
 class EmptyAudio(DecodeError):
-    """The file, or its audio track, holds no samples."""
+    """The file, its audio track, or the part of it that is asked for holds no samples."""
 
     code = "audio_empty"
 
 
 class AudioTooLong(DecodeError):
-    """The audio runs longer than MAX_AUDIO_SECONDS."""
+    """The audio, or the part of it that is asked for, runs longer than MAX_AUDIO_SECONDS."""
 
     code = "audio_too_long"
 

@@ -1,7 +1,7 @@
 """The worker: a RunPod job with the URL of a recording in, a transcript with a time for every word out.
 
 Job input:  audio_url; language ("auto", null or a name), initial_context, use_previous_context, segment_level,
-            punctuation, allow_partial.
+            punctuation, allow_partial, start, end, channel.
 Output:     language_detected, languages, text, segments [{start, end, text, offset, length}], and sentences,
             failed_spans, retries, warnings where there are any; or error, error_code, retryable.
 Beside the input: policy.executionTimeout is kept, s3Config takes results over RunPod's limit. /status shows the progress.
@@ -110,14 +110,15 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
         return results
 
     limits = dict(max_bytes=settings.max_download_bytes, timeout=settings.download_timeout_seconds)
+    part = dict(start=request.start, end=request.end, channel=request.channel)
     async with (
-        download(request.audio_url, folder, **limits) as file,
-        decode(file.path, settings.max_audio_seconds, file.size, file.whole) as pcm,
         gate.entrance() as entrance,
         asyncio.TaskGroup() as group,
+        download(request.audio_url, folder, **limits) as file,  # ends with the decoder: what lies behind the part is not awaited
+        decode(file.path, settings.max_audio_seconds, file.size, file.whole, **part) as pcm,
     ):
         progress.phase = "decoding"
-        async for chunk in split_at_pauses(pcm, rules):
+        async for chunk in split_at_pauses(pcm, rules, pcm.first):
             progress.seconds_known = pcm.duration
             await gate.enter(entrance, rank(chunk.index))  # until there is a place, no more is decoded
             tasks.append(task := group.create_task(transcribe(chunk, context)))
@@ -131,7 +132,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
     results = [result for task in tasks for result in task.result()]
     if request.language is None:
         results = await with_slips_reheard(results, short)
-    transcript = merge(results, pcm.duration, pcm.warning)
+    transcript = merge(results, pcm.end, pcm.warning, pcm.start)
     if not transcript.text:
         raise_incomplete(results)
     return transcript

@@ -28,6 +28,8 @@ _BY_NAME = {name.lower(): name for name in LANGUAGES} | {code: name for name, co
 _TAG = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")  # BCP 47, in lower case and without what this worker has no use for
 LONGEST_URL = 8192  # characters; signed URLs run to about 2000
 LONGEST_CONTEXT = 10_000  # characters
+LATEST_SECONDS = 1_000_000  # 11 days; a larger number is one of milliseconds
+LAST_CHANNEL = 511  # FFmpeg decodes no more (FF_SANE_NB_CHANNELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,9 @@ class Request:
     segment_level: str = "word"  # one of SEGMENT_LEVELS
     punctuation: bool = False  # words with the punctuation around them
     output_format: str = "json"  # one of OUTPUT_FORMATS
+    start: float = 0.0  # of the part wanted, in seconds
+    end: float | None = None  # of it, beyond its start; None: the recording's
+    channel: int | None = None  # the only one to be heard, from 0; None: all of them, mixed
 
 
 def parse_request(job_input: object) -> Request:
@@ -51,6 +56,7 @@ def parse_request(job_input: object) -> Request:
     """
     if not isinstance(job_input, dict):
         raise InvalidRequest(f"input is {_shown(job_input)}; it must be an object with the field audio_url.")
+    start, end = _part(job_input.get("start"), job_input.get("end"))
     return Request(
         audio_url=_audio_url(job_input.get("audio_url")),
         language=_language(job_input.get("language")),
@@ -60,6 +66,9 @@ def parse_request(job_input: object) -> Request:
         segment_level=_choice("segment_level", job_input.get("segment_level"), SEGMENT_LEVELS),
         punctuation=_flag("punctuation", job_input.get("punctuation")),
         output_format=_choice("output_format", job_input.get("output_format"), OUTPUT_FORMATS),
+        start=start,
+        end=end,
+        channel=_channel(job_input.get("channel")),
     )
 
 
@@ -126,6 +135,29 @@ def _choice(field: str, value: object, choices: tuple[str, ...]) -> str:
         return choices[0]
     if value not in choices:
         raise InvalidRequest(f"{field} is {_shown(value)}; it must be one of: {', '.join(choices)}.")
+    return value
+
+
+def _part(start: object, end: object) -> tuple[float, float | None]:
+    start, end = _seconds("start", start) or 0.0, _seconds("end", end)
+    if end is not None and end <= start:
+        raise InvalidRequest(f"end is {end:.16g}; it must be more than start, which is {start:.16g}.")
+    return start, end
+
+
+def _seconds(field: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LATEST_SECONDS:
+        raise InvalidRequest(f"{field} is {_shown(value)}; it must be a number of seconds, from 0 to {LATEST_SECONDS}.")
+    return float(value)
+
+
+def _channel(value: object) -> int | None:
+    if value is None or value == "mix":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LAST_CHANNEL:
+        raise InvalidRequest(f"channel is {_shown(value)}; it must be 'mix' or the number of a channel, from 0 to {LAST_CHANNEL}.")
     return value
 
 

@@ -87,9 +87,12 @@ class Packets:
 
 
 class Track:
-    """Decodes packets to little-endian int16 mono at `rate`, so that what follows damage or a gap keeps its time."""
+    """Decodes packets to little-endian int16 mono at `rate`, so that what follows damage or a gap keeps its time.
 
-    def __init__(self, container, stream, packets: Packets, rate: int):
+    `channel`: the only one to be heard, from 0; None mixes all.
+    """
+
+    def __init__(self, container, stream, packets: Packets, rate: int, channel: int | None):
         self._behind_are_tags = container.format.name == "mp3"
         # a FLAC packet is one frame: the parser joins several around damage, and PyAV 18 hides an error that comes behind a frame
         self._is_flac = stream.codec_context.name == "flac"
@@ -102,7 +105,7 @@ class Track:
         self._failed = self._missing = 0  # packets since the last frame that cannot be decoded; packets that these were once
         self._last = None  # frame
         self.seconds = 0.0  # of sound, silence included, handed to the resampler
-        self._resampler = Resampler(rate)
+        self._resampler = Resampler(rate, channel)
 
     def decode(self, packets: Iterable) -> Iterator[bytes]:
         """The sound of these packets, but for what the resampler still holds."""
@@ -134,11 +137,14 @@ class Track:
                     yield block
 
     def finish(self) -> Iterator[bytes]:
-        """The rest. Raises Undecodable where there was no sound, or too much of it is damaged."""
+        """The rest, once all packets are decoded. Raises Undecodable where there was no sound."""
         if self._last is None:
             kind = "undecodable" if self._failed else "empty"
             raise Undecodable(kind, "The audio track of the file at audio_url holds no sound that can be decoded.")
         yield self._resampler.finish()
+
+    def check(self) -> None:
+        """Raises Undecodable where too much of what has been read so far is damaged."""
         damaged = self._damaged + self._packets.skipped + (0 if self._behind_are_tags else self._failed)
         packets = self._packets.count + self._never_seen
         if damaged > max(1, MAX_DAMAGED_SHARE * packets):
@@ -165,20 +171,22 @@ class Track:
 
 
 class Resampler:
-    """Frames → int16 mono at `rate`. How the samples come in frames changes nothing."""
+    """Frames → int16 mono at `rate`, all channels mixed or one of them alone. How the samples come in frames changes nothing."""
 
-    def __init__(self, rate: int):
-        self._rate = rate
+    def __init__(self, rate: int, channel: int | None = None):
+        self._rate, self._channel = rate, channel
         self._shape: tuple[str, str, int] | None = None  # of the frames: format, layout, rate
         self._graph = self._fifo = None
 
     def push(self, frame) -> bytes:
-        """Take a frame; what is ready, often nothing."""
+        """Take a frame; what is ready, often nothing. Raises Undecodable where it does not have the channel."""
         before = b""
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
         if shape != self._shape:  # may change within a file
+            if self._channel is not None and self._channel >= frame.layout.nb_channels:
+                raise Undecodable("no channel", _no_channel(self._channel, frame.layout.nb_channels))
             before = self.finish()
-            self._shape, self._graph, self._fifo = shape, _resampling(*shape, self._rate), av.AudioFifo()
+            self._shape, self._graph, self._fifo = shape, _resampling(*shape, self._rate, self._channel), av.AudioFifo()
         frame.pts = None  # samples follow one another; timestamps of damaged files do not
         self._fifo.write(frame)
         if self._fifo.samples < RESAMPLE_SECONDS * frame.sample_rate:
@@ -203,12 +211,18 @@ class Resampler:
         return b"".join(blocks)
 
 
-def _resampling(sample_format: str, layout: str, source: int, rate: int) -> av.filter.Graph:
-    """Channels are mixed before the rate changes: FFmpeg by itself resamples every one of them."""
+def _no_channel(channel: int, held: int) -> str:
+    numbers = "1 channel, number 0" if held == 1 else f"{held} channels, numbers 0 to {held - 1}"
+    return f"channel is {channel}; the audio at audio_url has only {numbers}."
+
+
+def _resampling(sample_format: str, layout: str, source: int, rate: int, channel: int | None) -> av.filter.Graph:
+    """Channels are mixed, or one is picked, before the rate changes: FFmpeg by itself resamples every one of them."""
     graph = av.filter.Graph()
     graph.threads = 1  # more are no faster, and confine.py allows none
     graph.link_nodes(
         graph.add("abuffer", sample_fmt=sample_format, channel_layout=layout, sample_rate=str(source), time_base=f"1/{source}"),
+        *([graph.add("pan", f"mono|c0=c{channel}")] if channel is not None else []),
         graph.add("aresample", "osf=fltp:ochl=mono:rematrix_maxval=1"),
         graph.add("aformat", f"sample_fmts=s16:sample_rates={rate}"),
         graph.add("abuffersink"),

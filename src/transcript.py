@@ -101,7 +101,7 @@ class Transcript:
     text: str
     chunks: tuple[ChunkResult, ...]  # in order
     offsets: tuple[int, ...]  # of each chunk's text in the text
-    spans: tuple[Span, ...]  # tile the recording
+    spans: tuple[Span, ...]  # tile the recording, or the part of it that was asked for
     warning: str | None = None  # of the recording as a whole
 
     @property
@@ -175,23 +175,23 @@ class Transcript:
         return output
 
 
-def merge(chunks: Sequence[ChunkResult], duration: float, warning: str | None = None) -> Transcript:
-    """The transcript of a recording of `duration` seconds from its chunks, in any order."""
+def merge(chunks: Sequence[ChunkResult], end: float, warning: str | None = None, start: float = 0.0) -> Transcript:
+    """The transcript of a recording, or of its part from `start` to `end` seconds, from its chunks, in any order."""
     ordered = tuple(sorted(chunks, key=lambda chunk: chunk.start))
     text, offsets = join([chunk.text for chunk in ordered])
-    return Transcript(text, ordered, tuple(offsets), tuple(account(ordered, duration)), warning)
+    return Transcript(text, ordered, tuple(offsets), tuple(account(ordered, end, start)), warning)
 
 
-def account(chunks: Sequence[ChunkResult], duration: float) -> Iterator[Span]:
-    """What became of every second: the chunks, and the silence between them, tile [0, duration]."""
-    end = 0.0
+def account(chunks: Sequence[ChunkResult], end: float, start: float = 0.0) -> Iterator[Span]:
+    """What became of every second: the chunks, and the silence between them, tile [start, end]."""
+    at = start
     for chunk in chunks:
-        if chunk.start > end:
-            yield Span(end, chunk.start, "silent")
+        if chunk.start > at:
+            yield Span(at, chunk.start, "silent")
         yield Span(chunk.start, chunk.end, "failed" if chunk.failure else "transcribed", chunk.failure)
-        end = chunk.end
-    if duration > end:
-        yield Span(end, duration, "silent")
+        at = chunk.end
+    if end > at:
+        yield Span(at, end, "silent")
 
 
 def join(texts: Sequence[str]) -> tuple[str, list[int]]:

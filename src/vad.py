@@ -54,9 +54,12 @@ class CutRules:
         return max(2 * MARGIN, self.target // 4)
 
 
-async def split_at_pauses(pcm: AsyncIterable[np.ndarray], rules: CutRules) -> AsyncIterator[AudioChunk]:
-    """Chunks of a recording that comes in blocks of (samples,) int16, each as soon as its end is known."""
-    splitter = Splitter(rules)
+async def split_at_pauses(pcm: AsyncIterable[np.ndarray], rules: CutRules, first: int = 0) -> AsyncIterator[AudioChunk]:
+    """Chunks of a recording that comes in blocks of (samples,) int16, each as soon as its end is known.
+
+    `first`: the sample of the recording with which the blocks begin.
+    """
+    splitter = Splitter(rules, first)
     async for block in pcm:
         for chunk in await asyncio.to_thread(splitter.push, block):
             yield chunk
@@ -67,11 +70,11 @@ async def split_at_pauses(pcm: AsyncIterable[np.ndarray], rules: CutRules) -> As
 class Splitter:
     """The same without a loop: push blocks, take chunks. How the samples come in blocks changes nothing."""
 
-    def __init__(self, rules: CutRules):
+    def __init__(self, rules: CutRules, first: int = 0):
         self._rules = rules
         self._vad = webrtcvad.Vad(rules.vad_mode)
         self._count = 0  # chunks made
-        self._offset = 0  # sample of the recording at which what is held begins
+        self._offset = first  # sample of the recording at which what is held begins
         self._held = bytearray()  # int16 samples that are in no chunk yet
         self._speech: list[bool] = []  # one a frame held
         self._look_again()

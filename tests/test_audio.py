@@ -384,7 +384,7 @@ def test_what_has_yet_to_arrive_is_not_missing(tmp_path):
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".m4a", ".mp4", ".mov", ".webm"])
 def test_a_file_that_declares_too_much_is_refused_before_it_is_decoded(tmp_path, suffix):
     path = made(tmp_path, suffix)
-    assert refusal(path, AudioTooLong, max_seconds=50) == "The audio is longer than the 50 seconds allowed."
+    assert refusal(path, AudioTooLong, max_seconds=50) == "The audio is longer than the 50 seconds allowed; start and end can choose a part of it."
 
     async def samples_before_the_refusal():
         async with decode(path, 50) as pcm:

@@ -42,7 +42,7 @@ import sys
 sys.path.insert(0, {src!r})
 import decoder
 {as_user}
-sys.exit(decoder._main("16000", "{descriptor}"))
+sys.exit(decoder._main(rate=16000, descriptor={descriptor}))
 """
 NO_MORE = "OSError"  # EMFILE
 

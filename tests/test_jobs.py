@@ -264,8 +264,8 @@ def test_a_job_whose_chunk_waits_at_the_gate_decodes_no_further(serve, worker, m
     gate, streams, decode = Gate(1), [], worker.decode
 
     @asynccontextmanager
-    async def watched(*args):
-        async with decode(*args) as pcm:
+    async def watched(*args, **part):
+        async with decode(*args, **part) as pcm:
             streams.append(pcm)
             yield pcm
 

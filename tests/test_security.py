@@ -760,7 +760,7 @@ def test_a_hostile_job_gets_its_code_and_nothing_else(case, secret, monkeypatch,
     for name in ("asr", "aligner"):
         monkeypatch.setattr(handler, name, NoModels(), raising=False)
     merge, durations = handler.merge, []
-    monkeypatch.setattr(handler, "merge", lambda results, duration, warning: durations.append(duration) or merge(results, duration, warning))
+    monkeypatch.setattr(handler, "merge", lambda results, end, *rest: durations.append(end) or merge(results, end, *rest))
 
     before = processes()
     with closing(Watch(secret)) as watch, place_of(case, secret, monkeypatch) as (place, server, trap, internet):

@@ -15,7 +15,7 @@ def chunk(text: str, start: float = 0, speech: float = 1, language: str | None =
 
 
 def merged(chunks: list[ChunkResult]) -> Transcript:
-    return merge(chunks, duration=max([0, *(c.end for c in chunks)]))
+    return merge(chunks, end=max([0, *(c.end for c in chunks)]))
 
 
 def units(text: str) -> list[str]:
