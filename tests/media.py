@@ -23,19 +23,20 @@ FRAMES_PER_SECOND, PICTURE = 5, 64  # of the video track; width and height in pi
 
 
 def encode(pcm: np.ndarray, path: Path, *, rate: int = SAMPLE_RATE, channels: int = 1, bitrate: int | None = None, **options) -> None:
-    """Write (samples,) int16 mono at SAMPLE_RATE to `path`, resampled to `rate`, the same in each of `channels`.
+    """Write int16 at SAMPLE_RATE to `path`, resampled to `rate`: (samples,) the same in each of `channels`, or (samples, 2) stereo.
 
     Container and codec follow the suffix: see CODECS. Opus knows 8, 12, 16, 24 and 48 kHz only. `options` of FFmpeg.
     """
     with av.open(str(path), "w", options=options) as container:
         film = _video_track(container) if path.suffix == ".mp4" else None
-        track = container.add_stream(CODECS[path.suffix], rate=rate, layout="stereo" if channels == 2 else "mono")
+        given = "mono" if pcm.ndim == 1 else "stereo"
+        track = container.add_stream(CODECS[path.suffix], rate=rate, layout="stereo" if channels == 2 else given)
         if bitrate:
             track.bit_rate = bitrate
         if film:
             _shoot(container, film, len(pcm) / SAMPLE_RATE)
         for start in range(0, len(pcm), SAMPLE_RATE):
-            frame = av.AudioFrame.from_ndarray(pcm[None, start : start + SAMPLE_RATE], format="s16", layout="mono")
+            frame = av.AudioFrame.from_ndarray(pcm[start : start + SAMPLE_RATE].reshape(1, -1), format="s16", layout=given)
             frame.sample_rate, frame.pts = SAMPLE_RATE, start
             container.mux(track.encode(frame))
         container.mux(track.encode(None))

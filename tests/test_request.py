@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import InvalidRequest
-from request import LANGUAGES, LONGEST_CONTEXT, LONGEST_URL, OTHER_CODES, OUTPUT_FORMATS, SEGMENT_LEVELS, Request, parse_request
+from request import (
+    LANGUAGES, LAST_CHANNEL, LATEST_SECONDS, LONGEST_CONTEXT, LONGEST_URL, OTHER_CODES, OUTPUT_FORMATS, SEGMENT_LEVELS,
+    Request, parse_request,
+)  # fmt: skip
 
 URL = "https://example.com/talk.mp3"
 
@@ -39,13 +42,17 @@ def test_a_url_is_all_that_is_needed():
         segment_level="word",
         punctuation=False,
         output_format="json",
+        start=0.0,
+        end=None,
+        channel=None,
     )
 
 
 def test_every_field_is_taken_over():
     job_input = {"audio_url": URL, "language": "German", "initial_context": "Namen: Žižek", "use_previous_context": True}
     job_input |= {"allow_partial": True, "segment_level": "both", "punctuation": True, "output_format": "srt"}
-    assert parse_request(job_input) == Request(URL, "German", "Namen: Žižek", True, True, "both", True, "srt")
+    job_input |= {"start": 1.5, "end": 2, "channel": 1}
+    assert parse_request(job_input) == Request(URL, "German", "Namen: Žižek", True, True, "both", True, "srt", 1.5, 2.0, 1)
 
 
 def test_null_is_the_same_as_absent():
@@ -132,6 +139,48 @@ def test_any_other_output_format_is_refused_with_those_there_are(value):
 @pytest.mark.parametrize("job_input", [None, URL, 7, True, [], [{"audio_url": URL}]], ids=repr)
 def test_an_input_that_is_no_object_is_refused(job_input):
     assert refusal(job_input).startswith("input is ") and "audio_url" in refusal(job_input)
+
+
+# start, end, channel
+
+NO_SECONDS = [-1, -0.001, 1_000_000.1, 10**400, float("inf"), float("nan"), True, False, "10", "1:30", "", [10], {}]
+NO_CHANNELS = [-1, 512, 10**400, 0.0, 1.5, True, False, "0", "left", "Mix", "", [0], {}]
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1, 90.5, 1e-6, 36_000, 1_000_000], ids=repr)
+def test_a_start_is_a_number_of_seconds(value):
+    start = parse(start=value).start
+    assert start == value and type(start) is float
+
+
+@pytest.mark.parametrize("start, end", [(None, 1e-6), (0, 1), (None, 90.5), (90, 90.5), (3, 36_000), (999_999, 1_000_000)], ids=repr)
+def test_an_end_is_a_number_of_seconds_beyond_the_start(start, end):
+    found = parse(start=start, end=end).end
+    assert found == end and type(found) is float
+
+
+@pytest.mark.parametrize("field", ["start", "end"])
+@pytest.mark.parametrize("value", NO_SECONDS, ids=lambda value: repr(value)[:20])
+def test_what_is_no_number_of_seconds_is_refused(field, value):
+    message = refusal({"audio_url": URL, field: value})
+    assert message.startswith(f"{field} is ") and message.endswith("; it must be a number of seconds, from 0 to 1000000.")
+
+
+@pytest.mark.parametrize("start, end", [(None, 0), (0, 0.0), (5, 5), (5, 4.999), (90.5, 90), (1_000_000, 1)], ids=repr)
+def test_an_end_that_is_not_beyond_the_start_is_refused_with_both(start, end):
+    message = refusal({"audio_url": URL, "start": start, "end": end})
+    assert message == f"end is {end:g}; it must be more than start, which is {start or 0:.16g}."
+
+
+@pytest.mark.parametrize("value, channel", [("mix", None), (None, None), (0, 0), (1, 1), (5, 5), (511, 511)], ids=repr)
+def test_a_channel_is_a_number_or_the_mix_of_all(value, channel):
+    assert parse(channel=value).channel == channel
+
+
+@pytest.mark.parametrize("value", NO_CHANNELS, ids=lambda value: repr(value)[:20])
+def test_what_is_no_channel_is_refused(value):
+    message = refusal({"audio_url": URL, "channel": value})
+    assert message.startswith("channel is ") and message.endswith("; it must be 'mix' or the number of a channel, from 0 to 511.")
 
 
 # audio_url
@@ -247,6 +296,9 @@ any_input = st.one_of(
             "segment_level": any_json | st.sampled_from(SEGMENT_LEVELS),
             "punctuation": any_json,
             "output_format": any_json | st.sampled_from(OUTPUT_FORMATS),
+            "start": any_json | st.floats(-1, 100),
+            "end": any_json | st.floats(-1, 100),
+            "channel": any_json | st.integers(-1, 600),
         },
     ),
 )
@@ -265,6 +317,7 @@ def test_any_json_value_is_a_request_or_a_printable_refusal(job_input):
         assert request.language in (None, *LANGUAGES)
         assert {type(request.use_previous_context), type(request.allow_partial), type(request.punctuation)} == {bool}
         assert request.segment_level in SEGMENT_LEVELS and request.output_format in OUTPUT_FORMATS
+        assert 0 <= request.start < (request.end or LATEST_SECONDS + 1) and request.channel in (None, *range(LAST_CHANNEL + 1))
         (request.audio_url + request.initial_context).encode()
 
 
