@@ -4,6 +4,7 @@ import asyncio
 import random
 import shutil
 import threading
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_a_part_has_the_samples_that_the_whole_has_there(minutes, suffix):
 
 
 @given(st.floats(0, 59.9, allow_subnormal=False), st.floats(1e-9, 70, allow_subnormal=False))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_any_part_of_a_recording_is_a_slice_of_it_and_never_empty(minutes, start, seconds):
     part, _ = decoded(minutes[".flac"], start=start, end=start + seconds)
     first = round(start * SAMPLE_RATE)
@@ -200,7 +201,7 @@ def test_the_account_tiles_the_part():
 # whole jobs
 
 DEMO = "demo.mp3"
-MOST_OFF_SECONDS = 0.5  # these aligners' times of a word depend on what else is in its chunk
+MEAN_OFF_SECONDS = 0.1  # these aligners' times of a word depend on what else is in its chunk
 IN_PAUSES = [(0, 31.5), (6, 22.5), (12.4, 40.5), (14.8, 15.4), (27.3, None), (40.5, 3600)]
 
 
@@ -223,7 +224,7 @@ def test_the_words_of_a_part_are_those_of_the_whole_at_their_times_in_the_file(w
     assert words_of(output) == [plain(s["text"]) for s in there]
     off = [abs(a[edge] - b[edge]) for a, b in zip(there, output["segments"]) for edge in ("start", "end")]
     print(f"\n{len(there)} words, boundaries off by mean {np.mean([0, *off]):.3f} s, most {max([0, *off]):.3f}")
-    assert max([0, *off]) <= MOST_OFF_SECONDS
+    assert np.mean([0, *off]) <= MEAN_OFF_SECONDS
     assert all(start <= s["start"] < s["end"] <= (end or 3600) for s in output["segments"])
 
 
@@ -266,6 +267,25 @@ def test_a_job_does_not_wait_for_what_lies_behind_its_part(worker, stuck_server,
     shutil.copy(ROOT / "tests" / "recordings" / DEMO, stuck_server.folder)
     output = run(worker, stuck_server.url(DEMO), start=6, end=22.5)
     assert words_of(output) == [plain(s["text"]) for s in of_the_whole if 6 <= s["start"] < 22.5]
+
+
+def test_a_download_ends_with_the_decoder_while_chunks_are_still_recognised(worker, stuck_server, monkeypatch):
+    ended, download = asyncio.Event(), worker.download
+
+    @asynccontextmanager
+    async def watched(*args, **limits):
+        async with download(*args, **limits) as file:
+            yield file
+        ended.set()
+
+    async def waits(chunk, *_):
+        await asyncio.wait_for(ended.wait(), 60)
+        return [ChunkResult(chunk.start, chunk.end, chunk.speech_seconds)]
+
+    monkeypatch.setattr(worker, "download", watched)
+    monkeypatch.setattr(worker, "transcribe_chunk", waits)
+    shutil.copy(ROOT / "tests" / "recordings" / DEMO, stuck_server.folder)
+    assert run(worker, stuck_server.url(DEMO), start=6, end=22.5)["segments"] == []
 
 
 def test_two_who_speak_at_once_are_told_apart_by_their_channels(worker, file_server):
