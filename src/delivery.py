@@ -72,7 +72,7 @@ def output_of(transcript: Transcript, request: Request) -> dict:
         return transcript.to_output(request.segment_level, request.punctuation)
     formatted = {}
     if form in ("srt", "vtt"):
-        cues = cues_of(list(transcript.words(punctuation=True)), transcript.duration)
+        cues = cues_of(list(transcript.words(punctuation=True)), transcript.end)
         formatted[form] = to_srt(cues) if form == "srt" else to_vtt(cues)
     elif form == "verbose_json":
         formatted[form] = verbose_json(transcript, request.punctuation)

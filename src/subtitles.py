@@ -40,14 +40,14 @@ def to_vtt(cues: Sequence[Cue]) -> str:
     return "WEBVTT\n" + "".join(f"\n{_clock(c.start, '.')} --> {_clock(c.end, '.')}\n" + "\n".join(map(_escaped, c.lines)) + "\n" for c in cues)
 
 
-def cues_of(words: Sequence[Segment], duration: float) -> list[Cue]:
-    """The cues of `words`, in order and without overlap, until `duration` seconds at most.
+def cues_of(words: Sequence[Segment], end: float) -> list[Cue]:
+    """The cues of `words`, in order and without overlap, until `end` seconds at most.
 
     `words`: with their punctuation, in order; a cue never breaks inside one. Every word is in exactly one cue, which begins
     with its first word. A word that is longer than a line stands in a line of its own.
     """
     runs = list(_runs(words))
-    starts = [run[0].start for run in runs[1:]] + [max(duration, words[-1].end) if words else 0.0]
+    starts = [run[0].start for run in runs[1:]] + [max(end, words[-1].end) if words else 0.0]
     return [Cue(run[0].start, _end(run, following), _lines(run)) for run, following in zip(runs, starts)]
 
 

@@ -115,6 +115,11 @@ class Transcript:
         return sum(span.end - span.start for span in self.spans)
 
     @property
+    def end(self) -> float:
+        """Of the recording, or of its part, in seconds from the recording's start."""
+        return self.spans[-1].end if self.spans else 0.0
+
+    @property
     def failed(self) -> tuple[Span, ...]:
         """What could not be transcribed."""
         return tuple(span for span in self.spans if span.state == "failed")
