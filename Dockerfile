@@ -6,6 +6,12 @@
 # Layers run from what changes seldom to what changes often: a change in src/ downloads nothing again.
 
 ARG VLLM_VERSION=0.21.0
+
+# Of the settings only the lines that name the default models, so that a change in another one fetches no weights again.
+FROM vllm/vllm-openai:v${VLLM_VERSION} AS defaults
+COPY src/settings.py /tmp/
+RUN grep -E '^    (model|aligner)_(name|revision): ' /tmp/settings.py >/settings.py
+
 FROM vllm/vllm-openai:v${VLLM_VERSION}
 ARG VLLM_VERSION
 
@@ -42,24 +48,26 @@ import av, nagisa, runpod, soundfile, torch, webrtcvad
 assert torch.version.cuda, "torch has no CUDA"
 END
 
-# The one place that names the models: the build fetches them, the worker reads the same variables.
-ARG MODEL_NAME=Qwen/Qwen3-ASR-0.6B
-ARG MODEL_REVISION=main
-ARG ALIGNER_NAME=Qwen/Qwen3-ForcedAligner-0.6B
-ARG ALIGNER_REVISION=main
+# Other models than the settings' defaults; the build fetches them, the worker reads the same variables.
+ARG MODEL_NAME
+ARG MODEL_REVISION
+ARG ALIGNER_NAME
+ARG ALIGNER_REVISION
 # HF_HOME is the hub's cache; not under /runpod-volume, where a mounted network volume would hide the weights
 ENV MODEL_NAME=${MODEL_NAME} \
     MODEL_REVISION=${MODEL_REVISION} \
     ALIGNER_NAME=${ALIGNER_NAME} \
     ALIGNER_REVISION=${ALIGNER_REVISION} \
     HF_HOME=/models
-COPY builder/fetch_models.py /tmp/
-RUN --mount=type=secret,id=HF_TOKEN,env=HF_TOKEN python3 /tmp/fetch_models.py
+COPY builder/fetch_models.py /tmp/fetch/builder/
+COPY src/checkpoint.py src/weights.py /tmp/fetch/src/
+COPY --from=defaults /settings.py /tmp/fetch/src/
+RUN --mount=type=secret,id=HF_TOKEN,env=HF_TOKEN python3 /tmp/fetch/builder/fetch_models.py
 
-# From here on the cache is all there is (a worker that asks the hub at start fails with the hub); vLLM prints its
+# The weights stay as they are: another model that an endpoint names goes into a cache of its own. vLLM prints its
 # whole configuration at INFO; unbuffered, so that the last lines of a dying worker are in its log. What vLLM compiles for
 # a GPU stays in the container, or on a network volume where the endpoint names a folder there.
-ENV HF_HUB_OFFLINE=1 \
+ENV HF_HOME=/var/cache/huggingface \
     VLLM_CACHE_ROOT=/var/cache/vllm \
     RUNPOD_LOG_LEVEL=INFO \
     VLLM_LOGGING_LEVEL=WARNING \

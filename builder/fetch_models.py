@@ -1,170 +1,76 @@
 """Put the recogniser and the aligner into the hub's cache and check what arrived, before an image with it is shipped.
 
 The environment says which: MODEL_NAME and ALIGNER_NAME (a hub id or a local folder, which is only checked),
-MODEL_REVISION and ALIGNER_REVISION (a branch, tag or commit; main where not set), HF_HOME (where the cache is) and
-HF_TOKEN (only for checkpoints that ask for one). The worker reads the same names. Knows nothing of the worker's code.
+MODEL_REVISION and ALIGNER_REVISION (a branch, tag or commit), HF_HOME (where the cache is) and HF_TOKEN (only for
+checkpoints that ask for one). What it doesn't say has the worker's default, from src/settings.py.
 
-Checked are the kind of each checkpoint, its tokenizer, preprocessor and chat template, and that no weights are
-missing or cut short. Not checked are the values of the weights.
+A broken download is tried again and goes on where it was cut off. Size and hash of every file are compared with the
+hub's; src/checkpoint.py says what else a checkpoint must have.
 """
 
 import argparse
 import importlib.util
-import json
 import os
-import struct
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-MODEL_TYPE = "qwen3_asr"  # of recogniser and aligner alike, at the top of config.json
-ALIGNER_TYPE = "qwen3_forced_aligner"  # the aligner's, in config.json's thinker_config
-LENGTH_BYTES = 8  # a safetensors file: the header's length, little-endian; the header, JSON; the tensors
-TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either set will do
+SRC = Path(__file__).resolve().parent.parent / "src"
+sys.path.insert(0, str(SRC))
 
-
-class CheckpointError(Exception):
-    """A checkpoint that the worker could not run, or none at all; the message names the file and what would be right."""
+from checkpoint import CheckpointError, verify  # noqa: E402
+from weights import VARIABLES, HubError, WeightsError, fetch, find  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Model:
     """What to fetch, and as what."""
 
     role: str  # "recogniser" or "aligner"
     name: str  # hub id or local folder
     revision: str
 
-    @property
-    def is_local(self) -> bool:
-        return Path(self.name).is_dir()
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     try:
-        for checkpoint in wanted(os.environ):
-            folder = fetch(checkpoint, os.environ.get("HF_TOKEN"))
-            verify(folder, checkpoint.role)
+        for model in wanted(defaults(SRC / "settings.py") | {k: v.strip() for k, v in os.environ.items() if v.strip()}):
+            folder, compared = get(model)
             load_config(folder)
-            print(report(checkpoint, folder), flush=True)
-    except CheckpointError as error:
+            print(report(model, folder, compared), flush=True)
+    except (CheckpointError, HubError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def wanted(environ: Mapping[str, str]) -> tuple[Checkpoint, Checkpoint]:
-    """Recogniser and aligner, as the environment names them; an empty value counts as not set."""
-    return (_named(environ, "recogniser", "MODEL"), _named(environ, "aligner", "ALIGNER"))
+def defaults(settings: Path) -> dict[str, str]:
+    """MODEL_NAME and so on → the worker's default. Read as text: the Dockerfile keeps just these lines of the file."""
+    lines = re.findall(r'^    ((?:model|aligner)_(?:name|revision)): str = "(.+?)"', settings.read_text(), re.MULTILINE)
+    return {name.upper(): value for name, value in lines}
 
 
-def _named(environ: Mapping[str, str], role: str, prefix: str) -> Checkpoint:
-    name = environ.get(f"{prefix}_NAME", "").strip()
-    if not name:
-        raise CheckpointError(f"{prefix}_NAME is not set; it must name the {role} on the hub or a local folder.")
-    return Checkpoint(role, name, environ.get(f"{prefix}_REVISION", "").strip() or "main")
+def wanted(environ: Mapping[str, str]) -> list[Model]:
+    """Recogniser and aligner, as the environment names them."""
+    return [Model(role, environ[f"{prefix}_NAME"], environ[f"{prefix}_REVISION"]) for role, prefix in VARIABLES.items()]
 
 
-def fetch(checkpoint: Checkpoint, token: str | None = None) -> Path:
-    """The folder with the checkpoint's files; from the hub unless they are in the cache already or local."""
-    if checkpoint.is_local:
-        return Path(checkpoint.name)
-    from huggingface_hub import snapshot_download
+def get(model: Model) -> tuple[Path, str]:
+    """(folder of the complete checkpoint, what was compared with the hub). Raises CheckpointError, HubError or WeightsError."""
+    from huggingface_hub import constants
 
+    if Path(model.name).is_dir() or constants.HF_HUB_OFFLINE:
+        weights = find(model.role, model.name, model.revision, print)
+        return weights.folder, f"{weights.place}, hashes not compared with the hub's"
     try:
-        return Path(snapshot_download(checkpoint.name, revision=checkpoint.revision, token=token or None))
-    except (OSError, ValueError) as error:  # the hub's errors, a broken connection or disk; an impossible name
-        raise CheckpointError(
-            f"The {checkpoint.role} {checkpoint.name} at revision {checkpoint.revision} could not be fetched; name and"
-            f" revision must exist, and a gated one needs HF_TOKEN. {type(error).__name__}: {error}"
-        ) from error
-
-
-def verify(folder: Path, role: str) -> None:
-    """Raises CheckpointError unless `folder` holds a complete checkpoint for `role`."""
-    verify_role(folder / "config.json", role)
-    verify_tokenizer(folder)
-    _json_object(folder / "preprocessor_config.json")
-    if role == "recogniser":  # the aligner's prompt is bare
-        verify_chat_template(folder)
-    for path in weight_files(folder):
-        verify_safetensors(path)
-
-
-def verify_role(path: Path, role: str) -> None:
-    """An aligner loads as a recogniser and the other way round, and then gives nonsense: tell them apart here."""
-    config = _json_object(path)
-    if config.get("model_type") != MODEL_TYPE:
-        raise CheckpointError(f'{path}: model_type is {config.get("model_type")!r}; it must be "{MODEL_TYPE}".')
-    if not isinstance(config.get("thinker_config"), dict):
-        raise CheckpointError(f"{path} has no thinker_config; it must hold the sizes of the model.")
-    aligns = _aligns(config)
-    if role == "aligner" and not aligns:
-        raise CheckpointError(
-            f'{path} is no aligner\'s; it must have timestamp_token_id, and thinker_config.model_type "{ALIGNER_TYPE}"'
-            " or thinker_config.classify_num."
-        )
-    if role == "recogniser" and (aligns or config.get("timestamp_token_id") is not None):
-        raise CheckpointError(f"{path} is an aligner's; a recogniser must have no timestamp_token_id and no classify_num.")
-
-
-def _aligns(config: dict) -> bool:
-    thinker = config["thinker_config"]
-    has_head = thinker.get("model_type") == ALIGNER_TYPE or bool(thinker.get("classify_num"))
-    return has_head and config.get("timestamp_token_id") is not None
-
-
-def verify_tokenizer(folder: Path) -> None:
-    _json_object(folder / "tokenizer_config.json")
-    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
-        raise CheckpointError(f"{folder} has no tokenizer; it must hold tokenizer.json, or vocab.json and merges.txt.")
-
-
-def verify_chat_template(folder: Path) -> None:
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return
-    if not _json_object(folder / "tokenizer_config.json").get("chat_template"):
-        raise CheckpointError(
-            f"{folder} has no chat template; it must be in chat_template.jinja, chat_template.json or tokenizer_config.json."
-        )
-
-
-def weight_files(folder: Path) -> Iterator[Path]:
-    """Every safetensors file that the checkpoint says it has; whether they are there is another question."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        yield folder / "model.safetensors"
-        return
-    shards = _json_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise CheckpointError(f"{index}: weight_map must say which file each tensor is in.")
-    yield from (folder / name for name in sorted(set(shards.values())))
-
-
-def verify_safetensors(path: Path) -> None:
-    """The file is as long as its own header says: a download cut short is not."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; it must hold weights of the checkpoint.")
-    size, expected = path.stat().st_size, safetensors_length(path)
-    if size != expected:
-        raise CheckpointError(f"{path} has {size} bytes; by its header it must have {expected}.")
-
-
-def safetensors_length(path: Path) -> int:
-    """Bytes that the file must have by its header, which is a JSON object: name → dtype, shape, data_offsets."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(LENGTH_BYTES))
-            if length > path.stat().st_size:
-                raise ValueError(f"its header of {length} bytes does not fit in")
-            header = json.loads(file.read(length))
-        ends = [int(tensor["data_offsets"][1]) for name, tensor in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} must begin with the header of a safetensors file, but: {error}.") from error
-    return LENGTH_BYTES + length + max(ends, default=0)
+        folder, compared = fetch(model.name, model.revision, print)
+    except HubError as error:
+        raise HubError(f"The {model.role} {model.name}, revision {model.revision}, can't be had: {error}.") from error
+    verify(folder, model.role)
+    return folder, compared
 
 
 def load_config(folder: Path) -> None:
@@ -183,23 +89,11 @@ def load_config(folder: Path) -> None:
         raise CheckpointError(f"{folder / 'config.json'} must load as qwen-asr's Qwen3ASRConfig, but: {error}") from error
 
 
-def report(checkpoint: Checkpoint, folder: Path) -> str:
+def report(model: Model, folder: Path, compared: str) -> str:
     """One line for the build's log: what went into the image."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    where = "local folder" if checkpoint.is_local else f"revision {checkpoint.revision}, commit {folder.name}"
-    return f"{checkpoint.role}: {checkpoint.name}, {where}, {size / 1e6:.1f} MB, complete"
-
-
-def _json_object(path: Path) -> dict:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; every checkpoint must have one.")
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} must hold JSON, but: {error}.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}.")
-    return value
+    where = "" if folder == Path(model.name) else f" revision {model.revision}, commit {folder.name},"
+    return f"{model.role}: {model.name},{where} {size / 1e6:.1f} MB, complete, {compared}"
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ VLLM_WORKING_BYTES = 2 * GIB  # CUDA's context, activations and graphs, beside w
 ALIGNER_WORKING_BYTES = 4 * GIB  # the same for the aligner, with a batch of ALIGNER_BATCH_SECONDS
 CUDA_CONTEXT_BYTES = GIB // 2  # of this process, in which the aligner runs; PyTorch's own limit does not count it
 # By default vLLM forks its process on CUDA, here from a thread and with Python's collector off, which the child then never
-# turns on. On a CPU it spawns; so both take the same path.
-ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+# turns on. On a CPU it spawns; so both take the same path. The models are folders by now: nothing else is asked of the hub.
+ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "HF_HUB_OFFLINE": "1"}
 RENDERERS = 2  # threads that make spectra: one is enough for 1500 times real time, and more than two fight for the GIL
 CAPTURE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)  # vLLM's own fifty cost most of a start
 

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import runpod
-from huggingface_hub import snapshot_download
 from runpod import RunPodLogger
 from runpod.serverless.modules.worker_state import JobsProgress
 
@@ -47,6 +46,7 @@ from settings import Settings, load_settings
 from timing import estimated_words
 from transcript import SLIP_SECONDS, ChunkResult, Span, Transcript, Word, dominant_language, join, lone_slips, merge
 from vad import CutRules, split_at_pauses
+from weights import WeightsError, find
 
 CONTEXT_CHARACTERS = 200  # of the previous chunk's text, where the request asks for it
 CHUNKS_BY_CAPACITY = 2  # admitted to both models, for each that the engine takes in one step: it never waits for the next
@@ -196,20 +196,22 @@ def as_worker_error(error: BaseException) -> WorkerError:
     return WorkerError("The worker failed for a reason it did not foresee.")
 
 
-def checkpoint(name: str, revision: str) -> str:
-    """The local folder of a model: `name` itself, or the one of that hub id (offline, out of the image's cache)."""
-    return name if Path(name).is_dir() else snapshot_download(name, revision=revision)
+def checkpoint(role: str, name: str, revision: str) -> str:
+    """The local folder of a model, wherever it was found. Raises WeightsError."""
+    weights = find(role, name, revision, log.info)
+    log.info(f"{role} {name}, {weights}")
+    return str(weights.folder)
 
 
 def load_models() -> None:
     """Fill the module's state: while the engine's process boots, this one loads the aligner.
 
-    Raises SettingsError where the two don't fit the GPU.
+    Raises WeightsError where one of the two can't be had, SettingsError where they don't fit the GPU.
     """
     global asr, aligner, gate
     gc.disable()  # what is imported and loaded, a million objects, stays: to look at it over and over takes seconds
-    model = checkpoint(settings.model_name, settings.model_revision)
-    aligner_model = checkpoint(settings.aligner_name, settings.aligner_revision)
+    model = checkpoint("recogniser", settings.model_name, settings.model_revision)
+    aligner_model = checkpoint("aligner", settings.aligner_name, settings.aligner_revision)
     options = plan(settings, model, aligner_model, gpu_memory)
     log.info(f"starting the recogniser {settings.model_name}")
     asr = Recogniser(options)
@@ -264,7 +266,7 @@ def main() -> None:
     try:
         settings = load_settings(os.environ)
         load_models()
-    except SettingsError as error:
+    except (SettingsError, WeightsError) as error:
         sys.exit(f"error: {error}")
     log.info("warming up")
     asyncio.run(check())

@@ -12,8 +12,8 @@ ALIGNER_LIMIT_SECONDS = 180  # the longest clip Qwen3-ForcedAligner aligns relia
 class Settings:
     """Every setting; the environment variable is the field's name in capitals."""
 
-    model_name: str  # a hub id that builder/fetch_models.py has fetched, or a local folder
-    aligner_name: str
+    model_name: str = "Qwen/Qwen3-ASR-0.6B"  # a hub id or a local folder; builder/fetch_models.py reads these four lines too
+    aligner_name: str = "Qwen/Qwen3-ForcedAligner-0.6B"
     model_revision: str = "main"
     aligner_revision: str = "main"
     device: str = "cuda"  # "cpu" for vLLM's CPU build: float32, no graphs
@@ -69,9 +69,6 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     Raises SettingsError with the variable's name, its value and what would be right.
     """
     given = {f.name: environ.get(f.name.upper(), "").strip() for f in fields(Settings)}
-    for name in ("model_name", "aligner_name"):
-        if not given[name]:
-            raise SettingsError(f"{name.upper()} is not set; it must name a model on the hub or a local folder.")
     return Settings(**{f.name: _parse(f.type, f.name, given[f.name]) for f in fields(Settings) if given[f.name]})
 
 

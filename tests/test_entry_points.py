@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from audio import SAMPLE_RATE
 from material import ENGLISH
 from scoring import matched
 from speech import plain
+from standin_hub import COMMIT, MODELS, Hub
 
 ROOT = Path(__file__).parent.parent
 HANDLER = ROOT / "src" / "handler.py"
@@ -69,12 +71,27 @@ def test_the_demo_prints_what_is_said_in_the_bundled_recording():
     assert "Language   English" in out.stdout and "00:00." in out.stdout
 
 
-def test_a_test_input_json_is_run_a_failed_job_is_a_failed_exit_and_nothing_is_left(tmp_path, file_server):
+@pytest.fixture
+def cached_models(tmp_path_factory) -> Iterator[tuple[dict[str, str], Hub]]:
+    """The environment of a worker that has both models in the hub's cache, and the hub that it could ask."""
+    cache = tmp_path_factory.mktemp("cache")
+    for name in ("asr", "aligner"):
+        snapshot = cache / f"models--tiny--{name}" / "snapshots" / COMMIT
+        snapshot.parent.mkdir(parents=True)
+        snapshot.symlink_to(MODELS / name)
+    with Hub() as hub:
+        names = {"MODEL_NAME": "tiny/asr", "ALIGNER_NAME": "tiny/aligner"}
+        yield names | {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}, hub
+
+
+def test_a_test_input_json_is_run_a_failed_job_is_a_failed_exit_and_nothing_is_left(tmp_path, file_server, cached_models):
+    """And a start whose models are at hand asks the hub nothing: neither the worker nor the libraries in its two processes."""
+    models, hub = cached_models
     (tmp_path / "test_input.json").write_text(json.dumps({"input": {"audio_url": file_server.url("missing.wav")}}))
     # a short path: the engine's sockets live in it, and a socket's name has 107 characters
     with tempfile.TemporaryDirectory() as temporary:
         process = subprocess.Popen(
-            [sys.executable, HANDLER], cwd=tmp_path, env=os.environ | {"TMPDIR": temporary},
+            [sys.executable, HANDLER], cwd=tmp_path, env=os.environ | {"TMPDIR": temporary} | models,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
         )  # fmt: skip
         out, _ = process.communicate(timeout=START_SECONDS)
@@ -83,6 +100,7 @@ def test_a_test_input_json_is_run_a_failed_job_is_a_failed_exit_and_nothing_is_l
     assert result["error_code"] == "source_refused" and process.returncode == 1
     assert members(process.pid) == []
     assert os.listdir(tmp_path) == ["test_input.json"]
+    assert hub.requests == []
 
 
 def test_rp_serve_api_answers_runsync_and_ends_with_its_children(speech_url, tmp_path):

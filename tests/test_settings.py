@@ -9,7 +9,6 @@ import pytest
 from errors import SettingsError
 from settings import ALIGNER_LIMIT_SECONDS, Settings, load_settings
 
-MODELS = {"MODEL_NAME": "Qwen/Qwen3-ASR-1.7B", "ALIGNER_NAME": "Qwen/Qwen3-ForcedAligner-0.6B"}
 OTHER = {  # a right value of every setting that is not its default
     "MODEL_NAME": ("tests/models/asr", "tests/models/asr"),
     "ALIGNER_NAME": ("tests/models/aligner", "tests/models/aligner"),
@@ -37,13 +36,13 @@ NUMBERS = [f.name.upper() for f in fields(Settings) if f.type in (int, float)]
 
 def refusal(**environ: str) -> str:
     with pytest.raises(SettingsError) as refused:
-        load_settings(MODELS | environ)
+        load_settings(environ)
     return str(refused.value)
 
 
-def test_the_two_models_are_all_that_must_be_set():
-    settings = load_settings(MODELS)
-    assert (settings.model_name, settings.aligner_name) == tuple(MODELS.values())
+def test_nothing_must_be_set():
+    settings = load_settings({})
+    assert (settings.model_name, settings.aligner_name) == ("Qwen/Qwen3-ASR-0.6B", "Qwen/Qwen3-ForcedAligner-0.6B")
     assert (settings.chunk_target_seconds, settings.chunk_limit_seconds) == (60, ALIGNER_LIMIT_SECONDS)
     assert settings.device == "cuda"
 
@@ -53,7 +52,7 @@ def test_this_table_holds_every_setting():
 
 
 def test_a_bucket_is_all_of_three_settings_or_none():
-    settings = load_settings(MODELS | BUCKET)
+    settings = load_settings(BUCKET)
     assert [getattr(settings, name.lower()) for name in BUCKET] == list(BUCKET.values())
     for name in BUCKET:
         rest = {other: value for other, value in BUCKET.items() if other != name}
@@ -61,28 +60,20 @@ def test_a_bucket_is_all_of_three_settings_or_none():
 
 
 def test_the_buckets_secret_is_not_shown():
-    assert "hush" not in repr(load_settings(MODELS | BUCKET))
+    assert "hush" not in repr(load_settings(BUCKET))
 
 
 @pytest.mark.parametrize("variable", OTHER)
 def test_each_setting_comes_from_its_variable_and_from_no_other(variable):
     value, expected = OTHER[variable]
-    changed, default = load_settings(MODELS | {variable: value}), load_settings(MODELS)
+    changed, default = load_settings({variable: value}), load_settings({})
     assert getattr(changed, variable.lower()) == expected
     assert [f.name for f in fields(Settings) if getattr(changed, f.name) != getattr(default, f.name)] == [variable.lower()]
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
 def test_an_empty_value_counts_as_not_set(blank):
-    optional = {name: blank for name in OTHER if name not in MODELS}
-    assert load_settings(MODELS | optional) == load_settings(MODELS)
-
-
-@pytest.mark.parametrize("variable", MODELS)
-@pytest.mark.parametrize("environ", [{}, {"MODEL_NAME": " ", "ALIGNER_NAME": ""}], ids=["absent", "empty"])
-def test_a_missing_model_is_named(variable, environ):
-    with pytest.raises(SettingsError, match=f"{variable} is not set; it must name a model"):
-        load_settings({k: v for k, v in MODELS.items() if k != variable} | {k: v for k, v in environ.items() if k == variable})
+    assert load_settings(dict.fromkeys(OTHER, blank)) == load_settings({})
 
 
 @pytest.mark.parametrize("variable", NUMBERS)
@@ -130,4 +121,4 @@ def test_the_message_shows_a_large_value_as_it_was_given():
 
 def test_settings_do_not_change_once_they_are_read():
     with pytest.raises(AttributeError):
-        load_settings(MODELS).device = "cpu"
+        load_settings({}).device = "cpu"

@@ -1,0 +1,165 @@
+"""A folder that the worker could not run is refused: an incomplete checkpoint, or the wrong one."""
+
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from checkpoint import CheckpointError, safetensors_length, verify
+
+MODELS = Path(__file__).parent / "models"
+FOLDERS = {"recogniser": "asr", "aligner": "aligner"}  # by role
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A function: role → a copy of that checkpoint which the test may break."""
+
+    def make(role: str) -> Path:
+        return Path(shutil.copytree(MODELS / FOLDERS[role], tmp_path / role))
+
+    return make
+
+
+def edit_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refusal(folder: Path, role: str) -> str:
+    """Why `folder` is refused."""
+    with pytest.raises(CheckpointError) as caught:
+        verify(folder, role)
+    return str(caught.value)
+
+
+# what is complete
+
+
+@pytest.mark.parametrize("role", FOLDERS)
+def test_a_complete_checkpoint_passes(role):
+    verify(MODELS / FOLDERS[role], role)
+
+
+def test_shards_pass_when_the_index_finds_them_all(copy):
+    folder = copy("recogniser")
+    shard(folder, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    verify(folder, "recogniser")
+
+
+def test_a_length_by_the_header_is_that_of_the_real_file():
+    path = MODELS / "asr" / "model.safetensors"
+    assert safetensors_length(path) == path.stat().st_size
+
+
+def shard(folder: Path, *names: str) -> None:
+    """Give `folder` an index of `names`, each of which holds the same weights; enough for a check of files."""
+    for name in names:
+        shutil.copy(folder / "model.safetensors", folder / name)
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {f"layer.{i}": name for i, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_vocabulary_and_merges_do_for_a_tokenizer(copy):
+    folder = copy("recogniser")
+    (folder / "tokenizer.json").unlink()
+    verify(folder, "recogniser")
+
+
+def test_a_chat_template_may_be_inside_the_tokenizer_configuration(copy):
+    folder = copy("recogniser")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    verify(folder, "recogniser")
+
+
+# what is not
+
+
+@pytest.mark.parametrize("kept", [0, 4, 1000, -1], ids=["nothing", "half a length", "half a header", "all but a byte"])
+def test_weights_cut_short_are_refused(copy, kept):
+    folder = copy("recogniser")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    reason = refusal(folder, "recogniser")
+    assert re.search(r"model\.safetensors (has \d+ bytes; by its header it must have \d+|must begin with the header)", reason)
+
+
+def test_weights_with_something_behind_them_are_refused(copy):
+    folder = copy("aligner")
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    assert "by its header it must have" in refusal(folder, "aligner")
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{", b'{"a": 1}', b'{"a": {}}', b'{"a": {"data_offsets": [0]}}', b"\xff\xfe"])
+def test_a_header_that_describes_no_tensors_is_refused(copy, header):
+    folder = copy("recogniser")
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    assert "model.safetensors must begin with the header" in refusal(folder, "recogniser")
+
+
+def test_missing_weights_are_refused(copy):
+    folder = copy("recogniser")
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors is missing" in refusal(folder, "recogniser")
+
+
+def test_a_shard_that_the_index_names_and_nobody_downloaded_is_refused(copy):
+    folder = copy("recogniser")
+    shard(folder, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert "model-00002-of-00002.safetensors is missing" in refusal(folder, "recogniser")
+
+
+def test_an_index_of_nothing_is_refused(copy):
+    folder = copy("recogniser")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    assert "weight_map must say" in refusal(folder, "recogniser")
+
+
+@pytest.mark.parametrize("gone", [("tokenizer.json", "vocab.json"), ("tokenizer.json", "merges.txt")])
+def test_a_missing_tokenizer_is_refused(copy, gone):
+    folder = copy("aligner")
+    for name in gone:
+        (folder / name).unlink()
+    assert "has no tokenizer; it must hold tokenizer.json, or vocab.json and merges.txt" in refusal(folder, "aligner")
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [None, '{"model_type": ', "[]", "\x00"], ids=["missing", "cut short", "a list", "no JSON"])
+def test_a_configuration_that_is_missing_or_broken_is_refused_by_its_name(copy, name, content):
+    folder = copy("aligner")
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    assert re.search(rf"/{name} (is missing|must hold)", refusal(folder, "aligner"))
+
+
+def test_a_recogniser_without_a_chat_template_is_refused(copy):
+    folder = copy("recogniser")
+    (folder / "chat_template.jinja").unlink()
+    assert "has no chat template" in refusal(folder, "recogniser")
+
+
+def test_recogniser_and_aligner_are_not_taken_for_each_other():
+    assert "config.json is an aligner's" in refusal(MODELS / "aligner", "recogniser")
+    assert "config.json is no aligner's" in refusal(MODELS / "asr", "aligner")
+
+
+def test_an_aligner_that_lost_its_timestamp_token_is_refused(copy):
+    folder = copy("aligner")
+    edit_config(folder, timestamp_token_id=None)
+    assert "it must have timestamp_token_id" in refusal(folder, "aligner")
+
+
+def test_a_checkpoint_of_another_kind_is_refused(copy):
+    folder = copy("recogniser")
+    edit_config(folder, model_type="whisper")
+    assert "model_type is 'whisper'; it must be \"qwen3_asr\"" in refusal(folder, "recogniser")
+    edit_config(folder, model_type="qwen3_asr", thinker_config=None)
+    assert "has no thinker_config" in refusal(folder, "recogniser")
