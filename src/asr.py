@@ -15,13 +15,14 @@ import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from admission import Gate, rank
 from audio import SAMPLE_RATE, AudioChunk, waveform
-from engine import CONTEXT_TOKENS, ENVIRONMENT, RENDERERS, EngineOptions, answer_tokens
+from engine import BAKED_CACHE, CONTEXT_TOKENS, ENVIRONMENT, RENDERERS, EngineOptions, answer_tokens, bring_model_info
 from errors import EngineDead, RecognitionError
 
 SEED = 0  # of sampling
@@ -52,6 +53,7 @@ class Recogniser:
         self._thread.start()
         self._sockets = tempfile.TemporaryDirectory(prefix="engine-")
         os.environ |= ENVIRONMENT | {"VLLM_RPC_BASE_PATH": self._sockets.name}  # vLLM leaves its sockets where it made them
+        bring_model_info(Path(os.environ.get("VLLM_CACHE_ROOT", BAKED_CACHE)))
         with main_module_kept_from_children():
             self._starting = self._submit(_start_engine(options.engine_args()))
             while not (multiprocessing.active_children() or self._starting.done()):

@@ -1,8 +1,25 @@
 """What vLLM is given: by GPU memory, by setting, and refused where it cannot fit."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from engine import CAPTURE_SIZES, CONTEXT_TOKENS, CUDA_CONTEXT_BYTES, GIB, PROMPT_TOKENS, answer_tokens, cache_bytes_per_token, longest_request, plan
+from engine import (
+    CAPTURE_SIZES,
+    CONTEXT_TOKENS,
+    CUDA_CONTEXT_BYTES,
+    GIB,
+    PROMPT_TOKENS,
+    answer_tokens,
+    bring_model_info,
+    cache_bytes_per_token,
+    longest_request,
+    plan,
+)
 from errors import SettingsError
 from settings import Settings
 
@@ -98,3 +115,59 @@ def test_the_longest_chunk_with_the_longest_context_and_answer_fits_the_model_le
     chosen = options(24, chunk_limit_seconds=seconds, chunk_target_seconds=1, max_num_batched_tokens=512)
     assert chosen.max_model_len == longest_request(seconds) >= seconds * 13 + CONTEXT_TOKENS + PROMPT_TOKENS + answer_tokens(seconds)
     assert chosen.engine_args()["max_num_batched_tokens"] >= chosen.max_model_len
+
+
+# what vLLM knows of the model's class
+
+BAKED, VOLUME = "image/modelinfos/model.json", "volume/modelinfos/model.json"
+
+
+def bring(folder: Path, **files: str) -> str:
+    """What the volume holds after a start, where `files` are the contents of BAKED and VOLUME."""
+    for name, content in files.items():
+        path = folder / {"baked": BAKED, "volume": VOLUME}[name]
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    bring_model_info(folder / "volume", folder / "image")
+    assert [path.name for path in (folder / VOLUME).parent.glob("*")] in ([], ["model.json"])
+    return (folder / VOLUME).read_text() if (folder / VOLUME).exists() else ""
+
+
+def test_a_volume_gets_what_the_image_has(tmp_path):
+    assert bring(tmp_path, baked="new") == "new"
+
+
+def test_an_older_images_answer_on_a_volume_is_replaced(tmp_path):
+    assert bring(tmp_path, baked="new", volume="old") == "new"
+
+
+def test_without_an_image_a_cache_stays_as_it_is(tmp_path):
+    assert bring(tmp_path, volume="mine") == "mine"
+    assert not (tmp_path / "image").exists()
+
+
+def test_a_cache_that_cant_be_written_to_keeps_no_worker_from_starting(tmp_path):
+    (tmp_path / "volume").write_text("a file where the folder should be")
+    assert bring(tmp_path, baked="new") == ""
+
+
+def test_what_the_build_bakes_spares_a_start_the_subprocess(tmp_path):
+    """The Dockerfile's own command, then the worker's step, then vLLM's question with its subprocess forbidden."""
+    dockerfile = (Path(__file__).parent.parent / "Dockerfile").read_text()
+    (command,) = re.findall(r"python3 -c '(.*inspect_model_cls\(\))'", re.sub(r"\\\n *", "", dockerfile))
+    code = f"""
+import compileall, os
+from pathlib import Path
+compileall.compile_dir = lambda *_, **__: None
+{command}
+import vllm.model_executor.models.registry as registry
+from engine import bring_model_info
+bring_model_info(Path("volume"), Path("image"))
+os.environ["VLLM_CACHE_ROOT"] = "volume"
+registry._run_in_subprocess = None
+print(registry.ModelRegistry.models["Qwen3ASRForConditionalGeneration"].inspect_model_cls().supports_transcription)
+"""
+    environ = os.environ | {"VLLM_CACHE_ROOT": "image", "PYTHONPATH": str(Path(__file__).parent.parent / "src")}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "True"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import BAKED_CACHE
 from request import parse_request
 from settings import Settings, load_settings
 
@@ -156,7 +157,7 @@ def test_the_build_asserts_the_torch_and_transformers_that_the_lock_has():
 
 
 def test_the_build_fetches_the_weights_before_it_copies_the_code():
-    steps = [r"pip install\b", r"^RUN .*fetch_models\.py$", r"^COPY src/ \.$", r"^ENTRYPOINT \[\]$"]
+    steps = [r"pip install\b", r"^RUN .*fetch_models\.py$", r"\binspect_model_cls\(\)", r"^COPY src/ \.$", r"^ENTRYPOINT \[\]$"]
     positions = [position(step) for step in steps]
     assert positions == sorted(positions)
     assert INSTRUCTIONS.rstrip().endswith('CMD ["python3", "-u", "handler.py"]')
@@ -176,6 +177,10 @@ def test_only_the_settings_know_the_default_models():
 def test_weights_lie_where_no_volume_hides_them_and_what_a_worker_fetches_does_not_mix_with_them():
     assert position(r"\bHF_HOME=/models$") < position(r"^RUN .*fetch_models\.py$") < position(r"\bHF_HOME=/var/cache/huggingface\b")
     assert "/runpod-volume" not in INSTRUCTIONS and "HF_HUB_OFFLINE" not in INSTRUCTIONS
+
+
+def test_what_vllm_knows_of_the_models_class_is_baked_where_the_worker_looks_for_it():
+    assert position(rf"\bVLLM_CACHE_ROOT={BAKED_CACHE}\b") < position(r"\binspect_model_cls\(\)")
 
 
 def test_what_vllm_compiles_has_a_place_that_an_endpoint_can_change():
