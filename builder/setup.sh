@@ -7,10 +7,12 @@
 # The lock is made from builder/environment.in; to change a pin, change it there and run
 #   uv pip compile --universal --python-version 3.11 --override builder/overrides.txt --no-emit-index-url \
 #     --no-annotate --no-header builder/environment.in -o builder/environment.txt
+# which keeps every version in it that still fits.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=$ROOT/.venv/bin/python
 UV_VERSION=0.13.9
+LIBNUMA_WHEEL=nixl-cu12==1.5.1 # 69 MB, of which one file is used: libnuma, LGPL-2.1
 
 say() { printf '\033[1m[setup]\033[0m %s\n' "$*" >&2; }
 

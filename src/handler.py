@@ -25,6 +25,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from packages import missing_packages
+
+if __name__ == "__main__" and (missing := missing_packages()):  # before an import fails over it
+    sys.exit(f"error: {missing}")
+
 import numpy as np
 import runpod
 from runpod import RunPodLogger
