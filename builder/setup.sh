@@ -70,25 +70,6 @@ exec {setup_lock}<"$ROOT/builder/setup.sh" # two scripts started together must n
 flock "$setup_lock"
 set_up || exit 1
 find_libnuma || exit 1
-loads() { "$PYTHON" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$1" 2>/dev/null; }
-
-# vLLM's CPU build is linked with libnuma, which minimal systems and slim images lack; without root it comes out of a wheel.
-find_libnuma() {
-  local name=${1:-libnuma.so.1} folder=$ROOT/.venv/libnuma unpacked
-  loads "$name" && return
-  if [ ! -e "$folder/$name" ]; then
-    say "this system has no $name, which vLLM's CPU build needs: taking it from a wheel of 69 MB"
-    unpacked=$(mktemp -d) || return 1
-    "${PYTHON%/*}/uv" pip install --quiet --no-cache --no-deps --python "$PYTHON" --target "$unpacked" "$LIBNUMA_WHEEL" &&
-      mkdir -p "$folder" && cp "$unpacked"/nixl_cu12.libs/libnuma-*.so* "$folder/$name"
-    rm -rf "$unpacked"
-  fi
-  export LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-  loads "$name" && return
-  say "vLLM's CPU build needs $name: install libnuma1 (Debian, Ubuntu) or numactl-libs (Fedora, RHEL)"
-  return 1
-}
-
 exec {setup_lock}<&-
 
 # One code path on GPU and CPU, only settings differ. These are the CPU's, with the tiny checkpoints of tests/models;

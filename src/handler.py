@@ -41,7 +41,7 @@ from asr import Hypothesis, Recogniser
 from audio import AudioChunk, decode
 from delivery import bucket_for, deliver
 from download import download
-from engine import gpu_memory, plan
+from engine import find_device, plan
 from errors import AlignError, EngineDead, Incomplete, RecognitionError, SettingsError, WorkerError
 from fallback import best_results
 from health import Health
@@ -211,18 +211,21 @@ def checkpoint(role: str, name: str, revision: str) -> str:
 def load_models() -> None:
     """Fill the module's state: while the engine's process boots, this one loads the aligner.
 
-    Raises WeightsError where one of the two can't be had, SettingsError where they don't fit the GPU.
+    Raises WeightsError where one of the two can't be had, SettingsError where there is no GPU for them, or they don't fit it.
     """
     global asr, aligner, gate
     gc.disable()  # what is imported and loaded, a million objects, stays: to look at it over and over takes seconds
+    device, gpu_bytes = find_device(settings.device)
+    if settings.device == "auto" and device == "cpu":
+        log.info("no GPU that this vLLM can use: the models run on the CPU, slowly")
     model = checkpoint("recogniser", settings.model_name, settings.model_revision)
     aligner_model = checkpoint("aligner", settings.aligner_name, settings.aligner_revision)
-    options = plan(settings, model, aligner_model, gpu_memory)
+    options = plan(settings, model, aligner_model, device, gpu_bytes)
     log.info(f"starting the recogniser {settings.model_name}")
     asr = Recogniser(options)
     gate = Gate(CHUNKS_BY_CAPACITY * asr.capacity)
     log.info(f"loading the aligner {settings.aligner_name}")
-    aligner = Aligner(aligner_model, settings.device, settings.aligner_batch_seconds, options.aligner_share)
+    aligner = Aligner(aligner_model, device, settings.aligner_batch_seconds, options.aligner_share)
     gc.collect()
     log.info("waiting for the recogniser")
     asr.wait_until_ready()

@@ -16,7 +16,7 @@ class Settings:
     aligner_name: str = "Qwen/Qwen3-ForcedAligner-0.6B"
     model_revision: str = "main"
     aligner_revision: str = "main"
-    device: str = "cuda"  # "cpu" for vLLM's CPU build: float32, no graphs
+    device: str = "auto"  # "cuda", "cpu" (vLLM's CPU build: float32, no graphs), or the one that is there
     chunk_target_seconds: float = 60
     chunk_limit_seconds: float = ALIGNER_LIMIT_SECONDS
     vad_mode: int = 2  # webrtcvad: 0 calls most things speech, 3 the least
@@ -55,8 +55,8 @@ class Settings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise SettingsError(f"{name.upper()} is {value:.16g}; it must be from {low:.16g} to {high:.16g}.")
-        if self.device not in ("cuda", "cpu"):
-            raise SettingsError(f"DEVICE is {self.device!r}; it must be 'cuda' or 'cpu'.")
+        if self.device not in ("auto", "cuda", "cpu"):
+            raise SettingsError(f"DEVICE is {self.device!r}; it must be 'auto', 'cuda' or 'cpu'.")
         together = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
         missing = [name.upper() for name in together if not getattr(self, name)]
         if missing and len(missing) < len(together):

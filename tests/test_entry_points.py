@@ -61,6 +61,18 @@ def test_a_setting_that_cannot_be_is_told_before_anything_is_loaded():
     assert "Traceback" not in out.stderr
 
 
+def test_a_device_that_vllm_cannot_run_on_is_told_in_one_sentence():
+    out = subprocess.run([sys.executable, HANDLER], env=os.environ | {"DEVICE": "cuda"}, capture_output=True, text=True, timeout=START_SECONDS)
+    assert out.returncode == 1 and out.stderr.splitlines()[-1].startswith("error: DEVICE is 'cuda', but vLLM is installed in its build for CPUs")
+    assert "Traceback" not in out.stderr
+
+
+def test_without_a_gpu_a_line_says_that_the_cpu_is_used():
+    environment = os.environ | {"DEVICE": "auto", "MODEL_NAME": "no/such-model", "HF_HUB_OFFLINE": "1"}  # so that it ends soon
+    out = subprocess.run([sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=START_SECONDS)
+    assert out.returncode == 1 and "no GPU that this vLLM can use: the models run on the CPU" in out.stdout
+
+
 def test_the_demo_prints_what_is_said_in_the_bundled_recording():
     demo = json.loads((ROOT / "tests" / "recordings" / "demo.json").read_text())
     out = subprocess.run(["bash", ROOT / "builder" / "demo.sh"], capture_output=True, text=True, timeout=START_SECONDS)

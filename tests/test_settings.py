@@ -44,7 +44,7 @@ def test_nothing_must_be_set():
     settings = load_settings({})
     assert (settings.model_name, settings.aligner_name) == ("Qwen/Qwen3-ASR-0.6B", "Qwen/Qwen3-ForcedAligner-0.6B")
     assert (settings.chunk_target_seconds, settings.chunk_limit_seconds) == (60, ALIGNER_LIMIT_SECONDS)
-    assert settings.device == "cuda"
+    assert settings.device == "auto"
 
 
 def test_this_table_holds_every_setting():
@@ -104,7 +104,7 @@ def test_what_is_out_of_range_is_refused_with_name_value_and_range(variable, val
 
 @pytest.mark.parametrize("value", ["gpu", "CUDA:0", "mps", "tpu"])
 def test_an_unknown_device_is_refused(value):
-    assert refusal(DEVICE=value) == f"DEVICE is {value!r}; it must be 'cuda' or 'cpu'."
+    assert refusal(DEVICE=value) == f"DEVICE is {value!r}; it must be 'auto', 'cuda' or 'cpu'."
 
 
 def test_a_chunk_target_above_its_limit_is_refused():
