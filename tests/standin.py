@@ -41,6 +41,7 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
+WORKDIR = Path(__file__).parent.parent / "src"  # a worker's, as in the image: on RunPod the SDK leaves test_input.json alone
 ENDPOINT = "ep1"
 WORKER = "worker1"
 KEY = "key1"  # of the worker; clients may send any
@@ -455,7 +456,7 @@ def running_worker(platform: Platform, command: Sequence[str | Path], log: Path,
     """A worker process of that platform, in a session of its own; what is left of that session at the end is killed."""
     with open(log, "wb") as out:
         process = subprocess.Popen(
-            command, env=os.environ | platform.worker_environment() | environment, stdout=out, stderr=out, start_new_session=True
+            command, env=os.environ | platform.worker_environment() | environment, cwd=WORKDIR, stdout=out, stderr=out, start_new_session=True
         )
     try:
         yield process

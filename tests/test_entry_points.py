@@ -16,6 +16,7 @@ import soundfile
 
 from audio import SAMPLE_RATE
 from material import ENGLISH
+from request import parse_request
 from scoring import matched
 from speech import plain
 from standin_hub import COMMIT, MODELS, Hub
@@ -113,6 +114,11 @@ def test_a_test_input_json_is_run_a_failed_job_is_a_failed_exit_and_nothing_is_l
     assert members(process.pid) == []
     assert os.listdir(tmp_path) == ["test_input.json"]
     assert hub.requests == []
+
+
+def test_the_test_input_beside_the_handler_is_a_job_with_a_sample_of_runpods():
+    job = json.loads(HANDLER.with_name("test_input.json").read_text())
+    assert parse_request(job["input"]).audio_url.startswith("https://github.com/runpod-workers/sample-inputs/raw/main/audio/")
 
 
 def test_rp_serve_api_answers_runsync_and_ends_with_its_children(speech_url, tmp_path):
