@@ -1,10 +1,12 @@
 """The environment, read once into one frozen object and checked before anything starts. Nobody else reads it."""
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from errors import SettingsError
 
+log = logging.getLogger(__name__)
 ALIGNER_LIMIT_SECONDS = 180  # the longest clip Qwen3-ForcedAligner aligns reliably
 
 
@@ -38,7 +40,7 @@ class Settings:
     def __post_init__(self) -> None:
         low_high = {
             "chunk_limit_seconds": (2, ALIGNER_LIMIT_SECONDS),
-            "chunk_target_seconds": (1, self.chunk_limit_seconds),  # behind its own limit's check
+            "chunk_target_seconds": (1, ALIGNER_LIMIT_SECONDS),
             "vad_mode": (0, 3),
             "max_audio_seconds": (1, 7 * 86_400),
             "max_download_bytes": (1, 2**40),
@@ -66,10 +68,16 @@ class Settings:
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """Settings from environment variables; an empty value counts as not set.
 
+    A chunk target above the chunk limit is lowered to it, and logged: on the Hub page each may be changed alone.
     Raises SettingsError with the variable's name, its value and what would be right.
     """
     given = {f.name: environ.get(f.name.upper(), "").strip() for f in fields(Settings)}
-    return Settings(**{f.name: _parse(f.type, f.name, given[f.name]) for f in fields(Settings) if given[f.name]})
+    settings = Settings(**{f.name: _parse(f.type, f.name, given[f.name]) for f in fields(Settings) if given[f.name]})
+    target, limit = settings.chunk_target_seconds, settings.chunk_limit_seconds
+    if target > limit:
+        log.warning("CHUNK_TARGET_SECONDS is %.16g, above CHUNK_LIMIT_SECONDS; it is lowered to %.16g.", target, limit)
+        settings = replace(settings, chunk_target_seconds=limit)
+    return settings
 
 
 def _parse(kind: type, name: str, value: str) -> str | int | float:

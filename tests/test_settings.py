@@ -107,8 +107,14 @@ def test_an_unknown_device_is_refused(value):
     assert refusal(DEVICE=value) == f"DEVICE is {value!r}; it must be 'auto', 'cuda' or 'cpu'."
 
 
-def test_a_chunk_target_above_its_limit_is_refused():
-    assert refusal(CHUNK_TARGET_SECONDS="20", CHUNK_LIMIT_SECONDS="10") == "CHUNK_TARGET_SECONDS is 20; it must be from 1 to 10."
+def test_a_chunk_target_above_its_limit_is_lowered_and_logged(caplog):
+    settings = load_settings(MODELS | {"CHUNK_TARGET_SECONDS": "20", "CHUNK_LIMIT_SECONDS": "10"})
+    assert (settings.chunk_target_seconds, settings.chunk_limit_seconds) == (10, 10)
+    assert caplog.messages == ["CHUNK_TARGET_SECONDS is 20, above CHUNK_LIMIT_SECONDS; it is lowered to 10."]
+
+
+def test_a_chunk_limit_below_the_targets_default_is_enough_by_itself():
+    assert load_settings(MODELS | {"CHUNK_LIMIT_SECONDS": "30"}).chunk_target_seconds == 30
 
 
 def test_a_chunk_limit_above_the_aligners_is_refused():
