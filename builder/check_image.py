@@ -1,0 +1,75 @@
+"""Check the packages of an image before it ships: python3 check_image.py requirements.txt
+
+What is wrong here would show only on a GPU, at the first job: another version of a pinned package, a second torch or
+vLLM beside the base image's, a torch for another CUDA than the hosts have drivers for, a module that does not import.
+Exits with 1 and one line for each fault.
+"""
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+
+CUDA = "12.9"  # of the base image's tag; .runpod/hub.json lets the worker run where the driver has this version or a newer one
+FROM_BASE = ("vllm", "torch")  # several GB each, and built for each other: never installed again
+# What the worker imports, and what qwen-asr and transformers import when they are used: Japanese, Korean, the aligner.
+IMPORTED = (
+    "accelerate", "av", "httpcore", "httpx", "huggingface_hub", "librosa", "nagisa", "numpy", "qwen_asr", "runpod", "soundfile",
+    "soynlp.tokenizer", "torch", "transformers", "vllm", "webrtcvad",
+)  # fmt: skip
+
+
+def main(path: str) -> int:
+    faults = [*wrong_versions(Path(path).read_text()), *second_copies(sys.prefix), *wrong_cuda(CUDA), *failed_imports(IMPORTED)]
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def wrong_versions(requirements: str) -> Iterator[str]:
+    """A sentence for each package that `requirements` pins and that is not here in that version.
+
+    A local version such as +cu129 counts as the one that it was built from.
+    """
+    for name, pinned in re.findall(r"^([\w.-]+)==([\w.]+)", requirements, flags=re.M):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            yield f"{name} is not installed; it must be {pinned}."
+            continue
+        if found.partition("+")[0] != pinned:
+            yield f"{name} is {found}; it must be {pinned}."
+
+
+def second_copies(environment: str) -> Iterator[str]:
+    """A sentence for each package of the base image that lies in the folder `environment` as well."""
+    for name in FROM_BASE:
+        try:
+            where = Path(distribution(name).locate_file(""))
+        except PackageNotFoundError:
+            continue  # wrong_versions says so
+        if where.is_relative_to(environment):
+            yield f"{name} was installed a second time, in {where}; it must be the base image's own."
+
+
+def wrong_cuda(expected: str) -> Iterator[str]:
+    """A sentence if torch was built for another CUDA than `expected`."""
+    import torch
+
+    if torch.version.cuda != expected:
+        yield f"torch is built for CUDA {torch.version.cuda}; it must be {expected}."
+
+
+def failed_imports(modules: tuple[str, ...]) -> Iterator[str]:
+    """A sentence for each module that does not import, with the reason. Takes half a minute, for qwen_asr brings vLLM."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # an extension module may raise anything
+            yield f"{module} does not import: {type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
