@@ -1,0 +1,338 @@
+"""The page of a transcript: what it holds for every result, and how it behaves in a browser."""
+
+import html
+import json
+import re
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import browser
+import view
+from audio import SAMPLE_RATE
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 20.0
+
+
+def word(text: str, start: float, **more: object) -> dict:
+    return {"start": start, "end": start + 0.4, "text": text} | more
+
+
+# everything that the page shows differently, three scripts, and a text that tries to break out of it
+RESULT = {
+    "language_detected": "English",
+    "language_code": "en",
+    "text": "Hello there. </script><img src=x onerror=alert(1)> & you. 你好，世界。 مرحبا بالعالم. The end.",
+    "segments": [
+        word("Hello", 0.2), word("there", 0.8),
+        word("script", 3.0, estimated=True), word("img", 3.5, estimated=True), word("src", 4.0), word("x", 4.5),
+        word("onerror", 5.0), word("alert", 5.5), word("1", 6.0), word("you", 6.5),
+        word("你", 8.0, language="Chinese"), word("好", 8.5, language="Chinese"),
+        word("世", 9.0, language="Chinese"), word("界", 9.5, language="Chinese"),
+        word("مرحبا", 11.0, language="Arabic"), word("بالعالم", 11.5, language="Arabic"),
+        word("The", 17.0), word("end", 17.5),
+    ],
+    "failed_spans": [{"start": 13.0, "end": 16.0, "reason": "timeout"}],
+    "retries": [
+        {"start": 3.9, "end": 7.5, "reasons": ["loop"], "outcome": "mended"},
+        {"start": 10.5, "end": 12.5, "reasons": ["too_much", "language"], "outcome": "kept"},
+        {"start": 13.0, "end": 16.0, "reasons": ["timeout"], "outcome": "failed"},
+    ],
+    "warnings": ["Some times are <estimated>."],
+}  # fmt: skip
+STARTS = [s["start"] for s in RESULT["segments"]]
+ARABIC = [i for i, s in enumerate(RESULT["segments"]) if s.get("language") == "Arabic"]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory) -> Path:
+    """A WAV of SECONDS: silence, and from its middle on a tone."""
+    path = tmp_path_factory.mktemp("view") / "a talk.wav"
+    samples = np.zeros(round(SECONDS * SAMPLE_RATE), np.int16)
+    samples[len(samples) // 2 :] = 8000 * np.sin(np.arange(len(samples) // 2) * 0.2)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    return path
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "builder" / "view.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def sentences(page: str) -> list[str]:
+    return [html.unescape(re.sub(r"<[^>]*>", "", s)) for s in re.findall(r'<p dir="auto"(?: lang="\w+")?>(.*?)</p>', page)]
+
+
+def marked(page: str, kind: str) -> list[str]:
+    """Words shown as of this kind."""
+    words = re.findall(r'<span class="w([^"]*)">([^<]*)<', page)
+    return [html.unescape(text) for classes, text in words if kind in classes.split()]
+
+
+def test_the_page_lies_beside_the_result_and_holds_the_recording(tmp_path, recording):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    done = run(tmp_path / "result.json", recording)
+    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "result.html"), done.stderr
+    page = (tmp_path / "result.html").read_text()
+    assert '<audio id="audio" preload="auto" src="data:audio/wav;base64,UklGR' in page and '<svg class="wave"' in page
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+
+
+def test_a_large_recording_is_linked_by_its_relative_path(tmp_path, recording, monkeypatch, capsys):
+    monkeypatch.setattr(view, "EMBEDDED_BYTES", 1000)
+    (tmp_path / "pages").mkdir()
+    file = tmp_path / "a talk.wav"
+    file.write_bytes(recording.read_bytes())
+    view.write(tmp_path / "pages" / "page.html", RESULT, file, "talk")
+    assert 'src="../a%20talk.wav"' in (tmp_path / "pages" / "page.html").read_text()
+    assert "must stay where it is" in capsys.readouterr().err
+
+
+def test_the_waveform_follows_the_sound(recording):
+    levels, seconds = view.waveform(recording)
+    half = len(levels) // 2
+    assert seconds == SECONDS and len(levels) == SECONDS / view.LEVEL_SECONDS
+    assert max(levels[:half]) == 0 and min(levels[half:]) > 0.9
+
+
+def test_runpods_envelope_gives_the_same_page():
+    wrapped = {"id": "x", "status": "COMPLETED", "delayTime": 1, "executionTime": 2, "output": RESULT}
+    assert view.result_in(wrapped) is RESULT and view.result_in(RESULT) is RESULT
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        ([], "it must be the object that the worker or RunPod answers"),
+        ({"id": "x", "status": "IN_PROGRESS"}, "The job is IN_PROGRESS and has no output"),
+        ({"error": "It is too long.", "error_code": "audio_too_long"}, "The job failed, .* too long. .audio_too_long."),
+        ({"id": "x", "status": "FAILED", "error": "No.", "output": {"error_code": "host_not_found"}}, "No. .host_not_found."),
+        ({"text": "One.", "srt": "1 …"}, 'must be one of "output_format": "json"'),
+        ({"text": "One.", "segments": [], "reduced_to": "text"}, "no segments, so no times"),
+    ],
+)
+def test_what_is_no_transcript_is_told_in_one_sentence(answer, said):
+    with pytest.raises(view.Unviewable, match=said):
+        view.result_in(answer)
+
+
+@pytest.mark.parametrize(
+    "broken, said",
+    [
+        ({"segments": [word("Two", 0)]}, r"segments\[0\] is .*Two.* in order"),
+        ({"segments": ["One"]}, r"segments\[0\] is 'One'"),
+        ({"segments": [{"text": "One", "start": None}]}, r"segments\[0\].start is None; it must be a number of seconds"),
+        ({"segments": [{"text": "One", "start": 0, "end": float("nan")}]}, r"segments\[0\].end is nan"),
+        ({"failed_spans": [3]}, r"failed_spans\[0\].start is None"),
+        ({"retries": "loop"}, "retries is 'loop'; it must be a list"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(broken, said):
+    with pytest.raises(view.Unviewable, match=said):
+        view.render({"text": "One.", "segments": [word("One", 0)]} | broken, "t")
+
+
+def test_a_file_that_is_no_json_or_no_recording_ends_with_one_line(tmp_path):
+    (tmp_path / "good.json").write_text(json.dumps(RESULT))
+    (tmp_path / "bad.json").write_text("{oh")
+    for arguments, said in (
+        (["bad.json"], "bad.json is not JSON"),
+        (["none.json"], "No such file"),
+        (["good.json", "bad.json"], "bad.json cannot be played: "),
+    ):
+        done = run(*(tmp_path / name for name in arguments))
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr
+        assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=1, max_size=5))
+def test_no_text_becomes_markup_or_a_place_to_fill_in(texts):
+    texts = ["</title><b>", *(text.strip() for text in texts), "</script><b>", "{{times}}", "<!--"]
+    words = [word(text, i) for i, text in enumerate(texts)]
+    hostile = {"text": " ".join(texts), "segments": words, "language_detected": texts[0], "warnings": texts}
+    empty = view.render({"text": "", "segments": []}, "")
+    page = view.render(hostile, texts[0])
+    assert page.count("<script") == empty.count("<script") and "<b>" not in page and page.count("<!--") == empty.count("<!--")
+    shown = [html.unescape(text) for text in re.findall(r'<span class="w">(.*?)</span>', page, re.DOTALL)]
+    assert shown == texts
+
+
+def test_sentences_and_what_is_special_about_their_words():
+    page = view.render(RESULT, "t")
+    assert "".join(sentences(page)).replace(" ", "") == RESULT["text"].replace(" ", "") and len(sentences(page)) == 5
+    assert marked(page, "estimated") == ["script", "img"]
+    assert marked(page, "mended") == ["src", "x", "onerror", "alert", "1", "you"]
+    assert marked(page, "kept") == ["مرحبا", "بالعالم"] and marked(page, "now") == []
+    assert re.findall(r'<p dir="auto" lang="(\w+)"', page) == ["en", "en", "zh", "ar", "en"]
+
+
+def test_what_is_missing_and_what_was_asked_again_stand_where_they_are():
+    blocks = re.findall(r'<div class="(s|note \w+)">.*?data-at="([\d.]+)".*?<p[^>]*>(.*?)</p>', view.render(RESULT, "t"))
+    assert [(kind, float(at)) for kind, at, _ in blocks] == [
+        ("s", 0.2), ("note mended", 3.9), ("s", 3.0), ("s", 8.0),
+        ("note kept", 10.5), ("s", 11.0), ("note failed", 13.0), ("s", 17.0),
+    ]  # fmt: skip
+    assert blocks[6][2] == "to 0:16.0: not transcribed (timeout)" and "too_much, language" in blocks[4][2]
+
+
+def test_the_strip_shows_the_account_in_shares_of_the_recording():
+    page = view.render(RESULT, "t", seconds=20.0)
+    spans = re.findall(r'<i class="span (\w+)" style="left:([\d.]+)%;width:([\d.]+)%">', page)
+    assert {("failed", "65.000", "15.000"), ("mended", "19.500", "18.000"), ("kept", "52.500", "10.000")} < {*spans}
+    assert [float(left) for kind, left, _ in spans if kind == "heard"] == [1.0, 15.0, 40.0, 55.0, 85.0]
+
+
+def test_the_legend_names_what_occurs_and_nothing_else():
+    legend = re.compile(r'<i class="key (\w+)">')
+    assert legend.findall(view.render(RESULT, "t")) == ["heard", "estimated", "mended", "kept", "failed"]
+    assert legend.findall(view.render({"text": "One.", "segments": [word("One", 0)]}, "t")) == ["heard"]
+
+
+def test_sentences_without_words_and_a_recording_without_either_are_shown():
+    spoken = {"text": "One two. Three.", "segments": [word("One two.", 0), word("Three.", 5)]}
+    assert sentences(view.render(spoken, "t")) == ["One two.", "Three."]
+    assert "nothing heard" in view.render({"text": "", "segments": [], "language_detected": None}, "t")
+
+
+def test_ten_hours_of_words_make_a_page_of_some_megabytes():
+    """100 000 words and 600 retries; sentences out of sight are not laid out."""
+    segments = [word("word", i * 0.36) | {"end": i * 0.36 + 0.3} for i in range(100_000)]
+    retries = [{"start": i * 60, "end": i * 60 + 50, "reasons": ["loop"], "outcome": "mended"} for i in range(600)]
+    page = view.render({"text": " ".join(["word"] * 100_000), "segments": segments, "retries": retries}, "t")
+    assert page.count('<span class="w') == 100_000 and len(page) < 8_000_000 and "content-visibility: auto" in page
+
+
+# in a browser
+
+
+@pytest.fixture(scope="module")
+def tab():
+    if not browser.CHROMIUM:
+        pytest.skip("Chromium is not installed")
+    with browser.chromium() as tab:
+        yield tab
+
+
+@pytest.fixture
+def page(tab, tmp_path, recording):
+    """The tab with the page of RESULT and its recording."""
+    view.write(tmp_path / "page.html", RESULT, recording, "A talk")
+    tab.requests.clear()
+    tab.complaints.clear()
+    tab.open(tmp_path / "page.html")
+    tab.until("audio.readyState >= 2")
+    return tab
+
+
+NOW = "[...words].findIndex(w => w.classList.contains('now'))"
+FOCUS = "[...words].indexOf(document.activeElement)"
+
+
+def test_the_word_of_the_moment_is_highlighted_and_in_view_and_none_in_a_pause(page, tmp_path):
+    page.open(tmp_path / "page.html", height=360)
+    page.until("audio.readyState >= 2")
+    for i, start in enumerate(STARTS):
+        page.value(f"audio.currentTime = {start + 0.2}")
+        page.until(f"{NOW} === {i}")
+        page.until("words[last].getBoundingClientRect().bottom <= innerHeight")
+        page.until("words[last].getBoundingClientRect().top >= $('timeline').getBoundingClientRect().bottom")
+    page.value("audio.currentTime = 14.5")
+    page.until(f"{NOW} === -1")
+
+
+def test_the_highlight_follows_while_it_plays_at_every_frame(page):
+    """A browser tells the time four times a second, which is less than a word may last."""
+    page.value("window.moves = window.updates = 0, audio.addEventListener('timeupdate', () => window.updates++), 0")
+    page.value("new MutationObserver(() => window.moves++).observe($('head'), { attributes: true })")
+    page.click("#play")
+    page.until(f"{NOW} === 1 && audio.currentTime >= 0.8")
+    assert page.value("moves") > page.value("updates + 2")
+    page.click("#play")
+    assert page.until("audio.paused")
+
+
+def test_a_click_on_a_word_or_a_time_plays_from_there(page):
+    page.click(".w", 10)
+    assert STARTS[10] <= page.until("!audio.paused && audio.currentTime") < STARTS[10] + 5
+    page.press(" ")
+    page.until("audio.paused")
+    page.click(".note.failed .t")
+    assert 13.0 <= page.until("!audio.paused && audio.currentTime") < 17.0
+
+
+def test_the_keyboard_alone_is_enough(page):
+    page.press("Tab", 4)
+    assert page.value(FOCUS) == 0, "play, position and follow come before the words, which are one stop"
+    page.press("ArrowRight", 2)
+    assert page.value(FOCUS) == 2 and page.value("audio.currentTime") == STARTS[2]
+    assert page.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.press("ArrowLeft")
+    assert page.value(FOCUS) == 1
+    page.press("ArrowDown", 2)
+    assert page.value(FOCUS) == 10, "the third sentence"
+    page.press("ArrowUp")
+    assert page.value(FOCUS) == 2
+    page.press("Enter")
+    page.until("!audio.paused")
+    page.press(" ")
+    page.until("audio.paused")
+    page.press(" ")
+    page.until("!audio.paused")
+
+
+def test_left_goes_forward_in_a_text_from_right_to_left(page):
+    page.value(f"goTo({ARABIC[0]})")
+    assert page.value("getComputedStyle(document.activeElement.closest('p')).direction") == "rtl"
+    page.press("ArrowLeft")
+    assert page.value(FOCUS) == ARABIC[1]
+
+
+def test_the_slider_moves_the_recording(page):
+    page.click("#position")
+    assert page.value("audio.currentTime") == pytest.approx(SECONDS / 2, abs=0.1)
+
+
+def test_nothing_is_fetched_and_no_text_runs(page):
+    page.click("#play")
+    page.until("audio.currentTime > 0.1")
+    assert [url for url in page.requests if not url.startswith(("file:", "data:"))] == [] and page.complaints == []
+    assert len([url for url in page.requests if url.startswith("file:")]) == 1, "the page itself"
+    page.value("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 1\">')")
+    assert page.until("document.images.length === 1 && document.images[0].complete") and page.value("window.ran === undefined")
+
+
+def test_nothing_overflows_on_a_phone_and_its_targets_can_be_hit(page, tmp_path):
+    page.open(tmp_path / "page.html", width=360, height=740, touch=True)
+    assert page.value("document.documentElement.scrollWidth") == 360
+    for selector, pixels in (("#play, label, #position", 44), (".t", 24)):
+        heights = page.value(f"[...document.querySelectorAll('{selector}')].map(e => e.getBoundingClientRect().height)")
+        assert min(heights) >= pixels, selector
+
+
+def test_without_a_recording_the_words_are_still_looked_through(tab, tmp_path):
+    view.write(tmp_path / "page.html", RESULT, None, "A talk")
+    tab.open(tmp_path / "page.html")
+    assert tab.value("audio === null && $('play').offsetParent === null")
+    tab.click(".w", 3)
+    assert tab.value(NOW) == 3
+    tab.press("ArrowRight")
+    assert tab.value(NOW) == 4
+
+
+def test_a_recording_that_is_gone_is_told(tab, tmp_path, recording, monkeypatch):
+    monkeypatch.setattr(view, "EMBEDDED_BYTES", 0)
+    file = tmp_path / "gone.wav"
+    file.write_bytes(recording.read_bytes())
+    view.write(tmp_path / "page.html", RESULT, file, "A talk")
+    file.unlink()
+    tab.open(tmp_path / "page.html")
+    assert "cannot play" in tab.until("$('trouble').textContent")
