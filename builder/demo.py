@@ -17,6 +17,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import view
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "tests" / "recordings" / "demo.mp3"
 HEARTBEAT_SECONDS = 10
@@ -28,7 +30,10 @@ def main() -> int:
     parser.add_argument("recording", nargs="?", default=str(DEMO), help="a file or an http(s) URL (default: the bundled recording)")
     parser.add_argument("--language", default="auto", help="the language spoken (default: auto)")
     parser.add_argument("--context", help="words to expect: names, terms")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also write an HTML page that plays it and highlights each word")
     a = parser.parse_args()
+    if a.page and not a.page.parent.is_dir():
+        parser.error(f"--page: there is no folder {a.page.parent}.")
     job_input = {"language": a.language} | ({"initial_context": a.context} if a.context else {})
     began = time.monotonic()
     with served(a.recording) as url:
@@ -37,6 +42,12 @@ def main() -> int:
         print(f"\nThe job failed: {result['error']} ({result['error_code']})" if result else "\nThe worker failed.", file=sys.stderr)
         return 1
     show(a.recording, result, time.monotonic() - began)
+    if a.page:
+        file = Path(a.recording)
+        view.write(a.page, result, file if file.is_file() else None, file.name)
+        print(f"\nThe page to look at it: {a.page}")
+    else:
+        print("\nTo look at it while it plays, add --page transcript.html")
     return 0
 
 

@@ -74,14 +74,17 @@ def test_without_a_gpu_a_line_says_that_the_cpu_is_used():
     assert out.returncode == 1 and "no GPU that this vLLM can use: the models run on the CPU" in out.stdout
 
 
-def test_the_demo_prints_what_is_said_in_the_bundled_recording():
+def test_the_demo_prints_what_is_said_in_the_bundled_recording_and_writes_its_page(tmp_path):
     demo = json.loads((ROOT / "tests" / "recordings" / "demo.json").read_text())
-    out = subprocess.run(["bash", ROOT / "builder" / "demo.sh"], capture_output=True, text=True, timeout=START_SECONDS)
+    command = ["bash", ROOT / "builder" / "demo.sh", "--page", tmp_path / "page.html"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
     assert out.returncode == 0, out.stderr
     printed = out.stdout.split("\n\n")[1]
     said, heard = [plain(w) for w in demo["text"].split()], [plain(w) for w in printed.split()]
     assert matched(said, heard)[0] <= 0.02 * len(said)
     assert "Language   English" in out.stdout and "00:00." in out.stdout
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<span class="w') == len(heard) and 'src="data:audio/mpeg;base64,' in page
 
 
 @pytest.fixture
