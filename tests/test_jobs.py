@@ -30,7 +30,7 @@ from material import ENGLISH, noise, silence
 from test_asr import Prompts
 from transcript import ChunkResult
 
-NOTHING = {"language_detected": None, "languages": [], "text": "", "segments": []}
+NOTHING = {"language_detected": None, "language_code": None, "languages": [], "text": "", "segments": []}
 
 
 @pytest.fixture
