@@ -25,8 +25,8 @@ RUN python3 -m venv --system-site-packages --without-pip /opt/worker
 ENV PATH=/opt/worker/bin:${PATH}
 
 # The versions the tests ran with, from their lock; torch and vLLM are the image's own. qwen-asr comes without what only
-# its demo needs (gradio, flask and 50 more, 200 MB); what it does need stands in requirements.txt. The check is for
-# another torch or vLLM than the image's: that would show only on a GPU, at the first job.
+# its demo needs (gradio, flask and what these bring: 250 MB); what it does need stands in requirements.txt. The check is
+# for another torch or vLLM than the image's: that would show only on a GPU, at the first job.
 ARG PIP_INDEX_URL
 COPY requirements.txt builder/environment.txt builder/check_image.py /tmp/build/
 RUN set -eu; cd /tmp/build; \

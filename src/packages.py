@@ -4,7 +4,8 @@ from importlib.util import find_spec
 
 # what each package of requirements.txt is imported as
 MODULES = (
-    "runpod", "vllm", "torch", "qwen_asr", "transformers", "librosa", "soundfile", "huggingface_hub", "httpx", "httpcore", "webrtcvad", "av", "numpy",
+    "runpod", "vllm", "torch", "qwen_asr", "accelerate", "nagisa", "soynlp", "transformers", "librosa", "soundfile", "huggingface_hub",
+    "httpx", "httpcore", "webrtcvad", "av", "numpy",
 )  # fmt: skip
 
 

@@ -56,7 +56,8 @@ class Builder:
     name: str
 
     def build(self, tag: str, context: Path, *arguments: str) -> subprocess.CompletedProcess:
-        command = [*self.command, "build", *self.options, "--platform", "linux/amd64", *arguments, "-t", self.tag(tag), str(context)]
+        options = [*self.options, "--platform", "linux/amd64", "-t", self.tag(tag)]
+        command = [*self.command, "build", *options, *arguments, str(context)]
         return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, env=os.environ | {"HF_TOKEN": TOKEN})
 
     def tag(self, name: str) -> str:
@@ -82,7 +83,8 @@ def _files(archive: tarfile.TarFile, name: str) -> dict[str, bytes]:
 
 
 def find_builder(folder: Path) -> Builder:
-    if shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True, timeout=DEADLINE_SECONDS).returncode == 0:
+    running = ["docker", "info"]
+    if shutil.which("docker") and subprocess.run(running, capture_output=True, timeout=DEADLINE_SECONDS).returncode == 0:
         return Builder(["docker"], ["--network", "none"], "docker")
     if shutil.which("buildah"):
         store = ["--root", str(folder / "store"), "--runroot", str(folder / "run"), "--storage-driver", "vfs"]
@@ -93,7 +95,8 @@ def find_builder(folder: Path) -> Builder:
 def write_stub(folder: Path) -> None:
     """The context of a base image that holds COMMANDS, the libraries that these load, and PYTHON3."""
     binaries = [Path(shutil.which(name)) for name in COMMANDS]
-    libraries = {path for binary in binaries for path in re.findall(r"(/\S+) \(0x", subprocess.check_output(["ldd", binary], text=True))}
+    loaded = subprocess.check_output(["ldd", *binaries], text=True)
+    libraries = set(re.findall(r"(/\S+) \(0x", loaded))
     for source, target in [(b, f"usr/bin/{b.name}") for b in binaries] + [(path, path[1:]) for path in libraries]:
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(source).resolve(), folder / target)
@@ -154,7 +157,10 @@ def images(tmp_path_factory) -> Iterator[dict[str, Image]]:
 
 def test_packages_are_installed_and_checked_before_the_weights_are_fetched(images):
     steps = [re.match(r"python3 (?:-m )?(\S+ ?\S*)", call)[1] for call in images["plain"].calls]
-    assert steps == ["venv --system-site-packages", "pip list", "pip install", "pip install", "check_image.py requirements.txt", "/tmp/fetch/builder/fetch_models.py |", "-c from", "compileall -q"]
+    assert steps == [
+        "venv --system-site-packages", "pip list", "pip install", "pip install", "check_image.py requirements.txt",
+        "/tmp/fetch/builder/fetch_models.py |", "-c import", "compileall -q",
+    ]  # fmt: skip
 
 
 def test_torch_and_vllm_stay_the_base_images(images):
@@ -203,9 +209,10 @@ def test_the_image_starts_the_worker(images):
 
 
 def test_the_image_says_what_it_is(images):
-    labels = {name: value for name, value in images["mirrors"].config["config"]["Labels"].items() if name.startswith("org.opencontainers")}
-    assert {name.rpartition(".")[2] for name in labels} == {"title", "description", "source", "licenses", "version"}
-    assert labels["org.opencontainers.image.version"] == "1.2.3" and labels["org.opencontainers.image.source"] == "http://git.example"
+    all_labels = images["mirrors"].config["config"]["Labels"].items()
+    labels = {name.rpartition(".")[2]: value for name, value in all_labels if name.startswith("org.opencontainers.image.")}
+    assert labels.keys() == {"title", "description", "source", "licenses", "version"}
+    assert (labels["version"], labels["source"]) == ("1.2.3", "http://git.example")
 
 
 def test_the_build_reads_the_default_models_from_the_settings_and_nothing_else_of_them(images):

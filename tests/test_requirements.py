@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 UV = Path(sysconfig.get_path("scripts")) / "uv"
 SETUP = (ROOT / "builder" / "setup.sh").read_text()
 NEVER_IMPORTED = {"gradio"}  # pinned for pip's sake
-OF_QWEN_ASR = {"librosa", "soundfile"}  # imported by it alone
+OF_QWEN_ASR = {"librosa", "soundfile", "accelerate", "nagisa", "soynlp"}  # used by it alone
 
 
 def pins(path: str) -> dict[str, str]:

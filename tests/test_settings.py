@@ -108,13 +108,13 @@ def test_an_unknown_device_is_refused(value):
 
 
 def test_a_chunk_target_above_its_limit_is_lowered_and_logged(caplog):
-    settings = load_settings(MODELS | {"CHUNK_TARGET_SECONDS": "20", "CHUNK_LIMIT_SECONDS": "10"})
+    settings = load_settings({"CHUNK_TARGET_SECONDS": "20", "CHUNK_LIMIT_SECONDS": "10"})
     assert (settings.chunk_target_seconds, settings.chunk_limit_seconds) == (10, 10)
     assert caplog.messages == ["CHUNK_TARGET_SECONDS is 20, above CHUNK_LIMIT_SECONDS; it is lowered to 10."]
 
 
 def test_a_chunk_limit_below_the_targets_default_is_enough_by_itself():
-    assert load_settings(MODELS | {"CHUNK_LIMIT_SECONDS": "30"}).chunk_target_seconds == 30
+    assert load_settings({"CHUNK_LIMIT_SECONDS": "30"}).chunk_target_seconds == 30
 
 
 def test_a_chunk_limit_above_the_aligners_is_refused():
