@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 300
 TOKEN = "hf_never_in_a_layer"
 COMMANDS = ("sh", "cat", "chmod", "grep", "mkdir", "rm", "sed")  # of this machine, with their libraries
 PYTHON3 = """#!/bin/sh
