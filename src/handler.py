@@ -225,7 +225,11 @@ def load_models() -> None:
     asr = Recogniser(options)
     gate = Gate(CHUNKS_BY_CAPACITY * asr.capacity)
     log.info(f"loading the aligner {settings.aligner_name}")
-    aligner = Aligner(aligner_model, device, settings.aligner_batch_seconds, options.aligner_share)
+    try:
+        aligner = Aligner(aligner_model, device, settings.aligner_batch_seconds, options.aligner_share)
+    except BaseException:
+        asr.kill()  # the interpreter's end waits for the engine's process
+        raise
     gc.collect()
     log.info("waiting for the recogniser")
     asr.wait_until_ready()
@@ -276,12 +280,12 @@ def main() -> None:
         load_models()
     except (SettingsError, WeightsError) as error:
         sys.exit(f"error: {error}")
-    log.info("warming up")
-    asyncio.run(check())
-    log.info(f"ready after {time.monotonic() - began:.1f} s")
-    on_show = "--test_input" in sys.argv or not ({"--rp_serve_api"} & {*sys.argv} or "RUNPOD_WEBHOOK_GET_JOB" in os.environ)
-    runpod.serverless.register_fitness_check(check)
     try:
+        log.info("warming up")
+        asyncio.run(check())
+        log.info(f"ready after {time.monotonic() - began:.1f} s")
+        on_show = "--test_input" in sys.argv or not ({"--rp_serve_api"} & {*sys.argv} or "RUNPOD_WEBHOOK_GET_JOB" in os.environ)
+        runpod.serverless.register_fitness_check(check)
         runpod.serverless.start({"handler": handler_on_show if on_show else handler, "concurrency_modifier": jobs_at_once})
         if lost := JobsProgress().get_job_list():
             log.warn(f"taken too late before the end, neither run nor answered: {lost}")

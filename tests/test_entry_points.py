@@ -1,5 +1,6 @@
 """The worker as users start it: --test_input through the demo, a test_input.json, --rp_serve_api."""
 
+import gc
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from audio import SAMPLE_RATE
 from material import ENGLISH
 from request import parse_request
 from scoring import matched
+from settings import load_settings
 from speech import plain
 from standin_hub import COMMIT, MODELS, Hub
 
@@ -72,6 +74,55 @@ def test_without_a_gpu_a_line_says_that_the_cpu_is_used():
     environment = os.environ | {"DEVICE": "auto", "MODEL_NAME": "no/such-model", "HF_HUB_OFFLINE": "1"}  # so that it ends soon
     out = subprocess.run([sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=START_SECONDS)
     assert out.returncode == 1 and "no GPU that this vLLM can use: the models run on the CPU" in out.stdout
+
+
+class Closing:
+    """Stands for the recogniser and the aligner, and notes how it was ended."""
+
+    capacity = 1
+
+    def __init__(self):
+        self.ended = ""
+
+    def close(self) -> None:
+        self.ended = "closed"
+
+    def kill(self) -> None:
+        self.ended = "killed"
+
+
+def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
+    """Or the process would never end: the interpreter waits for the engine's."""
+    import handler
+
+    async def broken():
+        raise RuntimeError("no memory")
+
+    recogniser, aligner = Closing(), Closing()
+    monkeypatch.setattr(handler.signal, "signal", lambda *_: None)
+    for name, value in {"settings": None, "asr": recogniser, "aligner": aligner, "load_models": lambda: None, "check": broken}.items():
+        monkeypatch.setattr(handler, name, value, raising=False)
+    with pytest.raises(RuntimeError, match="no memory"):
+        handler.main()
+    assert (recogniser.ended, aligner.ended) == ("closed", "closed")
+
+
+def test_an_aligner_that_does_not_load_ends_the_engine(monkeypatch):
+    import handler
+
+    def broken(*_):
+        raise RuntimeError("no memory")
+
+    recogniser = Closing()
+    monkeypatch.setattr(handler, "settings", load_settings(os.environ), raising=False)
+    for name in ("asr", "gate"):
+        monkeypatch.setattr(handler, name, None, raising=False)
+    for name, value in {"find_device": lambda _: ("cpu", 0), "Recogniser": lambda _: recogniser, "Aligner": broken}.items():
+        monkeypatch.setattr(handler, name, value)
+    with pytest.raises(RuntimeError, match="no memory"):
+        handler.load_models()
+    assert recogniser.ended == "killed"
+    gc.enable()
 
 
 def test_the_demo_prints_what_is_said_in_the_bundled_recording_and_writes_its_page(tmp_path):
