@@ -85,6 +85,7 @@ CMD ["python3", "-u", "handler.py"]
 
 ARG VERSION=dev
 ARG SOURCE
+ENV WORKER_VERSION=${VERSION}
 LABEL org.opencontainers.image.title="qwen3-asr-runpod" \
       org.opencontainers.image.description="RunPod Serverless worker: the URL of a recording in, its transcript with a time for every word out" \
       org.opencontainers.image.source="${SOURCE}" \

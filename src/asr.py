@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,13 @@ import numpy as np
 
 from admission import Gate, rank
 from audio import SAMPLE_RATE, AudioChunk, waveform
-from engine import BAKED_CACHE, CONTEXT_TOKENS, ENVIRONMENT, RENDERERS, EngineOptions, answer_tokens, bring_model_info
-from errors import EngineDead, RecognitionError
+from engine import (
+    BAKED_CACHE, CONTEXT_TOKENS, ENVIRONMENT, RENDERERS, VOCABULARY_TOKENS, EngineOptions, answer_tokens, bring_model_info,
+)  # fmt: skip
+from errors import EngineDead, InvalidRequest, RecognitionError
 
 SEED = 0  # of sampling
-CONTEXT_SPEECH_SECONDS = 1.0  # with less speech there is little to hear, and a context is printed in its stead
+CONTEXT_SPEECH_SECONDS = 1.0  # with less speech there is little to hear, and what the prompt holds is printed in its stead
 TEXT_TAG = "<asr_text>"  # between the language and the text of an answer
 
 
@@ -39,6 +41,18 @@ class Hypothesis:
     finish_reason: str  # vLLM's: "stop", or "length" where it was cut off
     num_tokens: int
     spectrum: np.ndarray | None = None  # (mel bands, frames) float32 of the chunk; the aligner takes the same
+    prompt_tokens: int = 0  # those of the audio included
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Names and terms that may come up in any chunk of a recording."""
+
+    terms: tuple[str, ...] = ()
+    token_ids: tuple[int, ...] = ()  # of all of them, as they stand in a prompt
+
+
+NO_VOCABULARY = Vocabulary()
 
 
 class Recogniser:
@@ -90,32 +104,56 @@ class Recogniser:
         self._engine.shutdown()
         del self._engine  # now: at the interpreter's end its destructor finds its modules gone
 
-    async def transcribe(self, chunk: AudioChunk, language: str | None, context: str, temperature: float = 0.0) -> Hypothesis:
+    def vocabulary(self, terms: Sequence[str]) -> Vocabulary:
+        """`terms` as they go into prompts: without special tokens, and with commas between, so that a term may have spaces.
+
+        Raises InvalidRequest where they are more than VOCABULARY_TOKENS.
+        """
+        kept, token_ids = [], []
+        for i, term in enumerate(terms):
+            if not (term := without(self._special, term).strip()):
+                continue
+            token_ids += self._tokenizer.encode(f", {term}" if kept else term, add_special_tokens=False)
+            if len(token_ids) > VOCABULARY_TOKENS:
+                raise InvalidRequest(
+                    f"vocabulary is longer than the {VOCABULARY_TOKENS} tokens allowed: vocabulary[{i}], {term!r}, is the first of its "
+                    f"{len(terms)} terms that does not fit; it must be cut to those that matter most."
+                )
+            kept.append(term)
+        return Vocabulary(tuple(kept), tuple(token_ids))
+
+    async def transcribe(
+        self, chunk: AudioChunk, language: str | None, context: str, temperature: float = 0.0, vocabulary: Vocabulary = NO_VOCABULARY
+    ) -> Hypothesis:
         """What is said in `chunk`: in `language` (one of the model's names) or in the one it detects.
 
         The same call gives the same answer: greedy at `temperature` 0, and sampled with a fixed seed over that.
         Raises EngineDead when the engine is gone, RecognitionError when it refuses the chunk.
         """
-        return await asyncio.wrap_future(self._submit(self._transcribe(chunk, language, context, temperature)))
+        return await asyncio.wrap_future(self._submit(self._transcribe(chunk, language, context, temperature, vocabulary)))
 
     def _submit(self, coroutine: Coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    async def _transcribe(self, chunk: AudioChunk, language: str | None, context: str, temperature: float) -> Hypothesis:
+    async def _transcribe(
+        self, chunk: AudioChunk, language: str | None, context: str, temperature: float, vocabulary: Vocabulary
+    ) -> Hypothesis:
         if chunk.speech_seconds < CONTEXT_SPEECH_SECONDS:
-            context = ""
-        output, spectrum = await self._generate(chunk, self._prompt(context, language), temperature)
+            context, vocabulary = "", NO_VOCABULARY
+        result, spectrum = await self._generate(chunk, self._prompt(context, language, vocabulary), temperature)
+        (output,) = result.outputs
         heard, text = parsed(output.text, language)
-        return Hypothesis(text, heard, output.finish_reason, len(output.token_ids), spectrum)
+        return Hypothesis(text, heard, output.finish_reason, len(output.token_ids), spectrum, len(result.prompt_token_ids))
 
-    def _prompt(self, context: str, language: str | None) -> list[int]:
-        context_ids = self._tokenizer.encode(without(self._special, context), add_special_tokens=False)
-        before, after = prompt_around(language)
-        encode = self._tokenizer.encode
-        return encode(before, add_special_tokens=False) + context_ids[-CONTEXT_TOKENS:] + encode(after, add_special_tokens=False)
+    def _prompt(self, context: str, language: str | None, vocabulary: Vocabulary) -> list[int]:
+        """The vocabulary, whole; then, on a line of its own, the end of the context: as much as CONTEXT_TOKENS leave for it."""
+        texts = (*prompt_around(language), "\n", without(self._special, context))
+        before, after, line_end, rest = (self._tokenizer.encode(text, add_special_tokens=False) for text in texts)
+        first = [*vocabulary.token_ids, *(line_end if vocabulary.terms and rest else [])]
+        return before + first + rest[-(CONTEXT_TOKENS - len(first)) :] + after
 
     async def _generate(self, chunk: AudioChunk, prompt_ids: list[int], temperature: float):
-        """(vLLM's CompletionOutput, the chunk's spectrum) of one decode.
+        """(vLLM's RequestOutput, the chunk's spectrum) of one decode.
 
         No penalty: vLLM would make two tensors of batch x vocabulary for it, 0.5 GB that its memory profile does not count.
         """
@@ -133,7 +171,7 @@ class Recogniser:
             rendered, spectrum = await self._rendered(chunk, prompt_ids)
             async for result in self._engine.generate(rendered, sampling, request_id=str(next(self._ids)), priority=rank(chunk.index)):
                 pass
-            return result.outputs[0], spectrum
+            return result, spectrum
         except EngineDeadError as error:
             raise EngineDead("The speech engine has died; this worker is being replaced. Please send the job again.") from error
         except Exception as error:

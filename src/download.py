@@ -9,7 +9,7 @@ import functools
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,8 +31,10 @@ class Arrival:
 
 
 @asynccontextmanager
-async def download(url: str, folder: Path, *, max_bytes: int, timeout: float) -> AsyncIterator[Arrival]:
-    """Fetch `url` into a file in `folder`, at most `max_bytes`, within `timeout` seconds in all.
+async def download(
+    url: str, folder: Path, *, max_bytes: int, timeout: float, timer: AbstractContextManager = nullcontext()
+) -> AsyncIterator[Arrival]:
+    """Fetch `url` into a file in `folder`, at most `max_bytes`, within `timeout` seconds in all; `timer` runs until then.
 
     The context begins with the file's first bytes and is cancelled when the rest does not come; the error then is, as
     before it, a DownloadError: AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge, DownloadTimeout, or
@@ -40,15 +42,16 @@ async def download(url: str, folder: Path, *, max_bytes: int, timeout: float) ->
     """
     fetch = _Fetch(url, folder, max_bytes)
     async with asyncio.TaskGroup() as group:
-        fetching = group.create_task(_in_time(fetch, timeout))
+        fetching = group.create_task(_in_time(fetch, timeout, timer))
         yield await fetch.arrival
         fetching.cancel()  # if it has not ended: what was wanted of the file has been read
 
 
-async def _in_time(fetch: "_Fetch", timeout: float) -> None:
+async def _in_time(fetch: "_Fetch", timeout: float, timer: AbstractContextManager) -> None:
     try:
-        async with asyncio.timeout(timeout):
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(fetch.with_retries(), downloads()))
+        with timer:
+            async with asyncio.timeout(timeout):
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(fetch.with_retries(), downloads()))
     except TimeoutError:
         raise DownloadTimeout(f"audio_url did not arrive from {host_of(fetch.url)} in the time allowed.") from None
 

@@ -16,7 +16,8 @@ from settings import Settings
 GIB = 1024**3
 AUDIO_TOKENS_PER_SECOND = 13  # each second of 100 mel frames gives 13
 TEXT_TOKENS_PER_SECOND, FEWEST_TEXT_TOKENS = 30, 256  # cap of an answer; Greek and Hindi at a lively rate take up to 22 a second
-CONTEXT_TOKENS = 1024  # of a context, at most; its end counts most
+CONTEXT_TOKENS = 1024  # of vocabulary and context together, at most; of a context the end counts most
+VOCABULARY_TOKENS = 512  # of them for the vocabulary, about 150 names; the context keeps at least the rest
 PROMPT_TOKENS = 64  # of the prompt around context and audio, generously
 
 # GPU memory in GiB up to which → (chunks, tokens) in one step. A chunk of a minute is about 1200 tokens of cache. From ten such

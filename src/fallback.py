@@ -3,12 +3,14 @@
 A candidate is a row of answers that tile the chunk, each with its fault, if it has one. The fault of the first answer says
 which further decode is worth a try, and the better of the two candidates is kept:
 
-    context_echo             the same samples without the context
-    engine_error             the same samples once more, without the context
+    context_echo             the same samples without context and vocabulary; where they begin alike, the first answer stands
+    engine_error             the same samples once more, without context and vocabulary
     loop, cut_off, too_much  the two halves, each judged and mended in the same way; of a chunk under 20 s another sampling
     too_little               another sampling
     tail_missing             only the stretch behind the last word, added where it is healthy and as much as speech would be
 
+A context goes with the first answer only. The vocabulary goes with every decode, but for those two and that of a tail, which is
+music more often than speech; nor with the others where the first answer echoes it.
 The text of an answer that stays faulty is delivered all the same, and marked. A chunk fails only where no answer came.
 """
 
@@ -16,10 +18,12 @@ import re
 from asyncio import gather
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from functools import partial
 
 import numpy as np
 
-from asr import Hypothesis
+from asr import NO_VOCABULARY, Hypothesis, Vocabulary
 from audio import SAMPLE_RATE, AudioChunk
 from errors import EngineDead, RecognitionError
 from transcript import ChunkResult, Word
@@ -37,11 +41,12 @@ FIRST_WIDE, WIDE_LETTERS = 0x1100, 3  # from this code point on a character is a
 REPEATED = re.compile(r"(.{1,60}?)\1{9,}|(.{20,120}?)\2{3,}", re.DOTALL)  # 10 times in a row; 4 times, where it is long
 ECHO_LETTERS = 16  # of a context's beginning or end that make an echo, or all of one that has at least SHORTEST_ECHO
 SHORTEST_ECHO = 8
+ALIKE = 0.7  # of 1, by difflib: names, and what they sound like; of pairs of other words 95 in 100 are under 0.65
 NO_ANSWER = ("engine_error", "timeout")
 MENDED_BY_HALVES = ("loop", "cut_off", "too_much")
 MENDED_BY_SAMPLING = (*MENDED_BY_HALVES, "too_little")
 
-Recognise = Callable[[AudioChunk, str | None, str, float], Awaitable[Hypothesis]]  # chunk, language, context, temperature
+Recognise = Callable[[AudioChunk, str | None, str, float, Vocabulary], Awaitable[Hypothesis]]  # language, context, temperature
 Align = Callable[..., Awaitable[tuple[tuple[Word, ...], str | None]]]  # chunk, text, language, spectrum or None
 
 
@@ -54,6 +59,7 @@ class Answer:
     language: str | None = None
     spectrum: np.ndarray | None = None  # as the recogniser was given it
     fault: str | None = None
+    echo: str = ""  # the letters of its prompt that the text begins with
     reasons: tuple[str, ...] = ()  # the faults of the answers that were discarded for it
 
     def result(self, words: tuple[Word, ...] = (), warning: str | None = None) -> ChunkResult:
@@ -78,32 +84,35 @@ class Allowance:
         return True
 
 
-async def best_results(chunk: AudioChunk, language: str | None, context: str, recognise: Recognise, align: Align) -> list[ChunkResult]:
+async def best_results(
+    chunk: AudioChunk, language: str | None, context: str, vocabulary: Vocabulary, recognise: Recognise, align: Align
+) -> list[ChunkResult]:
     """The results of one chunk, in order: one, or several that tile it where its pieces gave more than the whole.
 
     `language`: to recognise in, or None to detect it. `recognise` raises EngineDead, which passes through, or
     RecognitionError or TimeoutError where there is no answer. `align` gives the words' times and a warning, if there is one.
     """
     allowance = Allowance(EXTRA_SHARE * chunk.duration)
-    ask = _asker(recognise, language)
+    ask = _asker(recognise, language, vocabulary)
     answers = await _best_answers(ask, chunk, context, allowance)
     return [result for results in await gather(*(_timed(ask, align, a, allowance) for a in answers)) for result in results]
 
 
-def _asker(recognise: Recognise, language: str | None):
-    """A function (chunk, context, temperature) → Answer."""
+def _asker(recognise: Recognise, language: str | None, vocabulary: Vocabulary):
+    """A function (chunk, context, temperature, vocabulary) → Answer."""
 
-    async def ask(chunk: AudioChunk, context: str = "", temperature: float = 0.0) -> Answer:
+    async def ask(chunk: AudioChunk, context: str = "", temperature: float = 0.0, vocabulary: Vocabulary = vocabulary) -> Answer:
         try:
-            heard = await recognise(chunk, language, context, temperature)
+            heard = await recognise(chunk, language, context, temperature, vocabulary)
         except EngineDead:
             raise
         except RecognitionError:
             return Answer(chunk, fault="engine_error")
         except TimeoutError:
             return Answer(chunk, fault="timeout")
-        fault = fault_in(heard, context, chunk.duration)
-        return Answer(chunk, collapsed(heard.text) if fault == "loop" else heard.text, heard.language, heard.spectrum, fault)
+        echo = echoed(context, vocabulary.terms, heard.text)
+        fault = fault_in(heard, echo, chunk.duration)
+        return Answer(chunk, collapsed(heard.text) if fault == "loop" else heard.text, heard.language, heard.spectrum, fault, echo)
 
     return ask
 
@@ -113,11 +122,15 @@ async def _best_answers(ask, chunk: AudioChunk, context: str, allowance: Allowan
     first = await ask(chunk, context)
     if first.fault in (None, "timeout") or not allowance.covers(chunk.duration):
         return (first,)
+    if first.echo or first.fault == "engine_error":
+        ask = partial(ask, vocabulary=NO_VOCABULARY)
     if first.fault in MENDED_BY_HALVES and chunk.duration >= HALVED_FROM_SECONDS:
         pieces = await gather(*(_best_answers(ask, half, "", allowance) for half in chunk.halves()))
         further = tuple(answer for piece in pieces for answer in piece)
     else:
         further = (await ask(chunk, temperature=OTHER_TEMPERATURE if first.fault in MENDED_BY_SAMPLING else 0.0),)
+    if first.fault == "context_echo" and alike(first.echo, plain(further[0].text)[: len(first.echo)]):
+        return (replace(first, fault=None),)
     best = min((first,), further, key=badness)
     return tuple(replace(answer, reasons=(first.fault, *answer.reasons)) for answer in best)
 
@@ -141,7 +154,7 @@ async def _timed(ask, align: Align, answer: Answer, allowance: Allowance) -> lis
     front, tail = chunk.split(tail_start(chunk, measured, end))
     if not allowance.covers(tail.duration):
         return [timed]
-    behind = await ask(tail)
+    behind = await ask(tail, vocabulary=NO_VOCABULARY)
     if not behind.text and not behind.fault:  # music
         return [timed]
     if behind.fault or letters_in(behind.text) < TAIL_LETTERS_PER_SECOND * tail.duration:
@@ -197,11 +210,11 @@ def tail_start(chunk: AudioChunk, measured: float, end: float) -> int:
     return max(first, sum(min(pauses, key=lambda pause: max(pause[0] - at, at - pause[1]))) // 2)
 
 
-def fault_in(heard: Hypothesis, context: str, seconds: float) -> str | None:
-    """What is wrong with the answer for a chunk of so many seconds, or None.
+def fault_in(heard: Hypothesis, echo: str, seconds: float) -> str | None:
+    """What is wrong with the answer for a chunk of so many seconds, or None. `echo`: what `echoed` says of it.
 
     "loop", "cut_off": it ran into its cap, repeating itself or not; "loop", "too_much": it says more than anyone can say in
-    the time, repeating itself or not; "context_echo": it begins like the context; "too_little": hardly anything for its
+    the time, repeating itself or not; "context_echo": it begins like its prompt; "too_little": hardly anything for its
     length. An answer without text is no fault: nothing was said, or nothing but music, laughter or noise.
     """
     if not heard.text:
@@ -210,7 +223,7 @@ def fault_in(heard: Hypothesis, context: str, seconds: float) -> str | None:
     cut_off = heard.finish_reason == "length"
     if cut_off or letters > MOST_LETTERS_PER_SECOND * max(seconds, RATED_SECONDS):
         return "loop" if REPEATED.search(heard.text) else "cut_off" if cut_off else "too_much"
-    if echoes(context, heard.text):
+    if echo:
         return "context_echo"
     if seconds >= HALVED_FROM_SECONDS and letters < LEAST_LETTERS_PER_SECOND * seconds:
         return "too_little"
@@ -239,11 +252,25 @@ def plain(text: str) -> str:
     return "".join(c for c in text.lower() if c.isalnum())
 
 
-def echoes(context: str, text: str) -> bool:
-    """Whether `text` begins like `context`, or with the end of it, letter by letter."""
-    given, said = plain(context), plain(text)
-    if len(given) < SHORTEST_ECHO:
-        return False
-    return said.startswith(given[:ECHO_LETTERS]) or any(
-        said.startswith(given[i:]) for i in range(len(given) - min(len(given), ECHO_LETTERS) + 1)
-    )
+def echoed(context: str, terms: Sequence[str], text: str) -> str:
+    """The letters of its prompt that `text` begins with, if they are more than chance would have; "" if not.
+
+    Of the context: its beginning, or its end. Of the terms: two or more, one after another as they stand in the list; a single
+    one may well be said. ECHO_LETTERS in all, or what there is, at least SHORTEST_ECHO; a wide character counts as in letters_in.
+    """
+    said, given, names = plain(text), plain(context), [name for name in map(plain, terms) if name]
+    starts = []
+    if len(given) >= SHORTEST_ECHO:
+        starts = [given[:ECHO_LETTERS], *(given[i:] for i in range(len(given) - min(len(given), ECHO_LETTERS) + 1))]
+    for i, run in enumerate(names[:-1]):
+        for name in names[i + 1 :]:
+            run += name
+            if letters_in(run) >= ECHO_LETTERS:
+                break
+        starts.append(run)
+    return next((start for start in starts if letters_in(start) >= SHORTEST_ECHO and said.startswith(start)), "")
+
+
+def alike(first: str, second: str) -> bool:
+    """Whether two texts in plain letters are two hearings of the same words."""
+    return SequenceMatcher(None, first, second).ratio() >= ALIKE

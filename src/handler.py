@@ -1,8 +1,8 @@
 """The worker: a RunPod job with the URL of a recording in, a transcript with a time for every word out.
 
-Job input:  audio_url; language ("auto", null or a name), initial_context, use_previous_context, segment_level,
+Job input:  audio_url; language ("auto", null or a name), vocabulary, initial_context, use_previous_context, segment_level,
             punctuation, allow_partial, start, end, channel.
-Output:     language_detected, languages, text, segments [{start, end, text, offset, length}], and sentences,
+Output:     language_detected, languages, duration, text, segments [{start, end, text, offset, length}], usage, and sentences,
             failed_spans, retries, warnings where there are any; or error, error_code, retryable.
 Beside the input: policy.executionTimeout is kept, s3Config takes results over RunPod's limit. /status shows the progress.
 
@@ -37,7 +37,7 @@ from runpod.serverless.modules.worker_state import JobsProgress
 
 from admission import Gate, rank
 from align import Aligner
-from asr import Hypothesis, Recogniser
+from asr import Hypothesis, Recogniser, Vocabulary
 from audio import AudioChunk, decode
 from delivery import bucket_for, deliver
 from download import download
@@ -50,6 +50,7 @@ from request import Request, parse_request
 from settings import Settings, load_settings
 from timing import estimated_words
 from transcript import SLIP_SECONDS, ChunkResult, Span, Transcript, Word, dominant_language, join, lone_slips, merge
+from usage import Usage
 from vad import CutRules, split_at_pauses
 from weights import WeightsError, find
 
@@ -68,20 +69,21 @@ health = Health(lambda: check(), lambda: asr.kill())
 
 async def handler(job: dict) -> dict:
     """One RunPod job → one result. Never raises but when it is cancelled; logs hold no text, context or URL."""
-    began = time.monotonic()
+    usage = Usage()
     try:
         request = parse_request(job.get("input"))
         async with time_allowed(job):
             async with progress_of(job) as progress:
                 async with temporary_folder() as folder:
-                    transcript = await transcribe_recording(request, folder, progress)
-            output = await deliver(transcript, request, settings.max_result_bytes, bucket_for(job, settings), f"{job.get('id')}.json")
+                    transcript = await transcribe_recording(request, folder, progress, usage)
+            cost = usage.to_output(transcript.duration, settings)
+            output = await deliver(transcript, request, cost, settings.max_result_bytes, bucket_for(job, settings), f"{job.get('id')}.json")
     except Exception as error:
         failure = as_worker_error(error)
-        log.warn(f"failed after {time.monotonic() - began:.1f} s: {failure.code}", job.get("id"))
+        log.warn(f"failed after {usage.seconds:.1f} s: {failure.code}", job.get("id"))
         refresh = {"refresh_worker": True} if isinstance(failure, EngineDead) else {}
         return failure.to_output() | refresh
-    log.info(f"done in {time.monotonic() - began:.1f} s", job.get("id"))
+    log.info(f"done in {usage.seconds:.1f} s", job.get("id"))
     return output
 
 
@@ -95,18 +97,19 @@ async def temporary_folder() -> AsyncIterator[Path]:
         await asyncio.to_thread(folder.cleanup)
 
 
-async def transcribe_recording(request: Request, folder: Path, progress: Progress) -> Transcript:
+async def transcribe_recording(request: Request, folder: Path, progress: Progress, usage: Usage) -> Transcript:
     """Download, decode, split, recognise, align and merge, all at once where it can be; files go to `folder`.
 
-    Raises Incomplete where no answer came for a chunk: at once, unless the request allows a partial transcript; then at the
-    end, where there is no text at all.
+    Raises InvalidRequest for a vocabulary that is too long, before any download, and Incomplete where no answer came for a chunk:
+    at once, unless the request allows a partial transcript; then at the end, where there is no text at all.
     """
     rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
+    vocabulary = asr.vocabulary(request.vocabulary)
     context, tasks, short = request.initial_context, [], {}
 
     async def transcribe(chunk: AudioChunk, context: str) -> list[ChunkResult]:
         try:
-            results = await transcribe_chunk(chunk, request.language, context)
+            results = await transcribe_chunk(chunk, request.language, context, vocabulary, usage)
         finally:
             gate.leave(entrance)
         if not request.allow_partial:
@@ -114,7 +117,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
         progress.seconds_done, progress.chunks_done = progress.seconds_done + chunk.duration, progress.chunks_done + 1
         return results
 
-    limits = dict(max_bytes=settings.max_download_bytes, timeout=settings.download_timeout_seconds)
+    limits = dict(max_bytes=settings.max_download_bytes, timeout=settings.download_timeout_seconds, timer=usage.time("download"))
     part = dict(start=request.start, end=request.end, channel=request.channel)
     async with (
         gate.entrance() as entrance,
@@ -123,9 +126,10 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
         decode(file.path, settings.max_audio_seconds, file.size, file.whole, **part) as pcm,
     ):
         progress.phase = "decoding"
-        async for chunk in split_at_pauses(pcm, rules, pcm.first):
+        async for chunk in usage.chunks(split_at_pauses(pcm, rules, pcm.first)):
             progress.seconds_known = pcm.duration
-            await gate.enter(entrance, rank(chunk.index))  # until there is a place, no more is decoded
+            with usage.time("waiting"):
+                await gate.enter(entrance, rank(chunk.index))  # until there is a place, no more is decoded
             tasks.append(task := group.create_task(transcribe(chunk, context)))
             if chunk.speech_seconds < SLIP_SECONDS and len(short) < SHORT_KEPT:
                 short[chunk.start] = chunk  # few and short: kept until the language of the rest is known
@@ -136,7 +140,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
         progress.phase, progress.seconds_known = "transcribing", pcm.duration
     results = [result for task in tasks for result in task.result()]
     if request.language is None:
-        results = await with_slips_reheard(results, short)
+        results = await with_slips_reheard(results, short, vocabulary, usage)
     transcript = merge(results, pcm.end, pcm.warning, pcm.start)
     if not transcript.text:
         raise_incomplete(results)
@@ -149,16 +153,18 @@ def raise_incomplete(results: list[ChunkResult]) -> None:
         raise Incomplete.in_spans([span.to_output() for span in failed])
 
 
-async def transcribe_chunk(chunk: AudioChunk, language: str | None, context: str) -> list[ChunkResult]:
+async def transcribe_chunk(
+    chunk: AudioChunk, language: str | None, context: str, vocabulary: Vocabulary, usage: Usage
+) -> list[ChunkResult]:
     """The results that tile one chunk: its own, or those of its pieces where these gave more."""
-    return await best_results(chunk, language, context, recognise, time_words)
+    return await best_results(chunk, language, context, vocabulary, usage.counted(recognise), usage.timed("alignment", time_words))
 
 
-async def recognise(chunk: AudioChunk, language: str | None, context: str, temperature: float) -> Hypothesis:
+async def recognise(chunk: AudioChunk, language: str | None, context: str, temperature: float, vocabulary: Vocabulary) -> Hypothesis:
     """One decode. Raises EngineDead, RecognitionError where the engine refuses the chunk, or TimeoutError."""
     try:
         async with asyncio.timeout(settings.chunk_timeout_seconds):
-            heard = await asr.transcribe(chunk, language, context, temperature)
+            heard = await asr.transcribe(chunk, language, context, temperature, vocabulary)
     except TimeoutError:
         await health.failed("engine")
         raise
@@ -181,11 +187,13 @@ async def time_words(chunk: AudioChunk, text: str, language: str | None, spectru
     return words, None
 
 
-async def with_slips_reheard(results: list[ChunkResult], short: dict[float, AudioChunk]) -> list[ChunkResult]:
+async def with_slips_reheard(
+    results: list[ChunkResult], short: dict[float, AudioChunk], vocabulary: Vocabulary, usage: Usage
+) -> list[ChunkResult]:
     """A lone short chunk in a language of its own may be a slip of the detection: ask again in the language of the rest."""
     rest = dominant_language(results)
     slips = [result for result in lone_slips(results) if result.start in short]
-    again = await asyncio.gather(*(transcribe_chunk(short[slip.start], rest, "") for slip in slips))
+    again = await asyncio.gather(*(transcribe_chunk(short[slip.start], rest, "", vocabulary, usage) for slip in slips))
     mended = {slip: replace(new[0], retries=("language",)) for slip, new in zip(slips, again) if len(new) == 1 and new[0].sound}
     return [mended.get(result, result) for result in results]
 

@@ -1,6 +1,7 @@
 """`job["input"]` → a checked `Request`. Knows the contract's fields and the languages; nothing of the network."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -30,6 +31,7 @@ LONGEST_URL = 8192  # characters; signed URLs run to about 2000
 LONGEST_CONTEXT = 10_000  # characters
 LATEST_SECONDS = 1_000_000  # 11 days; a larger number is one of milliseconds
 LAST_CHANNEL = 511  # FFmpeg decodes no more (FF_SANE_NB_CHANNELS)
+MOST_TERMS, LONGEST_TERM = 256, 100  # of a vocabulary, in characters; more never fit into its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Request:
     start: float = 0.0  # of the part wanted, in seconds
     end: float | None = None  # of it, beyond its start; None: the recording's
     channel: int | None = None  # the only one to be heard, from 0; None: all of them, mixed
+    vocabulary: tuple[str, ...] = ()  # names and terms for every chunk
 
 
 def parse_request(job_input: object) -> Request:
@@ -69,6 +72,7 @@ def parse_request(job_input: object) -> Request:
         start=start,
         end=end,
         channel=_channel(job_input.get("channel")),
+        vocabulary=_vocabulary(job_input.get("vocabulary")),
     )
 
 
@@ -119,6 +123,27 @@ def _initial_context(value: object) -> str:
     if len(value) > LONGEST_CONTEXT:
         raise InvalidRequest(f"initial_context has {len(value)} characters; at most {LONGEST_CONTEXT} are allowed.")
     return value.encode("utf-8", "ignore").decode()
+
+
+def _vocabulary(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise InvalidRequest(f"vocabulary is {_shown(value)}; it must be a list of strings, or null.")
+    if len(value) > MOST_TERMS:
+        raise InvalidRequest(f"vocabulary has {len(value)} items; at most {MOST_TERMS} are allowed.")
+    return tuple(_term(f"vocabulary[{i}]", item) for i, item in enumerate(value))
+
+
+def _term(field: str, value: object) -> str:
+    term = value.encode("utf-8", "ignore").decode().strip() if isinstance(value, str) else ""
+    if not term:
+        raise InvalidRequest(f"{field} is {_shown(value)}; it must be a string, a name or a term.")
+    if len(term) > LONGEST_TERM:
+        raise InvalidRequest(f"{field} has {len(term)} characters; at most {LONGEST_TERM} are allowed.")
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in term):
+        raise InvalidRequest(f"{field} is {_shown(term)}; it must be on one line and without control characters.")
+    return term
 
 
 def _flag(field: str, value: object) -> bool:

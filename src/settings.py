@@ -36,6 +36,7 @@ class Settings:
     bucket_access_key_id: str = ""
     bucket_secret_access_key: str = field(default="", repr=False)
     bucket_name: str = ""  # "": month and year, as the SDK does
+    worker_version: str = "dev"  # as a result's usage tells it; the image's build sets it
 
     def __post_init__(self) -> None:
         low_high = {

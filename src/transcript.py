@@ -164,9 +164,10 @@ class Transcript:
         return output | self.faults()
 
     def heard(self) -> dict:
-        """The part of the output that is there in every format: the text and its languages."""
+        """The part of the output that is there in every format: the text, its languages and the seconds of audio."""
         code = LANGUAGES.get(self.language or "")
-        return {"language_detected": self.language, "language_code": code, "languages": self.languages(), "text": self.text}
+        heard = {"language_detected": self.language, "language_code": code, "languages": self.languages()}
+        return heard | {"duration": round(self.duration, 3), "text": self.text}
 
     def faults(self) -> dict:
         """The part of the output that is there only where something went wrong: failed_spans, retries, warnings."""

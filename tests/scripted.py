@@ -155,7 +155,7 @@ class Recording:
         finish = "stop"
         if tokens > sampling.max_tokens:
             raw, tokens, finish = raw[: len(raw) * sampling.max_tokens // tokens], sampling.max_tokens, "length"
-        yield SimpleNamespace(outputs=[SimpleNamespace(text=raw, finish_reason=finish, token_ids=range(tokens))])
+        yield SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=raw, finish_reason=finish, token_ids=range(tokens))])
 
     def marks(self, batch):
         """Each unit's true time by its letters; one that was not said is piled on the last word, as the real aligner does."""

@@ -39,7 +39,7 @@ class Prompts:
         if isinstance(answer, Exception):
             raise answer
         text, finish_reason = answer
-        yield SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=text.split())])
+        yield SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=text.split())])
 
 
 @pytest.fixture

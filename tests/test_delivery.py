@@ -22,10 +22,11 @@ HOUR = [chunk_result(SPOKEN, start=60.0 * i, seconds=59) for i in range(60)]
 WORDS = Request("http://a/b")
 S3 = {"endpointUrl": "https://s3.example.com", "accessId": "id", "accessSecret": "secret", "bucketName": "talks"}
 SETTINGS = Settings(model_name="m", aligner_name="a")
+USAGE = {"chunks": 60}
 
 
 def delivered(max_bytes: int, request: Request = WORDS, bucket: Bucket | None = None, chunks=HOUR) -> dict:
-    return asyncio.run(deliver(merge(chunks, 3600), request, max_bytes, bucket, "job.json"))
+    return asyncio.run(deliver(merge(chunks, 3600), request, USAGE, max_bytes, bucket, "job.json"))
 
 
 WHOLE = delivered(2**30)
@@ -124,6 +125,13 @@ def test_ten_hours_are_encoded_in_pieces_that_keep_the_event_loop_waiting_for_mi
 def test_what_is_no_valid_json_is_refused_not_sent(value):
     with pytest.raises(ValueError):
         size_of({"value": value})
+
+
+@pytest.mark.parametrize("max_bytes", [2**30, SMALLER, len(WHOLE["text"]) + 1000])
+@pytest.mark.parametrize("form", ["json", "srt", "verbose_json"])
+def test_duration_and_usage_are_in_every_result_however_small(max_bytes, form):
+    output = delivered(max_bytes, replace(WORDS, output_format=form))
+    assert (output["duration"], output["usage"]) == (3600, USAGE)
 
 
 # the bucket

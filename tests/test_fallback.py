@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr import Hypothesis
+from asr import Hypothesis, Vocabulary
 from audio import SAMPLE_RATE, AudioChunk
 from errors import EngineDead, RecognitionError
-from fallback import Answer, badness, best_results, collapsed, echoes, fault_in, words_end, tail_start
+from fallback import Answer, badness, best_results, collapsed, echoed, fault_in, words_end, tail_start
 from material import silence
 from transcript import Word
 
@@ -38,11 +38,12 @@ class Script:
     """`recognise` that answers by the seconds it is asked about, and keeps what it was asked."""
 
     def __init__(self, answer):
-        self._answer, self.asked = answer, []
+        self._answer, self.asked, self.terms = answer, [], []
 
-    async def __call__(self, chunk, language, context, temperature):
+    async def __call__(self, chunk, language, context, temperature, vocabulary):
         self.asked.append((chunk.start, chunk.end, context, temperature))
-        answer = self._answer(chunk, context, temperature)
+        self.terms.append(vocabulary.terms)
+        answer = self._answer(chunk, ", ".join([*vocabulary.terms, *filter(None, [context])]), temperature)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -59,9 +60,9 @@ async def spread(chunk, text, language, spectrum):
     return tuple(Word(u[0], chunk.start + i * step, chunk.start + (i + 1) * step, u.start()) for i, u in enumerate(units)), None
 
 
-def run(answer, chunk, context="", align=spread):
+def run(answer, chunk, context="", align=spread, terms=()):
     script = Script(answer)
-    return asyncio.run(best_results(chunk, None, context, script, align)), script
+    return asyncio.run(best_results(chunk, None, context, Vocabulary(terms), script, align)), script
 
 
 # what is a fault
@@ -124,7 +125,34 @@ def test_rates_count_the_seconds_of_the_chunk(letters_per_second, fault):
     ],
 )
 def test_an_echo_is_a_text_that_begins_like_its_context(context, text, echo):
-    assert echoes(context, text) is echo
+    assert bool(echoed(context, (), text)) is echo
+
+
+NAMES = ("Kubernetes", "Žižek", "Qwen", "Łukasz Nowak", "Tango")
+
+
+@pytest.mark.parametrize(
+    "terms, text, echo",
+    [
+        (NAMES, "Kubernetes, Žižek, Qwen, Łukasz Nowak, Tango.", "kubernetesžižekqwen"),
+        (NAMES, "kubernetes žižek qwen and then we went on", "kubernetesžižekqwen"),  # then speech
+        (NAMES, "Qwen, Łukasz Nowak, Tango", "qwenłukasznowaktango"),  # from the middle on
+        (NAMES, "Łukasz Nowak, Tango.", "łukasznowaktango"),
+        (("Žižek", "Lacan"), "Žižek, Lacan.", "žižeklacan"),  # all of a short list
+        (("淋巴结", "臀位", "积液", "颈部"), "淋巴结 臀位 积液 颈部", "淋巴结臀位积液"),
+        (("Qwen",), "Qwen.", ""),  # one term may well be said
+        (NAMES, "Qwen.", ""),
+        (("International Business Machines",), "International Business Machines.", ""),
+        (NAMES, "Kubernetes and Žižek and Qwen and Łukasz Nowak and Tango.", ""),
+        (NAMES, "Tango, Qwen, Žižek, Kubernetes.", ""),  # in another order
+        (NAMES, "So Kubernetes, Žižek, Qwen.", ""),
+        (("AB", "CD"), "AB, CD.", ""),  # too short to tell
+        (("C++", "+++", "…"), "C", ""),
+        ((), "Kubernetes, Žižek, Qwen.", ""),
+    ],
+)
+def test_an_echo_of_a_vocabulary_is_terms_one_after_another_as_they_stand_in_the_list(terms, text, echo):
+    assert echoed("", terms, text) == echo
 
 
 @pytest.mark.parametrize(
@@ -160,6 +188,65 @@ def test_an_echoed_context_is_left_out_of_the_next_decode():
     results, script = run(lambda c, given, t: said(given + " One two three." if given else "One two three."), chunk_of(6), context)
     assert [asked[2] for asked in script.asked] == [context, ""]
     assert [(r.text, r.retries, r.outcome) for r in results] == [("One two three.", ("context_echo",), "mended")]
+
+
+ECHO = "Kubernetes, Žižek, Qwen, Łukasz Nowak, Tango."
+
+
+def test_an_echoed_vocabulary_is_left_out_of_the_next_decode():
+    results, script = run(lambda c, given, t: said(ECHO if "Qwen" in given else "One two three four five."), chunk_of(6), terms=NAMES)
+    assert script.terms == [NAMES, ()]
+    assert [(r.text, r.retries, r.outcome) for r in results] == [("One two three four five.", ("context_echo",), "mended")]
+
+
+def test_speech_behind_an_echoed_vocabulary_is_heard_without_it():
+    speech = "One two three four five six seven."
+    results, _ = run(lambda c, given, t: said(f"{ECHO} {speech}" if "Qwen" in given else speech), chunk_of(9), terms=NAMES)
+    assert [(r.text, r.outcome) for r in results] == [(speech, "mended")]
+
+
+def test_terms_that_were_truly_said_one_after_another_cost_a_decode_and_keep_their_spelling():
+    """Without the vocabulary they are heard too, spelt as they sound."""
+    sounds = "Cubernetis, Jijek, Quen and Lucas Novak danced a tango."
+    results, script = run(lambda c, given, t: said(f"{ECHO} Tango." if "Qwen" in given else sounds), chunk_of(6), terms=NAMES)
+    assert script.terms == [NAMES, ()]
+    assert [(r.text, r.retries, r.doubtful) for r in results] == [(f"{ECHO} Tango.", (), False)]
+
+
+@pytest.mark.parametrize("text", ["Qwen.", "Qwen is by Alibaba.", "We asked Łukasz Nowak.", "Kubernetes and Žižek."])
+def test_speech_with_terms_in_it_costs_no_further_decode(text):
+    results, script = run(lambda *_: said(text), chunk_of(3), terms=NAMES)
+    assert len(script.asked) == 1 and [(r.text, r.retries) for r in results] == [(text, ())]
+
+
+def test_an_echo_that_nothing_is_heard_in_stead_of_is_kept_and_marked():
+    """As any text that was obtained."""
+    results, _ = run(lambda c, given, t: said(ECHO if "Qwen" in given else ""), chunk_of(6), terms=NAMES)
+    assert [(r.text, r.retries, r.outcome) for r in results] == [(ECHO, ("context_echo",), "kept")]
+
+
+@pytest.mark.parametrize("seconds", [3, 30])
+def test_a_vocabulary_echoed_over_and_over_is_left_out_of_the_halves_and_of_the_other_sampling(seconds):
+    results, script = run(lambda c, given, t: said(ECHO * 50 if "Qwen" in given else "one two"), chunk_of(seconds), terms=NAMES)
+    assert script.terms == [NAMES, *[()] * (2 if seconds == 30 else 1)]
+    assert [(r.text, r.retries, r.outcome) for r in results] == [("one two", ("loop",), "mended")] * len(results)
+
+
+def test_the_halves_of_a_loop_and_another_sampling_have_the_vocabulary_but_no_context():
+    answer = lambda c, given, t: said(LOOP, "length") if c.duration > 20 else said("from here on")
+    _, script = run(answer, chunk_of(30), "what went before", terms=NAMES)
+    assert script.terms == [NAMES] * 3 and [asked[2] for asked in script.asked] == ["what went before", "", ""]
+    _, script = run(lambda c, given, t: said("Thanks."), chunk_of(60), "what went before", terms=NAMES)
+    assert script.terms == [NAMES] * 2 and [asked[2] for asked in script.asked] == ["what went before", ""]
+
+
+def test_a_chunk_that_was_refused_and_a_tail_are_asked_about_without_the_vocabulary():
+    answers = iter([RecognitionError("refused"), said("one two")])
+    _, script = run(lambda *_: next(answers), chunk_of(6), terms=NAMES)
+    assert script.terms == [NAMES, ()]
+    answer = lambda c, *_: said("one two three four") if c.start == 0 else said("")
+    _, script = run(answer, chunk_of(40), align=until_second_ten, terms=NAMES)
+    assert script.terms == [NAMES, ()]
 
 
 def test_a_loop_in_a_long_chunk_is_narrowed_down_in_halves():

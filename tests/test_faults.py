@@ -69,7 +69,7 @@ class Faulty:
         if isinstance(self._answer, Exception):
             raise self._answer
         text, finish_reason = self._answer
-        yield SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[])])
+        yield SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[])])
 
 
 @pytest.fixture

@@ -227,6 +227,11 @@ def test_only_the_settings_know_the_default_models(default):
     assert [path.name for path in files if name in path.read_text()] == ["settings.py"]
 
 
+def test_the_worker_tells_the_version_that_the_image_is_labelled_with():
+    assert position(r"^ARG VERSION=dev$") < position(r"^ENV WORKER_VERSION=\$\{VERSION\}$")
+    assert position(r'\bimage\.version="\$\{VERSION\}"$')
+
+
 def test_weights_lie_where_the_worker_looks_and_what_a_worker_fetches_does_not_mix_with_them():
     baked = position(rf"\bHF_HOME={weights.BAKED.parent}$")
     assert baked < position(r"python3 \S+fetch_models\.py") < position(r"\bHF_HOME=/var/cache/huggingface\b")

@@ -1,5 +1,6 @@
 """Both READMEs say what the code does, and both say the same."""
 
+import json
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ import errors
 from align import LANGUAGES as ALIGNED
 from request import LANGUAGES, Request
 from settings import Settings
+from usage import Usage
 
 ROOT = Path(__file__).parent.parent
 READMES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh-CN.md")}
@@ -58,6 +60,13 @@ def test_every_reason_for_asking_again_stands_in_the_table(readme):
 def test_every_field_of_a_request_stands_in_the_table(readme):
     tables = [set(rows_at) for rows_at in (rows(readme, "field" if readme == "README.md" else "字段"),)]
     assert tables[0] == {f.name for f in fields(Request)}
+
+
+@in_each
+def test_every_count_of_a_usage_stands_in_the_table_and_in_the_example(readme):
+    told = list(rows(readme, "in `usage`" if readme == "README.md" else "`usage` 中"))
+    (example,) = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", READMES[readme], re.DOTALL) if block.startswith('{"audio_seconds"'))
+    assert sorted(told) == sorted(example) == sorted(Usage().to_output(1, Settings(model_name="m", aligner_name="a")))
 
 
 @in_each

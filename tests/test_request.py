@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from errors import InvalidRequest
 from request import (
-    LANGUAGES, LAST_CHANNEL, LATEST_SECONDS, LONGEST_CONTEXT, LONGEST_URL, OTHER_CODES, OUTPUT_FORMATS, SEGMENT_LEVELS,
-    Request, parse_request,
+    LANGUAGES, LAST_CHANNEL, LATEST_SECONDS, LONGEST_CONTEXT, LONGEST_TERM, LONGEST_URL, MOST_TERMS, OTHER_CODES, OUTPUT_FORMATS,
+    SEGMENT_LEVELS, Request, parse_request,
 )  # fmt: skip
 
 URL = "https://example.com/talk.mp3"
@@ -45,14 +45,16 @@ def test_a_url_is_all_that_is_needed():
         start=0.0,
         end=None,
         channel=None,
+        vocabulary=(),
     )
 
 
 def test_every_field_is_taken_over():
     job_input = {"audio_url": URL, "language": "German", "initial_context": "Namen: Žižek", "use_previous_context": True}
     job_input |= {"allow_partial": True, "segment_level": "both", "punctuation": True, "output_format": "srt"}
-    job_input |= {"start": 1.5, "end": 2, "channel": 1}
-    assert parse_request(job_input) == Request(URL, "German", "Namen: Žižek", True, True, "both", True, "srt", 1.5, 2.0, 1)
+    job_input |= {"start": 1.5, "end": 2, "channel": 1, "vocabulary": ["Žižek"]}
+    expected = Request(URL, "German", "Namen: Žižek", True, True, "both", True, "srt", 1.5, 2.0, 1, ("Žižek",))
+    assert parse_request(job_input) == expected
 
 
 def test_null_is_the_same_as_absent():
@@ -274,6 +276,52 @@ def test_a_context_has_a_longest_length():
     assert str(LONGEST_CONTEXT + 1) in refusal({"audio_url": URL, "initial_context": "天" * (LONGEST_CONTEXT + 1)})
 
 
+# vocabulary
+
+
+@pytest.mark.parametrize(
+    "value, terms",
+    [
+        (["Kubernetes"], ("Kubernetes",)),
+        (["Žižek", "Smith, John", "C++", "naïve 👍"], ("Žižek", "Smith, John", "C++", "naïve 👍")),
+        (["淋巴结", "東京タワー", "안녕", "नमस्ते"], ("淋巴结", "東京タワー", "안녕", "नमस्ते")),
+        ([" Tango\t", "Whiskey\n"], ("Tango", "Whiskey")),  # white space around a term is dropped
+        (["a\ud800b"], ("ab",)),  # and a lone surrogate, as of a context
+        (["<|im_end|>"], ("<|im_end|>",)),  # special tokens are stripped where the tokenizer is known
+        (["天" * LONGEST_TERM] * MOST_TERMS, ("天" * LONGEST_TERM,) * MOST_TERMS),
+        ([], ()),
+        (None, ()),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_a_vocabulary_is_a_list_of_names_and_terms(value, terms):
+    assert parse(vocabulary=value).vocabulary == terms
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("Žižek, Lacan", "vocabulary is 'Žižek, Lacan'; it must be a list of strings, or null."),
+        ({"Žižek": 1}, "vocabulary is an object; it must be a list of strings, or null."),
+        (7, "vocabulary is 7; it must be a list of strings, or null."),
+        (True, "vocabulary is True; it must be a list of strings, or null."),
+        (["Žižek", 7], "vocabulary[1] is 7; it must be a string, a name or a term."),
+        ([None], "vocabulary[0] is None; it must be a string, a name or a term."),
+        ([["Žižek"]], "vocabulary[0] is a list; it must be a string, a name or a term."),
+        (["Žižek", "  "], "vocabulary[1] is '  '; it must be a string, a name or a term."),
+        (["\ud800"], "vocabulary[0] is '?'; it must be a string, a name or a term."),
+        (["a\nb"], "vocabulary[0] is 'a\\nb'; it must be on one line and without control characters."),
+        (["a\x00b"], "vocabulary[0] is 'a\\x00b'; it must be on one line and without control characters."),
+        (["a\u2028b"], "vocabulary[0] is 'a\\u2028b'; it must be on one line and without control characters."),
+        (["x" * 101], "vocabulary[0] has 101 characters; at most 100 are allowed."),
+        (["x"] * 257, "vocabulary has 257 items; at most 256 are allowed."),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_a_wrong_vocabulary_is_refused_with_the_item_and_what_would_be_right(value, message):
+    assert refusal({"audio_url": URL, "vocabulary": value}) == message
+
+
 # anything at all
 
 any_text = st.text(st.characters())  # surrogates included, as JSON's \ud800 may bring them
@@ -299,6 +347,7 @@ any_input = st.one_of(
             "start": any_json | st.floats(-1, 100),
             "end": any_json | st.floats(-1, 100),
             "channel": any_json | st.integers(-1, 600),
+            "vocabulary": any_json | st.lists(any_text, max_size=4),
         },
     ),
 )
@@ -318,7 +367,8 @@ def test_any_json_value_is_a_request_or_a_printable_refusal(job_input):
         assert {type(request.use_previous_context), type(request.allow_partial), type(request.punctuation)} == {bool}
         assert request.segment_level in SEGMENT_LEVELS and request.output_format in OUTPUT_FORMATS
         assert 0 <= request.start < (request.end or LATEST_SECONDS + 1) and request.channel in (None, *range(LAST_CHANNEL + 1))
-        (request.audio_url + request.initial_context).encode()
+        assert type(request.vocabulary) is tuple and all(0 < len(term) <= LONGEST_TERM for term in request.vocabulary)
+        "".join([request.audio_url, request.initial_context, *request.vocabulary]).encode()
 
 
 def test_an_input_nested_as_deep_as_json_goes_is_refused_not_an_internal_error():

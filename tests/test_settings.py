@@ -29,6 +29,7 @@ OTHER = {  # a right value of every setting that is not its default
     "CHUNK_TIMEOUT_SECONDS": ("30", 30.0),
     "MAX_RESULT_BYTES": ("20000", 20_000),
     "BUCKET_NAME": ("talks", "talks"),
+    "WORKER_VERSION": ("1.2", "1.2"),
 }
 BUCKET = {"BUCKET_ENDPOINT_URL": "https://s3.example.com", "BUCKET_ACCESS_KEY_ID": "id", "BUCKET_SECRET_ACCESS_KEY": "hush"}
 NUMBERS = [f.name.upper() for f in fields(Settings) if f.type in (int, float)]

@@ -217,7 +217,7 @@ def say(worker, monkeypatch):
         real, left = worker.asr._engine.generate, list(texts)
 
         async def said(text):
-            yield SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason="stop", token_ids=[])])
+            yield SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=text, finish_reason="stop", token_ids=[])])
 
         def generate(prompt, sampling, request_id, priority):
             text = left.pop(0) if left else None

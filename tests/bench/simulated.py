@@ -146,7 +146,7 @@ class ClockedEngine:
         await said
         words = self._rng.choices(VOCABULARY["English"], k=max(1, round(WORDS * seconds)))
         text = f"language English<asr_text>{' '.join(words).capitalize()}."
-        yield SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason="stop", token_ids=range(round(TEXT_TOKENS * seconds)))])
+        yield SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=text, finish_reason="stop", token_ids=range(round(TEXT_TOKENS * seconds)))])
 
     def shutdown(self) -> None:
         self._task.cancel()

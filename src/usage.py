@@ -1,0 +1,100 @@
+"""What a job costs: counted while it runs, and told with its result. Knows nothing of models, RunPod or the text.
+
+The stages run beside one another, and so do the chunks in recognition and alignment: the seconds of a stage are added up, and
+may be more than the job took.
+"""
+
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from asr import Hypothesis
+from audio import AudioChunk
+from settings import Settings
+
+STAGES = ("download", "decoding", "waiting", "recognition", "alignment")
+
+
+class Usage:
+    """Counts for one job, from its start on."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._speech_seconds = 0.0
+        self._chunks = self._decodes = self._input_tokens = self._output_tokens = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the job's start."""
+        return time.monotonic() - self._began
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add the seconds in it to one of STAGES."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.monotonic() - began
+
+    async def chunks(self, chunks: AsyncIterable[AudioChunk]) -> AsyncIterator[AudioChunk]:
+        """The same chunks, counted; the wait for each is "decoding"."""
+        source = aiter(chunks)
+        while True:
+            with self.time("decoding"):
+                chunk = await anext(source, None)
+            if chunk is None:
+                return
+            self._chunks += 1
+            self._speech_seconds += chunk.speech_seconds
+            yield chunk
+
+    def counted(self, recognise: Callable[..., Awaitable[Hypothesis]]) -> Callable[..., Awaitable[Hypothesis]]:
+        """The same function, each call of it counted as a decode."""
+
+        async def decode(*args) -> Hypothesis:
+            self._decodes += 1
+            with self.time("recognition"):
+                heard = await recognise(*args)
+            self._input_tokens += heard.prompt_tokens
+            self._output_tokens += heard.num_tokens
+            return heard
+
+        return decode
+
+    def timed(self, stage: str, function: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
+        """The same function, the time of its calls added to one of STAGES."""
+
+        async def call(*args):
+            with self.time(stage):
+                return await function(*args)
+
+        return call
+
+    def to_output(self, audio_seconds: float, settings: Settings) -> dict:
+        """Plain JSON values; seconds to the millisecond."""
+        total = self.seconds
+        return {
+            "audio_seconds": round(audio_seconds, 3),
+            "speech_seconds": round(self._speech_seconds, 3),
+            "chunks": self._chunks,
+            "decodes": self._decodes,
+            "retries": self._decodes - self._chunks,
+            "input_tokens": self._input_tokens,
+            "output_tokens": self._output_tokens,
+            **{f"{stage}_seconds": round(seconds, 3) for stage, seconds in self._seconds.items()},
+            "total_seconds": round(total, 3),
+            "real_time_factor": round(total / audio_seconds, 4),
+            "model": _shown(settings.model_name),
+            "model_revision": settings.model_revision,
+            "aligner": _shown(settings.aligner_name),
+            "aligner_revision": settings.aligner_revision,
+            "worker_version": settings.worker_version,
+        }
+
+
+def _shown(model: str) -> str:
+    """Of a local folder its own name only: where it lies is no client's business."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
