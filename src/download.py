@@ -7,7 +7,7 @@ download that is cancelled has closed its connection in the next step of that lo
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -32,15 +32,23 @@ class Arrival:
 
 @asynccontextmanager
 async def download(
-    url: str, folder: Path, *, max_bytes: int, timeout: float, timer: AbstractContextManager = nullcontext()
+    url: str,
+    folder: Path,
+    *,
+    max_bytes: int,
+    timeout: float,
+    headers: Mapping[str, str] = {},
+    timer: AbstractContextManager = nullcontext(),
 ) -> AsyncIterator[Arrival]:
     """Fetch `url` into a file in `folder`, at most `max_bytes`, within `timeout` seconds in all; `timer` runs until then.
+
+    `headers`: of the request, for the first host only.
 
     The context begins with the file's first bytes and is cancelled when the rest does not come; the error then is, as
     before it, a DownloadError: AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge, DownloadTimeout, or
     DownloadError itself after ATTEMPTS transient failures. Messages name the host, never the path or the query.
     """
-    fetch = _Fetch(url, folder, max_bytes)
+    fetch = _Fetch(url, headers, folder, max_bytes)
     async with asyncio.TaskGroup() as group:
         fetching = group.create_task(_in_time(fetch, timeout, timer))
         yield await fetch.arrival
@@ -69,8 +77,8 @@ def downloads() -> asyncio.AbstractEventLoop:
 class _Fetch:
     """One file on its way, in the loop of downloads but for `arrival`, which is awaited in the job's."""
 
-    def __init__(self, url: str, folder: Path, max_bytes: int):
-        self.url = url
+    def __init__(self, url: str, headers: Mapping[str, str], folder: Path, max_bytes: int):
+        self.url, self._headers = url, headers
         self.arrival: asyncio.Future[Arrival] = asyncio.get_running_loop().create_future()
         self._path, self._whole = folder / "source", folder / "source.whole"
         self._max_bytes = max_bytes
@@ -87,7 +95,7 @@ class _Fetch:
                 raise DownloadError(f"The worker could not store the file of audio_url: {error.strerror}.") from error
 
     async def _once(self) -> None:
-        async with get(self.url) as answer:
+        async with get(self.url, self._headers) as answer:
             if answer.length is not None and answer.length > self._max_bytes:
                 raise self._too_large()
             received = 0

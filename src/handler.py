@@ -1,6 +1,6 @@
 """The worker: a RunPod job with the URL of a recording in, a transcript with a time for every word out.
 
-Job input:  audio_url; language ("auto", null or a name), vocabulary, initial_context, use_previous_context, segment_level,
+Job input:  audio_url (with audio_headers) or audio_base64; language ("auto", null, a name or code), vocabulary, initial_context, use_previous_context, segment_level,
             punctuation, allow_partial, start, end, channel.
 Output:     language_detected, languages, duration, text, segments [{start, end, text, offset, length}], usage, and sentences,
             failed_spans, retries, warnings where there are any; or error, error_code, retryable.
@@ -40,7 +40,6 @@ from align import Aligner
 from asr import Hypothesis, Recogniser, Vocabulary
 from audio import AudioChunk, decode
 from delivery import bucket_for, deliver
-from download import download
 from engine import find_device, plan
 from errors import AlignError, EngineDead, Incomplete, RecognitionError, SettingsError, WorkerError
 from fallback import best_results
@@ -48,6 +47,7 @@ from health import Health
 from job import Progress, progress_of, time_allowed
 from request import Request, parse_request
 from settings import Settings, load_settings
+from source import recording
 from timing import estimated_words
 from transcript import SLIP_SECONDS, ChunkResult, Span, Transcript, Word, dominant_language, join, lone_slips, merge
 from usage import Usage
@@ -71,7 +71,7 @@ async def handler(job: dict) -> dict:
     """One RunPod job → one result. Never raises but when it is cancelled; logs hold no text, context or URL."""
     usage = Usage()
     try:
-        request = parse_request(job.get("input"))
+        request = parse_request(job.get("input"), settings.allow_local_files)
         async with time_allowed(job):
             async with progress_of(job) as progress:
                 async with temporary_folder() as folder:
@@ -122,7 +122,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
     async with (
         gate.entrance() as entrance,
         asyncio.TaskGroup() as group,
-        download(request.audio_url, folder, **limits) as file,  # ends with the decoder: what lies behind the part is not awaited
+        recording(request, folder, **limits) as file,  # ends with the decoder: what lies behind the part is not awaited
         decode(file.path, settings.max_audio_seconds, file.size, file.whole, **part) as pcm,
     ):
         progress.phase = "decoding"

@@ -1,9 +1,11 @@
 """`job["input"]` → a checked `Request`. Knows the contract's fields and the languages; nothing of the network."""
 
+import base64
 import re
 import unicodedata
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from errors import InvalidRequest
 
@@ -29,6 +31,14 @@ _BY_NAME = {name.lower(): name for name in LANGUAGES} | {code: name for name, co
 _TAG = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")  # BCP 47, in lower case and without what this worker has no use for
 LONGEST_URL = 8192  # characters; signed URLs run to about 2000
 LONGEST_CONTEXT = 10_000  # characters
+DATA_SCHEME, FILE_SCHEME = "data:", "file://"
+MOST_HEADERS, LONGEST_HEADER = 32, 8192  # of a download; characters of one
+OWN_HEADERS = frozenset((  # that the download sets itself, or that would change what the answer means
+    "accept-encoding", "connection", "content-length", "content-type", "expect", "host", "if-match", "if-modified-since", "if-none-match",
+    "if-range", "if-unmodified-since", "keep-alive", "proxy-authorization", "proxy-connection", "range", "te", "trailer", "transfer-encoding",
+    "upgrade",
+))  # fmt: skip
+_HEADER_NAME, _HEADER_VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[\t\x20-\x7e]*")  # RFC 9110, of the ASCII part
 LATEST_SECONDS = 1_000_000  # 11 days; a larger number is one of milliseconds
 LAST_CHANNEL = 511  # FFmpeg decodes no more (FF_SANE_NB_CHANNELS)
 MOST_TERMS, LONGEST_TERM = 256, 100  # of a vocabulary, in characters; more never fit into its tokens
@@ -38,7 +48,9 @@ MOST_TERMS, LONGEST_TERM = 256, 100  # of a vocabulary, in characters; more neve
 class Request:
     """What a client asks for, checked."""
 
-    audio_url: str
+    audio_url: str = ""  # http, https, or file where the worker allows it; "" where the file is in the request
+    audio_base64: bytes = field(default=b"", repr=False)  # that file, decoded; also of a data: URL
+    audio_headers: dict[str, str] = field(default_factory=dict, repr=False)  # of the download
     language: str | None = None  # one of LANGUAGES; None: detect it in every chunk
     initial_context: str = ""  # the context of the first chunk
     use_previous_context: bool = False  # the end of each chunk's text is the next one's context
@@ -52,16 +64,19 @@ class Request:
     vocabulary: tuple[str, ...] = ()  # names and terms for every chunk
 
 
-def parse_request(job_input: object) -> Request:
-    """The request in a job's input, which may be any JSON value.
+def parse_request(job_input: object, local_files: bool = False) -> Request:
+    """The request in a job's input, which may be any JSON value. `local_files`: audio_url may be a path or a file: URL.
 
     Raises InvalidRequest naming the field, its value and what would be right. Fields it does not know are ignored.
     """
     if not isinstance(job_input, dict):
         raise InvalidRequest(f"input is {_shown(job_input)}; it must be an object with the field audio_url.")
     start, end = _part(job_input.get("start"), job_input.get("end"))
+    url, audio = _source(job_input.get("audio_url"), job_input.get("audio_base64"), local_files)
     return Request(
-        audio_url=_audio_url(job_input.get("audio_url")),
+        audio_url=url,
+        audio_base64=audio,
+        audio_headers=_headers(job_input.get("audio_headers"), url),
         language=_language(job_input.get("language")),
         initial_context=_initial_context(job_input.get("initial_context")),
         use_previous_context=_flag("use_previous_context", job_input.get("use_previous_context")),
@@ -76,15 +91,69 @@ def parse_request(job_input: object) -> Request:
     )
 
 
-def _audio_url(value: object) -> str:
+def _source(url: object, encoded: object, local_files: bool) -> tuple[str, bytes]:
+    """(the URL, the file), one of the two empty."""
+    if encoded is None:
+        if isinstance(url, str) and url.strip()[: len(DATA_SCHEME)].lower() == DATA_SCHEME:
+            kind, comma, data = url.strip().partition(",")
+            if not comma or not kind.lower().endswith(";base64"):
+                raise InvalidRequest("audio_url is a data: URL without base64; it must be like 'data:audio/mpeg;base64,…'.")
+            return "", _base64("audio_url", data)
+        return _audio_url(url, local_files), b""
+    if url is not None:
+        raise InvalidRequest("audio_url and audio_base64 are both given; it must be exactly one of them.")
+    if not isinstance(encoded, str):
+        raise InvalidRequest(f"audio_base64 is {_shown(encoded)}; it must be a string, the file in base64.")
+    return "", _base64("audio_base64", encoded)
+
+
+def _base64(name: str, encoded: str) -> bytes:
+    """RFC 4648, strictly: no line breaks, no other alphabet, the padding in place."""
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except (ValueError, UnicodeError):
+        raise InvalidRequest(f"{name} holds no valid base64; it must be of A-Z a-z 0-9 + / with its = at the end, and without line breaks.") from None
+    if not data:
+        raise InvalidRequest(f"{name} is empty; it must hold the file in base64.")
+    return data
+
+
+def _headers(value: object, url: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > MOST_HEADERS:
+        given = f"has {len(value)} members" if isinstance(value, dict) else f"is {_shown(value)}"
+        raise InvalidRequest(f"audio_headers {given}; it must be an object of at most {MOST_HEADERS} request headers.")
+    if value and not url.lower().startswith("http"):
+        raise InvalidRequest("audio_headers are given without an http or https audio_url; they are for its download only.")
+    for name, header in value.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise InvalidRequest(f"audio_headers has the name {_shown(name)}; it must be the name of an HTTP header.")
+        if name.lower() in OWN_HEADERS:
+            raise InvalidRequest(f"audio_headers has {name!r}; it must be none of: {', '.join(sorted(OWN_HEADERS))}.")
+        if not isinstance(header, str) or len(header) > LONGEST_HEADER or not _HEADER_VALUE.fullmatch(header):
+            raise InvalidRequest(
+                f"audio_headers has a value for {name!r} that cannot be sent; it must be a string of at most {LONGEST_HEADER} printable ASCII characters."
+            )
+    if len({name.lower() for name in value}) < len(value):
+        raise InvalidRequest("audio_headers names a header twice; each must be there once, in whatever case.")
+    return dict(value)
+
+
+def _audio_url(value: object, local_files: bool) -> str:
     wanted = "it must be the http or https URL of a recording"
     if value is None:
-        raise InvalidRequest(f"audio_url is missing; {wanted}.")
+        raise InvalidRequest(f"audio_url is missing; {wanted}, unless audio_base64 holds the file.")
     if not isinstance(value, str) or not value.strip():
         raise InvalidRequest(f"audio_url is {_shown(value)}; {wanted}.")
     url = value.strip()
     if len(url) > LONGEST_URL:
         raise InvalidRequest(f"audio_url has {len(url)} characters; at most {LONGEST_URL} are allowed.")
+    if local_files and "\0" not in url and (url.lower().startswith(FILE_SCHEME) or "://" not in url):
+        path = unquote(urlsplit(url).path) if url.lower().startswith(FILE_SCHEME) else url
+        return FILE_SCHEME + str(Path(path).absolute())
+    if url.lower().startswith(FILE_SCHEME):
+        raise InvalidRequest(f"audio_url is {_shown(url)}, and files of the worker's machine need ALLOW_LOCAL_FILES=true; {wanted}.")
     try:
         parts = urlsplit(url)
         valid = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -24,6 +24,7 @@ class Settings:
     vad_mode: int = 2  # webrtcvad: 0 calls most things speech, 3 the least
     max_audio_seconds: float = 36_000
     max_download_bytes: int = 2 * 1024**3
+    allow_local_files: bool = False  # audio_url may be a path on this machine: only where all clients may read all of it
     download_timeout_seconds: float = 600  # for the whole file, redirects and retries included
     max_concurrency: int = 0  # jobs at once; 0: follows the engine's capacity
     max_num_seqs: int = 0  # chunks in one engine step; 0, in these three: what suits the GPU's memory, see engine.py
@@ -81,9 +82,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def _parse(kind: type, name: str, value: str) -> str | int | float:
+def _parse(kind: type, name: str, value: str) -> str | int | float | bool:
     try:
-        return kind(value)
-    except ValueError:
-        expected = {int: "a whole number", float: "a number"}[kind]
+        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    except (ValueError, KeyError):
+        expected = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise SettingsError(f"{name.upper()} is {value!r}; it must be {expected}.") from None

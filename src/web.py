@@ -12,7 +12,7 @@ import logging
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from math import inf
@@ -59,19 +59,21 @@ class Answer:
 
 
 @asynccontextmanager
-async def get(url: str) -> AsyncIterator[Answer]:
+async def get(url: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
     """Ask for `url` and follow its redirects; leaving the context closes the connection.
+
+    `headers`: to send beside our own or in their place, but to no other origin (scheme, host, port) than that of `url`.
 
     Raises AddressRefused, HostNotFound, SourceRefused, and Passing, while the blocks are read as well. Looks names up in
     the default executor of the running loop.
     """
     pool = httpcore.AsyncConnectionPool(ssl_context=_tls(), network_backend=_Network())
     try:
-        async with pool, aclosing(await _end_of_redirects(pool, url)) as response:
-            headers = httpx.Headers(response.headers)
-            compressions = _compressions(headers)
+        async with pool, aclosing(await _end_of_redirects(pool, url, headers)) as response:
+            answered = httpx.Headers(response.headers)
+            compressions = _compressions(answered)
             _check(response.status, compressions, url)
-            length, blocks = _length(headers), response.aiter_stream()
+            length, blocks = _length(answered), response.aiter_stream()
             if compressions:
                 yield Answer(length, None, _inflated(blocks))
             else:
@@ -94,11 +96,11 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-async def _end_of_redirects(pool: httpcore.AsyncConnectionPool, url: str) -> httpcore.Response:
+async def _end_of_redirects(pool: httpcore.AsyncConnectionPool, url: str, headers: Mapping[str, str]) -> httpcore.Response:
     try:
-        there = httpx.URL(url)
+        first = there = httpx.URL(url)
         for _ in range(MAX_REDIRECTS + 1):
-            response = await _response(pool, there)
+            response = await _response(pool, there, headers if _origin(there) == _origin(first) else {})
             location = httpx.Headers(response.headers).get("Location")
             if response.status not in REDIRECTS or location is None:
                 return response
@@ -115,14 +117,19 @@ async def _end_of_redirects(pool: httpcore.AsyncConnectionPool, url: str) -> htt
     raise AddressRefused(f"audio_url redirects more than {MAX_REDIRECTS} times, beginning at {host_of(url)}.")
 
 
-async def _response(pool: httpcore.AsyncConnectionPool, url: httpx.URL) -> httpcore.Response:
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+async def _response(pool: httpcore.AsyncConnectionPool, url: httpx.URL, headers: Mapping[str, str]) -> httpcore.Response:
     """The answer of one host, its body still to come. Raises TimeoutError when its head does not end in time."""
     if url.scheme not in ("http", "https") or not url.host:
         raise NotPublic(url.host)
     if url.port and url.port > HIGHEST_PORT:
         raise httpx.InvalidURL(f"there is no port {url.port}")
     request = httpx.Request("GET", url, headers=HEADERS)
-    if url.userinfo:
+    request.headers.update(headers)
+    if url.userinfo and "Authorization" not in httpx.Headers(headers):
         next(httpx.BasicAuth(url.username, url.password).auth_flow(request))
     where = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
     timeouts = {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS}

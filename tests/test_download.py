@@ -141,8 +141,8 @@ def short_backoff(monkeypatch):
 
 @pytest.fixture
 def fetch(tmp_path):
-    def run(url: str, max_bytes: int = 10**6, timeout: float = 20) -> bytes:
-        return asyncio.run(fetched(url, tmp_path, max_bytes=max_bytes, timeout=timeout)).read_bytes()
+    def run(url: str, max_bytes: int = 10**6, timeout: float = 20, **more) -> bytes:
+        return asyncio.run(fetched(url, tmp_path, max_bytes=max_bytes, timeout=timeout, **more)).read_bytes()
 
     return run
 
@@ -425,6 +425,34 @@ def test_too_many_redirects_are_refused(serve, refusal, count):
     server = serve(each=redirects(count))
     assert "redirects more than 30 times" in refusal(server.url(), AddressRefused)
     assert len(server.requests) == MAX_REDIRECTS + 1
+
+
+HEADERS = {"Authorization": "Bearer SECRET", "cookie": "a=b", "User-Agent": "curl/8"}
+
+
+def sent(server, number: int) -> dict:
+    """What the request of that number had of HEADERS."""
+    return {name: value for name, value in server.requests[number][1].items() if HEADERS.get(name) == value}
+
+
+def test_the_requests_own_headers_go_to_its_host_with_every_attempt_and_redirect(serve, fetch):
+    server = serve(lambda handler: reply(handler, 302, Location=SECRET), status(503), whole)
+    assert fetch(server.url(), headers=HEADERS) == SOUND
+    assert [sent(server, i) for i in range(3)] == [HEADERS] * 3
+
+
+def test_the_requests_own_headers_go_to_no_other_origin(serve, fetch):
+    """Another port is another origin."""
+    first = serve(lambda handler: reply(handler, 302, Location=other.url()), whole)
+    other = serve(lambda handler: reply(handler, 302, Location=first.url()))
+    assert fetch(first.url(), headers=HEADERS) == SOUND
+    assert sent(first, 0) == HEADERS and sent(other, 0) == {} and "curl" not in str(other.requests)
+
+
+def test_the_requests_own_headers_are_not_logged(serve, fetch, caplog):
+    caplog.set_level(logging.DEBUG)
+    assert fetch(serve(whole).url(), headers=HEADERS) == SOUND
+    assert "SECRET" not in caplog.text and "curl/8" not in caplog.text
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "data:audio/wav;base64,AAAA", "http://", "http://[::1"])

@@ -75,6 +75,27 @@ def serve(file_server):
     return serve
 
 
+def test_a_url_a_data_url_base64_and_a_path_give_the_same_result_byte_by_byte(worker, run, serve, file_server, monkeypatch):
+    url = serve("same.flac", b"")
+    media.encode(np.concatenate([u.pcm for u in ENGLISH[:4]]), file_server.folder / "same.flac")
+    encoded = base64.b64encode((file_server.folder / "same.flac").read_bytes()).decode()
+    monkeypatch.setattr(worker, "settings", replace(worker.settings, allow_local_files=True))
+    path = str(file_server.folder / "same.flac")
+    inputs = [{"audio_url": url}, {"audio_url": f"data:audio/flac;base64,{encoded}"}, {"audio_base64": encoded}, {"audio_url": path}, {"audio_url": f"file://{path}"}]
+    first, *others = [json.dumps(without_cost(run(job_input))).encode() for job_input in inputs]
+    assert len(json.loads(first)["segments"]) > 5 and others == [first] * 4
+    assert Path(path).exists()
+
+
+def test_a_local_file_that_is_not_there_or_too_large_is_refused(worker, run, monkeypatch, tmp_path):
+    (tmp_path / "large.wav").write_bytes(bytes(100))
+    monkeypatch.setattr(worker, "settings", replace(worker.settings, allow_local_files=True, max_download_bytes=99))
+    assert run({"audio_url": str(tmp_path / "none.wav")})["error_code"] == "source_refused"
+    assert run({"audio_url": str(tmp_path)})["error_code"] == "source_refused"
+    assert run({"audio_url": str(tmp_path / "large.wav")})["error_code"] == "download_too_large"
+    assert run({"audio_base64": base64.b64encode(bytes(100)).decode()})["error_code"] == "download_too_large"
+
+
 @pytest.mark.parametrize("pcm", [silence(5), noise(5, 20), noise(1, 2000), noise(6, 2000), silence(0.1), noise(0.1)], ids=["silence", "hiss", "noise", "much noise", "0.1 s", "0.1 s of noise"])
 def test_where_nothing_is_said_the_result_is_empty_not_an_error(run, serve, pcm):
     output = run({"audio_url": serve("nothing.wav", pcm)})

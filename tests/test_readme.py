@@ -39,7 +39,7 @@ def test_every_setting_stands_in_the_table_with_its_default(readme):
     for f in fields(Settings):
         if f.default is not MISSING:
             shown = told[f.name.upper()][0].strip("`")
-            assert shown == (f.default if isinstance(f.default, str) else f"{f.default:.16g}")
+            assert shown == (f"{f.default:.16g}" if f.type in (int, float) else str(f.default).lower() if f.type is bool else f.default)
 
 
 @in_each

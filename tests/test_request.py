@@ -1,6 +1,7 @@
 """The contract's input: what is accepted, as what, and errors that name the field and its value but no URL query."""
 
 import ast
+import base64
 import importlib.util
 import json
 from dataclasses import fields
@@ -219,7 +220,7 @@ def test_white_space_around_a_url_is_dropped():
     "url",
     [
         *("", " ", "\n\t"),
-        *("file:///etc/passwd", "ftp://example.com/a.mp3", "data:audio/wav;base64,AAAA", "gopher://example.com/", "s3://bucket/a.mp3"),
+        *("file:///etc/passwd", "ftp://example.com/a.mp3", "gopher://example.com/", "s3://bucket/a.mp3"),
         *("example.com/a.mp3", "/a.mp3", "//example.com/a.mp3", "talk.mp3"),
         *("http:", "http://", "https:///a.mp3", "http://:80/a.mp3", "http://user@/a.mp3", "http:example.com/a.mp3"),
         *("http://example.com:0/", "http://example.com:65536/", "http://example.com:-1/", "http://example.com:http/"),
@@ -232,6 +233,100 @@ def test_what_is_no_http_url_is_refused_with_its_value(url):
     message = refusal({"audio_url": url})
     assert message.startswith("audio_url is '") and message.endswith("; it must be the http or https URL of a recording.")
     message.encode()
+
+
+# the file in the request, or on the worker's machine
+
+FILE = bytes(range(256)) * 3
+
+
+@pytest.mark.parametrize("data", [b"\0", b"ab", b"abc", FILE, FILE[:-1], FILE * 1000], ids=len)
+def test_a_file_may_come_in_base64_or_as_a_data_url(data):
+    encoded = base64.b64encode(data).decode()
+    assert parse_request({"audio_base64": encoded}) == Request(audio_base64=data)
+    for head in ("data:audio/mpeg;base64,", "data:;base64,", "DATA:audio/wav;codecs=1;BASE64,", " data:audio/ogg;base64,"):
+        assert parse_request({"audio_url": head + encoded}) == Request(audio_base64=data)
+
+
+@pytest.mark.parametrize("encoded", ["QUJD\nQUJD", "QUJ", "QUJD=", "Q-_D", "QUJD QUJD", "data:audio/wav;base64,QUJD", "QÜJD", "\ud800"], ids=ascii)
+def test_base64_is_taken_strictly(encoded):
+    assert refusal({"audio_base64": encoded}).startswith("audio_base64 holds no valid base64; it must be ")
+    if not encoded.startswith("data:"):
+        assert refusal({"audio_url": f"data:;base64,{encoded}"}).startswith("audio_url holds no valid base64; it must be ")
+
+
+@pytest.mark.parametrize(
+    ("job_input", "begins"),
+    [
+        ({"audio_base64": ""}, "audio_base64 is empty"),
+        ({"audio_url": "data:;base64,"}, "audio_url is empty"),
+        ({"audio_url": "data:audio/wav,RIFF"}, "audio_url is a data: URL without base64"),
+        ({"audio_url": "data:"}, "audio_url is a data: URL without base64"),
+        ({"audio_base64": 7}, "audio_base64 is 7"),
+        ({"audio_base64": ["QUJD"]}, "audio_base64 is a list"),
+        ({"audio_url": URL, "audio_base64": "QUJD"}, "audio_url and audio_base64 are both given"),
+    ],
+)
+def test_what_is_no_file_in_the_request_is_refused(job_input, begins):
+    assert refusal(job_input).startswith(begins)
+
+
+LOCAL = [
+    ("/talks/a.mp3", "/talks/a.mp3"), ("file:///talks/a.mp3", "/talks/a.mp3"), ("FILE:///talks/a%20b.mp3", "/talks/a b.mp3"),
+    ("file://localhost/a.mp3", "/a.mp3"), ("/talks/100%.mp3", "/talks/100%.mp3"), ("a b.mp3", str(Path("a b.mp3").absolute())),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "path"), LOCAL)
+def test_a_path_is_taken_only_where_the_worker_allows_it(given, path):
+    assert parse_request({"audio_url": given}, local_files=True).audio_url == f"file://{path}"
+    assert "must be the http or https URL" in refusal({"audio_url": given})
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com/a.mp3", "s3://bucket/a.mp3", "http://", "", "/a\0b", "https://example.com:0/"], ids=ascii)
+def test_where_local_files_are_allowed_other_addresses_are_not(url):
+    with pytest.raises(InvalidRequest, match="must be the http or https URL"):
+        parse_request({"audio_url": url}, local_files=True)
+    assert parse_request({"audio_url": URL}, local_files=True).audio_url == URL
+
+
+# audio_headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {}, {"Authorization": "Bearer a.b-c"}, {"cookie": "a=b; c=d", "User-Agent": "curl/8"}, {"X-Api-Key": ""}, {"Referer": URL},
+        {f"X-{i}": "v" * 8192 for i in range(32)},
+    ],
+    ids=lambda headers: ascii(headers)[:40],
+)  # fmt: skip
+def test_headers_of_the_download_are_taken_as_they_are(headers):
+    assert parse(audio_headers=headers).audio_headers == headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Authorization: x", ["Authorization"], 7, {"Bad Name": "x"}, {"": "x"}, {"A:": "x"}, {"A": 1}, {"A": None}, {"A": "x\r\nB: y"}, {"A": "ü"},
+        {"A": "x" * 8193}, {f"X-{i}": "" for i in range(33)}, {"A": "1", "a": "2"}, {"Host": "10.0.0.1"}, {"content-LENGTH": "0"},
+        {"Transfer-Encoding": "chunked"}, {"Connection": "upgrade"}, {"Range": "bytes=0-9"}, {"Accept-Encoding": "br"}, {"Proxy-Authorization": "x"},
+    ],
+    ids=lambda headers: ascii(headers)[:40],
+)  # fmt: skip
+def test_headers_that_cannot_be_sent_are_refused_without_their_values(headers):
+    message = refusal({"audio_url": URL, "audio_headers": headers})
+    assert message.startswith("audio_headers ") and "must be" in message and len(message) < 600 and "\n" not in message
+    assert "x\\r" not in message
+
+
+def test_headers_are_for_a_download_only():
+    assert refusal({"audio_base64": "QUJD", "audio_headers": {"A": "b"}}).startswith("audio_headers are given without")
+
+
+def test_what_is_secret_in_a_request_is_not_in_its_repr():
+    request = parse(audio_headers={"Authorization": "Bearer SECRET"})
+    assert "SECRET" not in repr(request) and "QUJD" not in repr(parse_request({"audio_base64": "QUJD"}))
 
 
 def test_an_overlong_url_is_refused_without_repeating_it():
@@ -337,6 +432,8 @@ any_input = st.one_of(
         {},
         optional={
             "audio_url": any_json | any_text | urls,
+            "audio_base64": any_json | st.binary().map(lambda data: base64.b64encode(data).decode()),
+            "audio_headers": any_json | st.dictionaries(any_text, any_text),
             "language": any_json | st.sampled_from(["auto", *LANGUAGES]),
             "initial_context": any_json,
             "use_previous_context": any_json,
@@ -362,7 +459,7 @@ def test_any_json_value_is_a_request_or_a_printable_refusal(job_input):
         assert len(message) < 1000 and "\n" not in message
         message.encode()
     else:
-        assert request.audio_url.lower().startswith(("http://", "https://"))
+        assert request.audio_url.lower().startswith(("http://", "https://")) != bool(request.audio_base64)
         assert request.language in (None, *LANGUAGES)
         assert {type(request.use_previous_context), type(request.allow_partial), type(request.punctuation)} == {bool}
         assert request.segment_level in SEGMENT_LEVELS and request.output_format in OUTPUT_FORMATS

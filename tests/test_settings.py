@@ -20,6 +20,7 @@ OTHER = {  # a right value of every setting that is not its default
     "VAD_MODE": ("3", 3),
     "MAX_AUDIO_SECONDS": ("7200", 7200.0),
     "MAX_DOWNLOAD_BYTES": ("1048576", 1_048_576),
+    "ALLOW_LOCAL_FILES": ("True", True),
     "DOWNLOAD_TIMEOUT_SECONDS": ("0.5e2", 50.0),
     "MAX_CONCURRENCY": ("8", 8),
     "MAX_NUM_SEQS": ("16", 16),
