@@ -54,8 +54,9 @@ def test_every_field_is_taken_over():
     job_input = {"audio_url": URL, "language": "German", "initial_context": "Namen: Žižek", "use_previous_context": True}
     job_input |= {"allow_partial": True, "segment_level": "both", "punctuation": True, "output_format": "srt"}
     job_input |= {"start": 1.5, "end": 2, "channel": 1, "vocabulary": ["Žižek"]}
-    expected = Request(URL, "German", "Namen: Žižek", True, True, "both", True, "srt", 1.5, 2.0, 1, ("Žižek",))
-    assert parse_request(job_input) == expected
+    job_input |= {"audio_headers": {"A": "b"}}
+    rest = ("German", "Namen: Žižek", True, True, "both", True, "srt", 1.5, 2.0, 1, ("Žižek",))
+    assert parse_request(job_input) == Request(URL, b"", {"A": "b"}, *rest)
 
 
 def test_null_is_the_same_as_absent():
