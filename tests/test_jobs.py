@@ -1,6 +1,7 @@
 """Whole jobs that are not plain sailing: each gives its clear error or the right empty result, and leaves nothing."""
 
 import asyncio
+import base64
 import gc
 import json
 import os
@@ -76,8 +77,7 @@ def serve(file_server):
 
 
 def test_a_url_a_data_url_base64_and_a_path_give_the_same_result_byte_by_byte(worker, run, serve, file_server, monkeypatch):
-    url = serve("same.flac", b"")
-    media.encode(np.concatenate([u.pcm for u in ENGLISH[:4]]), file_server.folder / "same.flac")
+    url = serve("same.flac", np.concatenate([u.pcm for u in ENGLISH[:4]]))
     encoded = base64.b64encode((file_server.folder / "same.flac").read_bytes()).decode()
     monkeypatch.setattr(worker, "settings", replace(worker.settings, allow_local_files=True))
     path = str(file_server.folder / "same.flac")

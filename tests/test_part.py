@@ -25,6 +25,7 @@ from request import Request, parse_request
 from speech import plain
 from test_end_to_end import run, words_of
 from transcript import ChunkResult, Word, account, merge
+from usage import Usage
 from vad import CutRules, Splitter
 
 MINUTE = np.resize(np.concatenate([u.pcm for u in ENGLISH[:20]]), 60 * SAMPLE_RATE)
@@ -240,7 +241,7 @@ def test_the_words_of_a_part_are_those_of_the_whole_at_their_times_in_the_file(w
 def test_progress_counts_the_seconds_of_the_part(worker, demo, tmp_path):
     progress = Progress()
     request = parse_request({"audio_url": demo, "start": 6, "end": 22.5})
-    transcript = asyncio.run(worker.transcribe_recording(request, tmp_path, progress))
+    transcript = asyncio.run(worker.transcribe_recording(request, tmp_path, progress, Usage()))
     assert progress.seconds_known == 16.5 and 10 < progress.seconds_done <= 16.5
     assert (transcript.spans[0].start, transcript.spans[-1].end) == (6, 22.5)
 
@@ -279,11 +280,11 @@ def test_a_job_does_not_wait_for_what_lies_behind_its_part(worker, stuck_server,
 
 
 def test_a_download_ends_with_the_decoder_while_chunks_are_still_recognised(worker, stuck_server, monkeypatch):
-    ended, download = asyncio.Event(), worker.download
+    ended, recording = asyncio.Event(), worker.recording
 
     @asynccontextmanager
     async def watched(*args, **limits):
-        async with download(*args, **limits) as file:
+        async with recording(*args, **limits) as file:
             yield file
         ended.set()
 
@@ -291,7 +292,7 @@ def test_a_download_ends_with_the_decoder_while_chunks_are_still_recognised(work
         await asyncio.wait_for(ended.wait(), 60)
         return [ChunkResult(chunk.start, chunk.end, chunk.speech_seconds)]
 
-    monkeypatch.setattr(worker, "download", watched)
+    monkeypatch.setattr(worker, "recording", watched)
     monkeypatch.setattr(worker, "transcribe_chunk", waits)
     shutil.copy(ROOT / "tests" / "recordings" / DEMO, stuck_server.folder)
     assert run(worker, stuck_server.url(DEMO), start=6, end=22.5)["segments"] == []
