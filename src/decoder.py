@@ -28,7 +28,6 @@ from confine import confine
 from track import MATROSKA, MP4, Packets, Track, Undecodable
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
-EARLY_SECONDS, LATER_NICENESS = 60, 10  # of the sound; what follows gives way to the worker and to recordings that begin
 WRONG_SECONDS, WRONG_SHARE = 1.0, 0.01  # of a declared length: it may be wrong by the larger of both
 UNKNOWN_SIZES, UNKNOWN_MARGIN = (2**31, 2**32), 2**16  # bytes that a WAV declares, more or less, whose writer knew no size
 SAMPLED_PACKETS = 500  # at the start of a file: their bytes tell how long a file of its size may be
@@ -199,12 +198,9 @@ def _main(
         pass  # over the user's limit: smaller pieces then
     file = Growing(descriptor, size)
     confine()
-    early_bytes = EARLY_SECONDS * rate * 2
     try:
         for block in _blocks(file, rate, channel, begin, end, limit):
             out.write(block)
-            if early_bytes > 0 and (early_bytes := early_bytes - len(block)) <= 0:
-                os.nice(LATER_NICENESS)
         out.flush()
     except Undecodable as failure:
         out.flush()

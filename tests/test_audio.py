@@ -615,29 +615,6 @@ def test_a_recording_longer_than_allowed_is_refused(tmp_path):
     assert sum(map(len, blocks_of(tmp_path / "a.wav", max_seconds=10))) == len(SPEECH)
 
 
-def test_a_decoder_gives_way_to_others_behind_the_first_minute_of_its_recording(tmp_path):
-    media.encode(silence(300), tmp_path / "a.wav")
-
-    async def niceness():
-        async with decode(tmp_path / "a.wav", 3600) as pcm:
-            child, blocks = psutil.Process(pcm._child.pid), aiter(pcm)
-            await anext(blocks)
-            yield child.nice()
-            while pcm.duration < 60:
-                await anext(blocks)
-            for _ in range(500):
-                if child.nice() > 0:
-                    break
-                await asyncio.sleep(0.02)
-            yield child.nice()
-
-    async def both():
-        return [value async for value in niceness()]
-
-    own = psutil.Process().nice()
-    assert asyncio.run(both()) == [own, own + 10]
-
-
 def test_who_leaves_early_leaves_no_decoder_behind(tmp_path):
     media.encode(silence(300), tmp_path / "a.wav")
 
