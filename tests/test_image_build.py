@@ -95,7 +95,8 @@ def find_builder(folder: Path) -> Builder:
 def write_stub(folder: Path) -> None:
     """The context of a base image that holds COMMANDS, the libraries that these load, and PYTHON3."""
     binaries = [Path(shutil.which(name)) for name in COMMANDS]
-    loaded = subprocess.check_output(["ldd", *binaries], text=True)
+    alone = {"PATH": os.environ["PATH"]}  # without the LD_PRELOAD that vLLM sets in its process
+    loaded = subprocess.check_output(["ldd", *binaries], text=True, env=alone)
     libraries = set(re.findall(r"(/\S+) \(0x", loaded))
     for source, target in [(b, f"usr/bin/{b.name}") for b in binaries] + [(path, path[1:]) for path in libraries]:
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
