@@ -50,7 +50,8 @@ async def deliver(transcript: Transcript, request: Request, usage: dict, max_byt
     """The job's output as the request wants it, with its `usage`, at most `max_bytes` as JSON.
 
     A larger one is reduced as `reduced_to` says: "compact" segments, "sentences" for segments, the "text" alone (of the other
-    formats, at once); the whole goes to `bucket` as `name`, with a presigned `result_url`. Raises ResultTooLarge where the text alone is too much.
+    formats, at once); the whole goes to `bucket` as `name`, with a presigned `result_url`. Raises ResultTooLarge where the text
+    alone is too much.
     """
     whole = await asyncio.to_thread(output_of, transcript, request) | {"usage": usage}
     if await asyncio.to_thread(size_of, whole) <= max_bytes:

@@ -1,9 +1,10 @@
 """The worker: a RunPod job with the URL of a recording in, a transcript with a time for every word out.
 
-Job input:  audio_url (with audio_headers) or audio_base64; language ("auto", null, a name or code), vocabulary, initial_context, use_previous_context, segment_level,
-            punctuation, allow_partial, start, end, channel.
-Output:     language_detected, languages, duration, text, segments [{start, end, text, offset, length}], usage, and sentences,
-            failed_spans, retries, warnings where there are any; or error, error_code, retryable.
+Job input:  audio_url (with audio_headers) or audio_base64; start, end, channel; language ("auto", null, a name or a code),
+            vocabulary, initial_context, use_previous_context; output_format, segment_level, punctuation, allow_partial.
+Output:     language_detected, language_code, languages, duration, text, segments [{start, end, text, offset, length}] (or srt,
+            vtt, verbose_json), usage, and sentences, failed_spans, retries, warnings where there are any; or error, error_code,
+            retryable.
 Beside the input: policy.executionTimeout is kept, s3Config takes results over RunPod's limit. /status shows the progress.
 
     python src/handler.py --test_input '{"input": {"audio_url": "https://…"}}'    one job, its result as JSON on stdout
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path

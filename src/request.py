@@ -151,13 +151,13 @@ def _audio_url(value: object, local_files: bool) -> str:
     url = value.strip()
     if len(url) > LONGEST_URL:
         raise InvalidRequest(f"audio_url has {len(url)} characters; at most {LONGEST_URL} are allowed.")
-    if local_files and "\0" not in url and (url.lower().startswith(FILE_SCHEME) or "://" not in url):
-        path = unquote(urlsplit(url).path) if url.lower().startswith(FILE_SCHEME) else url
-        return FILE_SCHEME + str(Path(path).absolute())
-    if url.lower().startswith(FILE_SCHEME):
+    is_file = url.lower().startswith(FILE_SCHEME)
+    if is_file and not local_files:
         raise InvalidRequest(f"audio_url is {_shown(url)}, and files of the worker's machine need ALLOW_LOCAL_FILES=true; {wanted}.")
     try:
         parts = urlsplit(url)
+        if local_files and "\0" not in url and (is_file or "://" not in url):
+            return FILE_SCHEME + str(Path(unquote(parts.path) if is_file else url).absolute())
         valid = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0
         url.encode()  # a lone surrogate would break every later step
     except ValueError:

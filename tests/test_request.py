@@ -284,7 +284,7 @@ def test_a_path_is_taken_only_where_the_worker_allows_it(given, path):
     assert "must be the http or https URL" in refusal({"audio_url": given})
 
 
-@pytest.mark.parametrize("url", ["ftp://example.com/a.mp3", "s3://bucket/a.mp3", "http://", "", "/a\0b", "https://example.com:0/"], ids=ascii)
+@pytest.mark.parametrize("url", ["ftp://example.com/a.mp3", "s3://bucket/a.mp3", "http://", "", "/a\0b", "file://[a", "https://example.com:0/"], ids=ascii)
 def test_where_local_files_are_allowed_other_addresses_are_not(url):
     with pytest.raises(InvalidRequest, match="must be the http or https URL"):
         parse_request({"audio_url": url}, local_files=True)

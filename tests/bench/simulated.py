@@ -29,6 +29,7 @@ import soundfile
 
 import inputs
 import measure
+from asr import NO_VOCABULARY
 from audio import SAMPLE_RATE, AudioChunk
 from engine import STEP_BY_MEMORY
 from measure import cost_of, table
@@ -42,7 +43,7 @@ RECOGNISE_FLOP, ALIGN_FLOP = 21.6e9, 34.6e9  # per second of audio: encoder and 
 AUDIO_TOKENS, TEXT_TOKENS, WORDS = 13, 4.5, 2.5  # per second of audio
 SHORTEST_STEP = 0.002  # seconds
 CROWDS = (16, 32)  # long jobs at once
-CROWD_SECONDS = 20  # until a crowd has filled the gate, and over which its memory is looked at
+CROWD_SECONDS = 60  # until a crowd has filled the engine's batch, and over which its memory is looked at
 GIL_SECONDS = 3  # to measure a stage for
 CHUNK_SECONDS = 60
 BEAT_SECONDS = 0.02  # between two looks at a loop
@@ -347,7 +348,7 @@ async def _gil(handler, url: str) -> dict[str, float]:
     chunk = (await _chunks(handler, url))[1]
     rng = random.Random(0)
     text = " ".join(rng.choices(VOCABULARY["English"], k=round(WORDS * chunk.duration)))
-    prompt, renderer = handler.asr._prompt("", "English"), handler.asr._engine.renderer
+    prompt, renderer = handler.asr._prompt("", "English", NO_VOCABULARY), handler.asr._engine.renderer
     _, spectrum = asyncio.run_coroutine_threadsafe(handler.asr._rendered(chunk, prompt), handler.asr._loop).result()
     task = handler.aligner._prepared(chunk, text, "English", spectrum)
     marks = [round(1000 * chunk.duration * i / (2 * len(task.units))) for i in range(2 * len(task.units))]
