@@ -1,7 +1,9 @@
-"""Both READMEs say what the code does, and both say the same."""
+"""The READMEs say what the code does, both say the same, their snippets are valid and their links lead somewhere."""
 
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -9,32 +11,59 @@ import pytest
 
 import errors
 from align import LANGUAGES as ALIGNED
-from request import LANGUAGES, Request
+from delivery import output_of
+from engine import STEP_BY_MEMORY
+from request import LANGUAGES, OUTPUT_FORMATS, SEGMENT_LEVELS, Request
 from settings import Settings
+from transcript import ChunkResult, Word, merge
 from usage import Usage
 
 ROOT = Path(__file__).parent.parent
 READMES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh-CN.md")}
-# codes that no client ever sees, told in the sentence below the table
-FOR_NOBODY = {"settings_invalid", "alignment_failed", "recognition_failed"}
+DOCUMENTS = [*READMES, "tests/README.md", "tests/bench/README.md", "tests/models/README.md"]
+ONLY_IN_CHINESE = "## 在中国大陆构建和运行"
+NEVER_IN_A_RESPONSE = {"settings_invalid", "alignment_failed", "recognition_failed"}
 
 in_each = pytest.mark.parametrize("readme", READMES)
 
 
-def rows(readme: str, first: str) -> dict[str, list[str]]:
-    """The table whose head begins with `first`: first cell without backticks → the others."""
-    table = re.search(rf"^\| {re.escape(first)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", READMES[readme], re.MULTILINE)
-    cells = [[cell.strip() for cell in line.strip().strip("|").split(" | ")] for line in table[1].splitlines()]
-    return {key.strip(): rest for first_cell, *rest in cells for key in re.findall(r"`([^`]+)`", first_cell)}
+def rows(readme: str, *heads: str, after: str = "") -> dict[str, list[str]]:
+    """The first table, behind a line that matches `after`, whose head begins with one of `heads`.
+
+    Each name in backticks in the first cell of a row → the other cells. `.c` behind `a.b` is the name a.c.
+    """
+    text = re.split(f"^{after}$", READMES[readme], maxsplit=1, flags=re.MULTILINE)[1] if after else READMES[readme]
+    head = "|".join(map(re.escape, heads))
+    table = re.search(rf"^\| (?:{head}) \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    told = {}
+    for line in table[1].splitlines():
+        first, *rest = (cell.strip() for cell in line.strip().strip("|").split(" | "))
+        stem = ""
+        for name in re.findall(r"`([^`]+)`", first):
+            name = stem + name if name.startswith(".") else name
+            stem = name.partition(".")[0]
+            told[name] = rest
+    return told
+
+
+def response_fields(readme: str) -> set[str]:
+    return {name.replace("[]", "") for name in rows(readme, "field", "字段", after="## (?:Response|响应)")}
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
 
 
 def tree(error: type[errors.WorkerError]) -> list[type[errors.WorkerError]]:
     return [error, *(e for child in error.__subclasses__() for e in tree(child))]
 
 
+# what the code does
+
+
 @in_each
 def test_every_setting_stands_in_the_table_with_its_default(readme):
-    told = rows(readme, "variable" if readme == "README.md" else "变量")
+    told = rows(readme, "variable", "变量")
     assert list(told) == [f.name.upper() for f in fields(Settings)]
     for f in fields(Settings):
         if f.default is not MISSING:
@@ -44,50 +73,150 @@ def test_every_setting_stands_in_the_table_with_its_default(readme):
 
 @in_each
 def test_every_error_code_stands_in_the_table_with_what_to_do(readme):
-    told = {code: retryable == "yes" for code, (retryable, _) in rows(readme, "`error_code`").items()}
-    assert told == {e.code: e.retryable for e in tree(errors.WorkerError) if e.code not in FOR_NOBODY}
-    assert all(f"`{code}`" in READMES[readme] for code in FOR_NOBODY)
+    table = rows(readme, "`error_code`")
+    assert all(len(cells) == 3 and all(cells) for cells in table.values())
+    told = {code: retryable == "yes" for code, (retryable, _, _) in table.items()}
+    assert told == {e.code: e.retryable for e in tree(errors.WorkerError) if e.code not in NEVER_IN_A_RESPONSE}
+    assert all(f"`{code}`" in READMES[readme] for code in NEVER_IN_A_RESPONSE)
 
 
 @in_each
-def test_every_reason_for_asking_again_stands_in_the_table(readme):
-    told = set(rows(readme, "reason" if readme == "README.md" else "原因"))
+def test_every_reason_for_a_retry_stands_in_the_table(readme):
+    told = set(rows(readme, "reason", "原因"))
     faults = set(re.findall(r'"([a-z_]+)"', (ROOT / "src" / "fallback.py").read_text())) - {"length"}  # vLLM's finish_reason
     assert told == faults | {"language"}
 
 
 @in_each
 def test_every_field_of_a_request_stands_in_the_table(readme):
-    tables = [set(rows_at) for rows_at in (rows(readme, "field" if readme == "README.md" else "字段"),)]
-    assert tables[0] == {f.name for f in fields(Request)}
+    assert set(rows(readme, "field", "字段")) == {f.name for f in fields(Request)}
+
+
+def every_output() -> list[dict]:
+    """Outputs in all formats that together have every field: two languages, an estimated word, a retry, a failure, a warning."""
+    words = Word("one", 0, 1, 0, estimated=True), Word("two", 1, 2, 4)
+    chunks = [
+        ChunkResult(0, 2, 2, "one two", "English", words, ("loop",), True, warning="Some times are estimated."),
+        ChunkResult(2, 4, 2, "drei", "German", (Word("drei", 2, 3, 0),)),
+        ChunkResult(4, 5, 1, failure="timeout"),
+    ]
+    requests = (Request(output_format=form, segment_level=level) for form in OUTPUT_FORMATS for level in SEGMENT_LEVELS)
+    return [output_of(merge(chunks, 5), request) for request in requests]
 
 
 @in_each
-def test_every_count_of_a_usage_stands_in_the_table_and_in_the_example(readme):
-    told = list(rows(readme, "in `usage`" if readme == "README.md" else "`usage` 中"))
-    (example,) = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", READMES[readme], re.DOTALL) if block.startswith('{"audio_seconds"'))
-    assert sorted(told) == sorted(example) == sorted(Usage().to_output(1, Settings(model_name="m", aligner_name="a")))
+def test_every_field_of_a_response_stands_in_the_table(readme):
+    outputs = every_output()
+    given = {key for output in outputs for key in output} | {"usage", "reduced_to", "result_url"}
+    given |= {f"segments.{key}" for output in outputs for segment in output.get("segments", ()) for key in segment}
+    given |= {f"usage.{key}" for key in Usage().to_output(1, Settings(model_name="m", aligner_name="a"))}
+    assert response_fields(readme) == given - {"usage"}
+
+
+@in_each
+def test_the_example_of_a_result_has_runpods_envelope_and_fields_of_the_table(readme):
+    (example,) = (json.loads(block) for block in code_blocks(READMES[readme], "json") if '"COMPLETED"' in block)
+    assert set(example) == {"id", "status", "delayTime", "executionTime", "workerId", "output"}
+    output, told = example["output"], response_fields(readme)
+    assert set(output) - {"usage"} <= told and {f"segments.{key}" for segment in output["segments"] for key in segment} <= told
+    for segment in output["segments"]:
+        assert output["text"][segment["offset"] : segment["offset"] + segment["length"]] == segment["text"]
 
 
 @in_each
 def test_every_language_is_named_and_those_with_an_aligner_once_more(readme):
     lines = READMES[readme].splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith(("**Languages**", "**语言**")))
-    named = [re.findall(r"[A-Z][a-z]+", line.split(":" if readme == "README.md" else "：", 1)[1]) for line in lines[at : at + 2]]
-    assert named[0] == list(LANGUAGES) and len(named[1]) == len(ALIGNED) and set(named[1]) == ALIGNED
+    at = next(i for i, line in enumerate(lines) if line.startswith(("- **Languages**", "- **语言**")))
+    named = [re.findall(r"[A-Z][a-z]+", re.split("[:：]", line, maxsplit=1)[1]) for line in lines[at : at + 2]]
+    assert named[0] == list(LANGUAGES) and [name for name in named[1] if name in LANGUAGES] == [n for n in named[1] if n in ALIGNED]
+    assert set(named[1]) & set(LANGUAGES) == ALIGNED
 
 
 @in_each
-def test_every_file_and_folder_named_is_there(readme):
-    named = re.findall(r"\]\((?!http)([^)#]+)\)|`((?:src|builder|tests|\.runpod)/[\w./-]*)`|(?:bash|python) ((?:src|builder|tests)/[^\s`]+)", READMES[readme])
-    assert len(named) > 5
+def test_the_table_of_sizes_has_the_steps_of_the_engine(readme):
+    table = re.search(r"^\| (?:GPU memory|显存) \|.*\n\|[-|]+\n((?:\|.*\n)+)", READMES[readme], re.MULTILINE)[1]
+    steps = [tuple(map(int, re.findall(r"\| (\d+)(?= \|)", line))) for line in table.splitlines()]
+    assert steps == [(chunks, tokens, chunks // 4) for _, chunks, tokens in STEP_BY_MEMORY]
+
+
+# snippets
+
+
+@in_each
+def test_every_json_is_valid(readme):
+    blocks = code_blocks(READMES[readme], "json")
+    inline = [code for code in re.findall(r"`(\{\"[^`]+\})`", READMES[readme]) if '":' in code and "…" not in code]
+    given = re.findall(r"(?:-d|--test_input) '(\{.*?\})'", READMES[readme])
+    assert blocks and inline and len(given) > 3
+    for text in (*blocks, *inline, *given):
+        json.loads(text)
+
+
+@in_each
+def test_every_shell_snippet_can_be_parsed(readme):
+    blocks = code_blocks(READMES[readme], "bash")
+    assert len(blocks) > 4
+    for block in blocks:
+        assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True).returncode == 0, block
+
+
+@in_each
+def test_every_python_snippet_compiles(readme):
+    blocks = code_blocks(READMES[readme], "python")
+    assert blocks
+    for block in blocks:
+        compile(block, readme, "exec")
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="Node.js is not installed")
+@in_each
+def test_every_javascript_snippet_can_be_parsed(readme):
+    blocks = code_blocks(READMES[readme], "javascript")
+    assert blocks
+    for block in blocks:
+        run = subprocess.run(["node", "--input-type=module", "--check"], input=block, text=True, capture_output=True)
+        assert run.returncode == 0, run.stderr
+
+
+# links
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_to_a_file_and_to_a_heading_in_it(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / document).parent / path if path else ROOT / document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings, as GitHub makes them: lower case, spaces to hyphens, other punctuation dropped."""
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_and_folder_named_is_there(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:src|builder|tests|\.runpod|\.github)/[\w./-]*)`|(?:bash|python) ((?:src|builder|tests)/[^\s`]+)", text)
     for path in {p for match in named for p in match if p}:
-        assert (ROOT / path.strip("`")).exists(), path
+        assert (ROOT / path).exists(), path
+
+
+# one README beside the other
 
 
 def test_both_have_the_same_headings_tables_and_code():
+    """But for the section on mainland China."""
     outlines = []
-    for text in READMES.values():
+    for name, text in READMES.items():
+        if name == "README_zh-CN.md":
+            before, _, after = text.partition(f"{ONLY_IN_CHINESE}\n")
+            text = before + after[after.index("\n## ") + 1 :]
         code = re.findall(r"^ *```\w*\n.*?^ *```", text, re.MULTILINE | re.DOTALL)
         commands = [re.sub(r"(^| +)(#|// ).*", "", c, flags=re.MULTILINE) for c in code]
         prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -98,15 +227,12 @@ def test_both_have_the_same_headings_tables_and_code():
     assert english == chinese
 
 
-def test_every_figure_stands_in_both():
-    """Numbers of the measured section, in order."""
-    english, chinese = (
-        re.findall(r"\d+(?:\.\d+)?(?= (?:%|ms)| \|)", text[text.index(head) :])
-        for text, head in zip(READMES.values(), ("## Measured", "## 实测"))
-    )
+def test_every_figure_of_the_sizes_stands_in_both():
+    sections = (re.search(rf"^## {head}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1] for head, text in zip(("Sizing", "选型"), READMES.values()))
+    english, chinese = (re.findall(r"\d+(?:\.\d+)?", "".join(line for line in section.splitlines(True) if line.startswith("|"))) for section in sections)
     assert english and english == chinese
 
 
-@in_each
-def test_no_path_of_a_machine_stands_in_it(readme):
-    assert not re.search(r"/(?:home|root|work|tmp)/", READMES[readme])
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_path_of_a_machine_stands_in_it(document):
+    assert not re.search(r"/(?:home|root|work|tmp)/", (ROOT / document).read_text(encoding="utf-8"))

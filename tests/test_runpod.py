@@ -169,13 +169,12 @@ def test_the_javascript_client_gets_a_transcript_an_error_and_a_cancellation(pla
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def snippet(language: str, holding: str, platform: Platform, audio_url: str, hook: str = "") -> str:
-    """A block of the README's section on clients, with the stand-in's addresses in the place of RunPod's."""
-    section = README.split("\n## Clients\n")[1].split("\n## ")[0]
-    (code,) = (code for code in re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL) if holding in code)
-    for named, meant in (("https://api.runpod.ai/v2", platform.base_url), ("ENDPOINT_ID", ENDPOINT), ("https://example.com/talk.mp3", audio_url), ("https://example.com/hook", hook)):
+def snippet(section: str, language: str, platform: Platform, audio_url: str) -> str:
+    """The one block of that language in a section of the README, with the stand-in's addresses in the place of RunPod's."""
+    (code,) = re.findall(rf"```{language}\n(.*?)```", README.split(f"\n## {section}\n")[1].split("\n## ")[0], re.DOTALL)
+    for named, meant in (("https://api.runpod.ai/v2", platform.base_url), ("ENDPOINT_ID", ENDPOINT)):
         code = code.replace(named, meant)
-    return code
+    return re.sub(r"https://[^\"]+\.(?:mp3|wav)", audio_url, code)
 
 
 def printed(command: list[str], code: str, **environment: str) -> str:
@@ -184,41 +183,41 @@ def printed(command: list[str], code: str, **environment: str) -> str:
     return done.stdout
 
 
-def posted(hook) -> dict:
-    """The body of the one post to it."""
-    until(lambda: hook[1])
-    (body,) = hook[1]
-    return body
-
-
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="curl or jq is not installed")
-def test_the_readmes_curl_commands_wait_ask_and_are_told(platform, recordings, hook):
-    def ran(holding: str, name: str = "short") -> str:
-        return printed(["bash"], snippet("bash", holding, platform, recordings[name], hook[0]))
-
-    assert json.loads(ran("/runsync"))["output"]["text"] == SHORT.text
-    *earlier, last = map(json.loads, ran("while true", "minutes").splitlines())
+def test_the_readmes_curl_commands_wait_and_ask(platform, recordings):
+    quick = json.loads(printed(["bash"], snippet("Quick start", "bash", platform, recordings["short"])))
+    assert quick["output"]["text"] == SHORT.text
+    (example,) = re.findall(r"```json\n(.*?)```", README.split("\n## Quick start\n")[1].split("\n## ")[0], re.DOTALL)
+    assert set(quick) == set(json.loads(example))
+    *earlier, last = map(json.loads, printed(["bash"], snippet("Clients", "bash", platform, recordings["minutes"])).splitlines())
     assert last["status"] == "COMPLETED" and last["output"]["text"] and any(isinstance(job.get("output"), dict) for job in earlier)
-    assert json.loads(ran("webhook"))["id"] == posted(hook)["id"] and posted(hook)["output"]["text"] == SHORT.text
 
 
-def test_the_readmes_python_waits_asks_and_is_told(platform, recordings, hook):
-    code = snippet("python", "runpod", platform, recordings["short"], hook[0])
+def test_the_readmes_python_waits_and_asks(platform, recordings):
+    code = snippet("Clients", "python", platform, recordings["short"])
     lines = printed([sys.executable, "-"], code, RUNPOD_ENDPOINT_BASE_URL=platform.base_url).splitlines()
     assert lines[0] == SHORT.text and lines[-1].startswith("COMPLETED {") and SHORT.text in lines[-1]
-    assert posted(hook)["output"]["text"] == SHORT.text
 
 
 @pytest.mark.skipif(not NODE or not JAVASCRIPT.exists(), reason="Node.js or its runpod-sdk is not installed")
-def test_the_readmes_javascript_waits_asks_and_is_told(platform, recordings, hook):
+def test_the_readmes_javascript_waits_and_asks(platform, recordings):
     """The client takes its address as an option only."""
-    code = snippet("javascript", "runpodSdk", platform, recordings["short"], hook[0])
+    code = snippet("Clients", "javascript", platform, recordings["short"])
     code = code.replace("process.env.RUNPOD_API_KEY)", f"process.env.RUNPOD_API_KEY, {{ baseUrl: {json.dumps(platform.base_url)} }})")
     packages = (JAVASCRIPT.parent.parent / "package.json").as_uri()
     imported = f'import {{ createRequire }} from "node:module";\nconst {{ default: runpodSdk }} = await import(createRequire({json.dumps(packages)}).resolve("runpod-sdk"));'
-    output = printed([NODE, "--input-type=module"], code.replace('import runpodSdk from "runpod-sdk";', imported))
-    assert f"COMPLETED {SHORT.text}" in output and output.count("COMPLETED") >= 2
-    assert posted(hook)["output"]["text"] == SHORT.text
+    code, found = re.subn(r'import runpodSdk from "runpod-sdk";.*', lambda _: imported, code)
+    output = printed([NODE, "--input-type=module"], code)
+    assert found == 1 and f"COMPLETED {SHORT.text}" in output and output.count("COMPLETED") >= 2
+
+
+def test_the_readmes_webhook_gets_what_status_shows(platform, recordings, hook):
+    url, bodies, _ = hook
+    (fragment,) = re.findall(r'`("webhook": "[^`]+")`', README)
+    job_id = platform.submit({"audio_url": recordings["short"]}, **json.loads(f"{{{fragment}}}") | {"webhook": url})
+    until(lambda: bodies)
+    (body,) = bodies
+    assert body["id"] == job_id and body["output"]["text"] == SHORT.text
 
 
 def test_nothing_is_streamed_and_the_final_answer_is_a_plain_object(platform, short):

@@ -310,33 +310,30 @@ async def _crowd(handler, long: str, short: str, jobs: int) -> dict:
 
 
 def _held(function: Callable[[], object]) -> float:
-    """The share of `function`'s CPU time for which it holds the GIL: what a thread that always wants it is kept from.
-
-    And that thread is kept from some by other processes, beside any function.
-    """
-    (idle, _), (kept, cpu) = _kept_from(lambda: time.sleep(0.01)), _kept_from(function)
-    return min(1.0, max(0.0, (kept - idle) / cpu))
-
-
-def _kept_from(function: Callable[[], object]) -> tuple[float, float]:
-    """(share of the time that the other thread did not get, share that `function` was on a CPU)."""
-    got, over = [0.0], threading.Event()
+    """The share of `function`'s CPU time for which it holds the GIL: a thread that always wants the GIL sleeps as long."""
+    slept, over = [0.0], threading.Event()
 
     def compete() -> None:
-        began = time.thread_time()
+        began, active = time.monotonic(), _active_seconds()
         while not over.is_set():
             pass
-        got[0] = time.thread_time() - began
+        slept[0] = time.monotonic() - began - (_active_seconds() - active)
 
     thread = threading.Thread(target=compete)
-    ends, cpu, began = time.monotonic() + GIL_SECONDS, time.thread_time(), time.monotonic()
+    ends, cpu = time.monotonic() + GIL_SECONDS, time.thread_time()
     thread.start()
     while time.monotonic() < ends:
         function()
-    wall, cpu = time.monotonic() - began, time.thread_time() - cpu
+    cpu = time.thread_time() - cpu
     over.set()
     thread.join()
-    return 1 - got[0] / wall, cpu / wall
+    return min(1.0, slept[0] / cpu)
+
+
+def _active_seconds() -> float:
+    """For which this thread was on a CPU or waited for one: the kernel's schedstats."""
+    running, waiting, _ = map(int, Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split())
+    return (running + waiting) / 1e9
 
 
 async def _gil(handler, url: str) -> dict[str, float]:
