@@ -1,7 +1,7 @@
-"""URL → local file, readable while it grows, under limits on size and time, with retries. Knows nothing of audio.
+"""URL → local file, readable while it arrives, under limits on size and time, with retries. Knows nothing of audio.
 
-All downloads run in one event loop in a thread of its own, so that none can hold up the loop of the jobs, and a
-download that is cancelled has closed its connection in the next step of that loop.
+All downloads run in one event loop in a thread of its own, so that none can block the loop of the jobs. A download that is
+cancelled closes its connection in the next step of that loop.
 """
 
 import asyncio
@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from errors import DownloadError, DownloadTimeout, DownloadTooLarge
-from web import Passing, get, host_of
+from web import TransientError, get, host_of
 
-ATTEMPTS, BACKOFF_SECONDS = 3, 0.5  # doubled after each attempt
-RESOLVERS = 32  # threads, each waiting for the answer of the DNS to one download
+ATTEMPTS, BACKOFF_SECONDS = 3, 0.5  # the wait doubles after each attempt
+RESOLVERS = 32  # threads for DNS look-ups, one download each
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """A file that is still growing: bytes that are in it stay as they are."""
+class ArrivingFile:
+    """A file that may still grow; bytes that are in it do not change."""
 
     path: Path
-    size: int | None  # bytes that the server has promised
-    whole: Path  # exists once all of it is there
+    size: int | None  # bytes of the complete file; None while unknown
+    complete_marker: Path  # exists once the file is complete
 
 
 @asynccontextmanager
@@ -39,94 +39,96 @@ async def download(
     timeout: float,
     headers: Mapping[str, str] = {},
     timer: AbstractContextManager = nullcontext(),
-) -> AsyncIterator[Arrival]:
-    """Fetch `url` into a file in `folder`, at most `max_bytes`, within `timeout` seconds in all; `timer` runs until then.
+) -> AsyncIterator[ArrivingFile]:
+    """Fetch `url` into a file in `folder`: at most `max_bytes`, within `timeout` seconds, retries included. `timer` runs that long.
 
-    `headers`: of the request, for the first host only.
+    `headers`: of the request, for the origin of `url` only.
 
-    The context begins with the file's first bytes and is cancelled when the rest does not come; the error then is, as
-    before it, a DownloadError: AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge, DownloadTimeout, or
-    DownloadError itself after ATTEMPTS transient failures. Messages name the host, never the path or the query.
+    The context begins with the file's first bytes, and is cancelled if the rest does not arrive. Raises DownloadError after
+    ATTEMPTS transient failures, and AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge, DownloadTimeout. Messages
+    name the host, never the path or the query.
     """
-    fetch = _Fetch(url, headers, folder, max_bytes)
+    transfer = _Transfer(url, headers, folder, max_bytes)
     async with asyncio.TaskGroup() as group:
-        fetching = group.create_task(_in_time(fetch, timeout, timer))
-        yield await fetch.arrival
-        fetching.cancel()  # if it has not ended: what was wanted of the file has been read
+        fetching = group.create_task(_run_in_time(transfer, timeout, timer))
+        yield await transfer.arriving
+        fetching.cancel()  # the rest of the file is not needed
 
 
-async def _in_time(fetch: "_Fetch", timeout: float, timer: AbstractContextManager) -> None:
+async def _run_in_time(transfer: "_Transfer", timeout: float, timer: AbstractContextManager) -> None:
     try:
         with timer:
             async with asyncio.timeout(timeout):
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(fetch.with_retries(), downloads()))
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(transfer.run(), download_loop()))
     except TimeoutError:
-        raise DownloadTimeout(f"audio_url did not arrive from {host_of(fetch.url)} in the time allowed.") from None
+        raise DownloadTimeout(f"audio_url did not arrive from {host_of(transfer.url)} in the time allowed.") from None
 
 
 @functools.cache
-def downloads() -> asyncio.AbstractEventLoop:
+def download_loop() -> asyncio.AbstractEventLoop:
     """The loop in which all downloads run."""
     loop = asyncio.new_event_loop()
     loop.set_default_executor(ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolver"))
-    loop.set_exception_handler(lambda *_: None)  # else it logs, with a traceback, what failed while it was cancelled
+    loop.set_exception_handler(lambda *_: None)  # the default one logs failures during a cancellation, with tracebacks
     threading.Thread(target=loop.run_forever, name="downloads", daemon=True).start()
     return loop
 
 
-class _Fetch:
-    """One file on its way, in the loop of downloads but for `arrival`, which is awaited in the job's."""
+class _Transfer:
+    """One file. Runs in the loop of downloads; the future `arriving` is awaited in the job's loop."""
 
     def __init__(self, url: str, headers: Mapping[str, str], folder: Path, max_bytes: int):
         self.url, self._headers = url, headers
-        self.arrival: asyncio.Future[Arrival] = asyncio.get_running_loop().create_future()
-        self._path, self._whole = folder / "source", folder / "source.whole"
+        self.arriving: asyncio.Future[ArrivingFile] = asyncio.get_running_loop().create_future()
+        self._path, self._complete_marker = folder / "source", folder / "source.complete"
         self._max_bytes = max_bytes
 
-    async def with_retries(self) -> None:
+    async def run(self) -> None:
+        """Fetch the file, with retries."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await self._once()
-            except Passing as failure:
+                return await self._attempt()
+            except TransientError as failure:
                 if attempt == ATTEMPTS:
                     raise DownloadError(f"audio_url could not be fetched from {host_of(self.url)}: {failure}, {ATTEMPTS} times.") from failure
                 await asyncio.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
-            except OSError as error:  # the disk's
+            except OSError as error:  # of the disk; those of the network are TransientError
                 raise DownloadError(f"The worker could not store the file of audio_url: {error.strerror}.") from error
 
-    async def _once(self) -> None:
-        async with get(self.url, self._headers) as answer:
-            if answer.length is not None and answer.length > self._max_bytes:
+    async def _attempt(self) -> None:
+        async with get(self.url, self._headers) as response:
+            if response.length is not None and response.length > self._max_bytes:
                 raise self._too_large()
             received = 0
             with self._path.open("r+b" if self._path.exists() else "w+b") as file:
-                async for block in answer.blocks:
+                async for block in response.blocks:
                     received += len(block)
                     if received > self._max_bytes:
                         raise self._too_large()
-                    self._add(file, block)
+                    self._write(file, block)
                     if received:
-                        self._arrived(answer.size)
-                    await asyncio.sleep(0)  # a download of many small blocks takes turns with the others
+                        self._announce(response.size)
+                    await asyncio.sleep(0)  # lets other downloads run even if blocks arrive without a pause
                 if file.read(1):
                     raise self._changed()
-        self._whole.touch()
-        self._arrived(received)
+        self._complete_marker.touch()
+        self._announce(received)
 
-    def _add(self, file: BinaryIO, block: bytes) -> None:
-        """What an earlier attempt brought may have been decoded already: it must come again."""
+    def _write(self, file: BinaryIO, block: bytes) -> None:
+        """Bytes of an earlier attempt may have been decoded already, so they must be the same in this one."""
         known = file.read(len(block))
         if known != block[: len(known)]:
             raise self._changed()
         file.write(block[len(known) :])
         file.flush()
 
-    def _arrived(self, size: int | None) -> None:
-        if self.arrival.done():
-            return  # or every block would wake the loop
-        arrival = Arrival(self._path, size, self._whole)
-        with suppress(RuntimeError):  # the loop is gone with its job
-            self.arrival.get_loop().call_soon_threadsafe(lambda: self.arrival.done() or self.arrival.set_result(arrival))
+    def _announce(self, size: int | None) -> None:
+        """Let the context of `download` begin, unless it has."""
+        if self.arriving.done():
+            return  # or every block would wake the job's loop
+        file = ArrivingFile(self._path, size, self._complete_marker)
+        with suppress(RuntimeError):  # the loop is closed, with its job
+            self.arriving.get_loop().call_soon_threadsafe(lambda: self.arriving.done() or self.arriving.set_result(file))
 
     def _too_large(self) -> DownloadTooLarge:
         return DownloadTooLarge(f"The file at {host_of(self.url)} is larger than the {self._max_bytes} bytes allowed.")

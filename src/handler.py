@@ -124,7 +124,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
         gate.entrance() as entrance,
         asyncio.TaskGroup() as group,
         recording(request, folder, **limits) as file,  # ends with the decoder: what lies behind the part is not awaited
-        decode(file.path, settings.max_audio_seconds, file.size, file.whole, **part) as pcm,
+        decode(file.path, settings.max_audio_seconds, file.size, file.complete_marker, **part) as pcm,
     ):
         progress.phase = "decoding"
         async for chunk in usage.chunks(split_at_pauses(pcm, rules, pcm.first)):

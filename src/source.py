@@ -1,4 +1,4 @@
-"""What a request asks to transcribe → a local file: downloaded, out of the request itself, or of this machine."""
+"""The recording of a request → a local file: downloaded, decoded from the request, or already on this machine."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
-from download import Arrival, download
+from download import ArrivingFile, download
 from errors import DownloadError, DownloadTooLarge, SourceRefused
 from request import FILE_SCHEME, Request
 
@@ -14,10 +14,10 @@ from request import FILE_SCHEME, Request
 @asynccontextmanager
 async def recording(
     request: Request, folder: Path, *, max_bytes: int, timeout: float, timer: AbstractContextManager
-) -> AsyncIterator[Arrival]:
-    """The file of `request`, in `folder` unless it is one of this machine's; at most `max_bytes`.
+) -> AsyncIterator[ArrivingFile]:
+    """The file of `request`, at most `max_bytes`; in `folder`, unless it is a local file.
 
-    A download comes within `timeout` seconds, and `timer` runs until all of it is there.
+    A download may take `timeout` seconds, and `timer` runs until it is complete.
 
     Raises DownloadTooLarge for a larger file, SourceRefused for a local one that cannot be read, and what `download` raises.
     """
@@ -29,14 +29,14 @@ async def recording(
             await asyncio.to_thread(path.write_bytes, request.audio_base64)
         except OSError as error:
             raise DownloadError(f"The worker could not store the file of the request: {error.strerror}.") from error
-        yield Arrival(path, len(request.audio_base64), path)
+        yield ArrivingFile(path, len(request.audio_base64), complete_marker=path)
     elif request.audio_url.startswith(FILE_SCHEME):
         path = Path(request.audio_url.removeprefix(FILE_SCHEME))
         if not path.is_file() or not os.access(path, os.R_OK):
             raise SourceRefused(f"audio_url is {str(path)!r}; it must be a file that the worker can read.")
         if (size := path.stat().st_size) > max_bytes:
             raise DownloadTooLarge(f"The file {path.name!r} is larger than the {max_bytes} bytes allowed.")
-        yield Arrival(path, size, path)
+        yield ArrivingFile(path, size, complete_marker=path)
     else:
         limits = dict(max_bytes=max_bytes, timeout=timeout)
         async with download(request.audio_url, folder, headers=request.audio_headers, timer=timer, **limits) as arrival:

@@ -1,9 +1,9 @@
-"""One GET of a stranger's URL: every hop to a public address, its head and its decompression bounded.
+"""One GET of a client's URL: public addresses only, with limits on redirects, response heads and decompression.
 
-Each hop is http(s), all addresses of its host are public, and the connection is made to one that was checked
-(RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS lifts this for tests and private networks). httpx gives the URLs and headers, httpcore
-below it the connections. httpx's client is not used: it reads the bodies of redirects, whatever their size, decompresses
-a block at once, whatever it expands to, keeps cookies and logs URLs.
+Each hop is http(s), all addresses of its host are public, and the connection is made to an address that was checked
+(RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS lifts this for tests and private networks). URLs and headers are httpx's, connections are
+httpcore's. httpx's client is not used: it reads redirect bodies of any size, decompresses a block of any expanded size at once,
+keeps cookies and logs URLs.
 """
 
 import asyncio
@@ -24,88 +24,88 @@ import httpx
 from addresses import NotPublic, public_addresses
 from errors import AddressRefused, HostNotFound, SourceRefused
 
-CONNECT_SECONDS, READ_SECONDS = 10, 30  # for one connection, for one wait for bytes; the sum is for the head of an answer
-HEAD_BYTES = 1 << 18  # for an answer's head and the interim answers before it; h11 takes 100 KiB for one of them
+CONNECT_SECONDS, READ_SECONDS = 10, 30  # for one connection, for one wait for bytes; the sum is for the head of a response
+HEAD_BYTES = 1 << 18  # for the head of a response and the interim responses (1xx) before it; h11 takes 100 KiB for one of them
 BLOCK_BYTES = 1 << 18  # of a body
-MAX_REDIRECTS = 30  # podcast hosts chain a tracker after the other
-REDIRECTS = (301, 302, 303, 307, 308)
+MAX_REDIRECTS = 30  # podcast hosts chain one tracker after the other
+REDIRECT_STATUS = (301, 302, 303, 307, 308)
 TRANSIENT_STATUS = (408, 425, 429, *range(500, 600))
 LONGEST_HOST = 253  # characters; no name in the DNS is longer
 HIGHEST_PORT = 65_535
 COMPRESSIONS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")
-INFLATABLE = (["gzip"], ["x-gzip"], ["deflate"])
-GZIP_OR_ZLIB = zlib.MAX_WBITS + 32  # zlib's code for: whichever of the two it is; what HTTP calls deflate is zlib's format
+SUPPORTED_COMPRESSIONS = (["gzip"], ["x-gzip"], ["deflate"])
+GZIP_OR_ZLIB = zlib.MAX_WBITS + 32  # zlib's code for "detect which"; HTTP's deflate is zlib's format
 HEADERS = {
-    "User-Agent": "Mozilla/5.0 (compatible; qwen3-asr-worker)",  # some hosts turn unknown clients away
+    "User-Agent": "Mozilla/5.0 (compatible; qwen3-asr-worker)",  # some hosts refuse unknown clients
     "Accept": "audio/*, video/*;q=0.9, */*;q=0.5",
-    "Accept-Encoding": "identity",  # sound does not compress, and a compressed body would hide its size
+    "Accept-Encoding": "identity",  # audio does not compress, and a compressed body hides its size
     "Connection": "close",
 }
 
-logging.getLogger("httpcore").setLevel(logging.WARNING)  # below that it logs where servers redirect to
+logging.getLogger("httpcore").setLevel(logging.WARNING)  # its lower levels log the targets of redirects
 
 
-class Passing(Exception):
-    """What failed, in few words; the same request may work soon."""
+class TransientError(Exception):
+    """A failure, in few words, after which the same request may succeed soon."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FileResponse:
     """A file that a server has begun to send."""
 
-    length: int | None  # of the body, if the server tells it
-    size: int | None  # of the file: the same, unless the body is compressed
+    length: int | None  # bytes of the body, None where undeclared
+    size: int | None  # bytes of the file: the same, None where the body is compressed
     blocks: AsyncIterator[bytes]  # of the file
 
 
 @asynccontextmanager
-async def get(url: str, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
-    """Ask for `url` and follow its redirects; leaving the context closes the connection.
+async def get(url: str, headers: Mapping[str, str]) -> AsyncIterator[FileResponse]:
+    """Request `url` and follow its redirects; leaving the context closes the connection.
 
-    `headers`: to send beside our own or in their place, but to no other origin (scheme, host, port) than that of `url`.
+    `headers`: added to HEADERS or replacing them, but sent to no other origin (scheme, host, port) than that of `url`.
 
-    Raises AddressRefused, HostNotFound, SourceRefused, and Passing, while the blocks are read as well. Looks names up in
-    the default executor of the running loop.
+    Raises AddressRefused, HostNotFound and SourceRefused, and TransientError, also while the blocks are read. Looks names up
+    in the default executor of the running loop.
     """
-    pool = httpcore.AsyncConnectionPool(ssl_context=_tls(), network_backend=_Network())
+    pool = httpcore.AsyncConnectionPool(ssl_context=_tls(), network_backend=_CheckedNetwork())
     try:
-        async with pool, aclosing(await _end_of_redirects(pool, url, headers)) as response:
-            answered = httpx.Headers(response.headers)
-            compressions = _compressions(answered)
-            _check(response.status, compressions, url)
-            length, blocks = _length(answered), response.aiter_stream()
+        async with pool, aclosing(await _follow_redirects(pool, url, headers)) as response:
+            received = httpx.Headers(response.headers)
+            compressions = _compressions(received)
+            _check_response(response.status, compressions, url)
+            length, blocks = _content_length(received), response.aiter_stream()
             if compressions:
-                yield Answer(length, None, _inflated(blocks))
+                yield FileResponse(length, None, _decompressed(blocks))
             else:
-                yield Answer(length, length, blocks)
+                yield FileResponse(length, length, blocks)
     except (httpcore.TimeoutException, TimeoutError) as error:
-        raise Passing("no answer in time") from error
+        raise TransientError("no answer in time") from error
     except zlib.error as error:
-        raise Passing("the file is not compressed as its header says") from error
+        raise TransientError("the file is not compressed as its header says") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError) as error:
-        raise Passing("the connection failed") from error
+        raise TransientError("the connection failed") from error
 
 
 def host_of(url: str) -> str:
-    """What a message may say of a URL: no path, no query, no password."""
+    """The part of a URL that messages may show: no path, no query, no password."""
     return (urlsplit(url).hostname or "an unknown host")[:LONGEST_HOST]
 
 
-@functools.cache  # to read the certificates takes 20 ms
+@functools.cache  # reading the certificates takes 20 ms
 def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-async def _end_of_redirects(pool: httpcore.AsyncConnectionPool, url: str, headers: Mapping[str, str]) -> httpcore.Response:
+async def _follow_redirects(pool: httpcore.AsyncConnectionPool, url: str, headers: Mapping[str, str]) -> httpcore.Response:
     try:
-        first = there = httpx.URL(url)
+        first = target = httpx.URL(url)
         for _ in range(MAX_REDIRECTS + 1):
-            response = await _response(pool, there, headers if _origin(there) == _origin(first) else {})
+            response = await _send(pool, target, headers if _origin(target) == _origin(first) else {})
             location = httpx.Headers(response.headers).get("Location")
-            if response.status not in REDIRECTS or location is None:
+            if response.status not in REDIRECT_STATUS or location is None:
                 return response
             await response.aclose()
-            there = there.join(location)
+            target = target.join(location)
     except socket.gaierror as error:
         raise HostNotFound(f"The host of audio_url does not resolve: {host_of(url)}.") from error
     except NotPublic as error:
@@ -121,8 +121,8 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-async def _response(pool: httpcore.AsyncConnectionPool, url: httpx.URL, headers: Mapping[str, str]) -> httpcore.Response:
-    """The answer of one host, its body still to come. Raises TimeoutError when its head does not end in time."""
+async def _send(pool: httpcore.AsyncConnectionPool, url: httpx.URL, headers: Mapping[str, str]) -> httpcore.Response:
+    """One request; the body of the response is still to be read. Raises TimeoutError when its head does not end in time."""
     if url.scheme not in ("http", "https") or not url.host:
         raise NotPublic(url.host)
     if url.port and url.port > HIGHEST_PORT:
@@ -131,20 +131,20 @@ async def _response(pool: httpcore.AsyncConnectionPool, url: httpx.URL, headers:
     request.headers.update(headers)
     if url.userinfo and "Authorization" not in httpx.Headers(headers):
         next(httpx.BasicAuth(url.username, url.password).auth_flow(request))
-    where = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+    address = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
     timeouts = {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS}
     async with asyncio.timeout(CONNECT_SECONDS + READ_SECONDS):
         response = await pool.handle_async_request(
-            httpcore.Request("GET", where, headers=request.headers.raw, extensions={"timeout": timeouts})
+            httpcore.Request("GET", address, headers=request.headers.raw, extensions={"timeout": timeouts})
         )
-    response.extensions["network_stream"].allowed = inf
+    response.extensions["network_stream"].bytes_allowed = inf
     return response
 
 
-class _Network(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were checked; TLS and the Host header keep the name that they were found by.
+class _CheckedNetwork(httpcore.AsyncNetworkBackend):
+    """Connects to addresses that were checked. TLS and the Host header still use the name that was looked up.
 
-    httpcore's own streams would do, but they hand on each TLS record by itself: twice the CPU time.
+    Not httpcore's own backend: its streams return each TLS record alone, which takes twice the CPU time.
     """
 
     async def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_: object, **__: object) -> "_Connection":
@@ -159,39 +159,39 @@ class _Network(httpcore.AsyncNetworkBackend):
 
 
 class _Connection(httpcore.AsyncNetworkStream):
-    """A connection that brings HEAD_BYTES unless more is `allowed`: h11 reads interim answers for ever."""
+    """Reads at most HEAD_BYTES, unless `bytes_allowed` is raised: h11 itself reads interim responses without end."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
-        self._reader, self._writer, self.allowed = reader, writer, HEAD_BYTES
+        self._reader, self._writer, self.bytes_allowed = reader, writer, HEAD_BYTES
 
     async def start_tls(self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None) -> "_Connection":
-        async with _told_as(httpcore.ConnectError, timeout):
+        async with _translate_errors(httpcore.ConnectError, timeout):
             await self._writer.start_tls(ssl_context, server_hostname=server_hostname)
         return self
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What has arrived; of a body more than `max_bytes`, for every block costs the same."""
-        if self.allowed <= 0:
+        """What has arrived. A body comes in blocks larger than `max_bytes`, because each block costs the same."""
+        if self.bytes_allowed <= 0:
             raise httpcore.RemoteProtocolError("the head of the answer does not end")
-        async with _told_as(httpcore.ReadError, timeout):
-            block = await self._reader.read(max_bytes if self.allowed < inf else BLOCK_BYTES)
-        self.allowed -= len(block)
+        async with _translate_errors(httpcore.ReadError, timeout):
+            block = await self._reader.read(max_bytes if self.bytes_allowed < inf else BLOCK_BYTES)
+        self.bytes_allowed -= len(block)
         return block
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        async with _told_as(httpcore.WriteError, timeout):
+        async with _translate_errors(httpcore.WriteError, timeout):
             self._writer.write(buffer)
             await self._writer.drain()
 
     async def aclose(self) -> None:
-        self._writer.transport.abort()  # now: a farewell by TLS may take as long as the server likes
+        self._writer.transport.abort()  # not close(): a server can delay the closing handshake of TLS
 
     def get_extra_info(self, info: str) -> object:
         return self._writer.get_extra_info(info)
 
 
 @asynccontextmanager
-async def _told_as(kind: type[httpcore.NetworkError], timeout: float | None) -> AsyncIterator[None]:
+async def _translate_errors(kind: type[httpcore.NetworkError], timeout: float | None) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(timeout):
             yield
@@ -201,37 +201,37 @@ async def _told_as(kind: type[httpcore.NetworkError], timeout: float | None) -> 
         raise kind(str(error)) from error
 
 
-def _check(status: int, compressions: list[str], url: str) -> None:
+def _check_response(status: int, compressions: list[str], url: str) -> None:
     if status in TRANSIENT_STATUS:
-        raise Passing(f"the server answered {status}")
+        raise TransientError(f"the server answered {status}")
     if status != 200:
-        raise SourceRefused(f"{host_of(url)} answered {status} for audio_url; 200 and the file were expected.")
-    if compressions and compressions not in INFLATABLE:
+        raise SourceRefused(f"{host_of(url)} answered {status} for audio_url; it must answer 200 with the file.")
+    if compressions and compressions not in SUPPORTED_COMPRESSIONS:
         names = ", ".join(compressions[:3])
-        raise SourceRefused(f"{host_of(url)} sent the file of audio_url compressed with {names}; uncompressed or with gzip it is taken.")
+        raise SourceRefused(f"{host_of(url)} sent the file of audio_url compressed with {names}; it must be uncompressed or in gzip.")
 
 
-def _length(headers: httpx.Headers) -> int | None:
-    """As declared, where that is what counts; h11 has refused what is no number."""
+def _content_length(headers: httpx.Headers) -> int | None:
+    """Bytes; None where it is undeclared or Transfer-Encoding replaces it. h11 has refused what is no number."""
     length = headers.get("Content-Length")
     return None if length is None or "Transfer-Encoding" in headers else int(length)
 
 
 def _compressions(headers: httpx.Headers) -> list[str]:
-    """Those that have to be undone; what else servers write into that header, like aws-chunked, changes nothing."""
+    """Of the Content-Encoding; other values that servers write into it, like aws-chunked, change nothing."""
     return [c for c in map(str.lower, headers.get_list("Content-Encoding", split_commas=True)) if c in COMPRESSIONS]
 
 
-async def _inflated(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Blocks of BLOCK_BYTES at most, some of them empty, of a body in gzip's or zlib's format; zlib.error if it is not."""
-    inflate = None
+async def _decompressed(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A body in gzip's or zlib's format → blocks of at most BLOCK_BYTES, some of them empty. Raises zlib.error for other bodies."""
+    decompressor = None
     async for block in blocks:
         while block:
-            if inflate is None or inflate.eof:  # a gzip file is one member after the other
-                inflate = zlib.decompressobj(GZIP_OR_ZLIB)
-            yield inflate.decompress(block, BLOCK_BYTES)
-            block = inflate.unused_data or inflate.unconsumed_tail
-    if inflate:
-        yield inflate.flush()
-        if not inflate.eof:
+            if decompressor is None or decompressor.eof:  # a gzip file may have several members
+                decompressor = zlib.decompressobj(GZIP_OR_ZLIB)
+            yield decompressor.decompress(block, BLOCK_BYTES)
+            block = decompressor.unused_data or decompressor.unconsumed_tail
+    if decompressor:
+        yield decompressor.flush()
+        if not decompressor.eof:
             raise zlib.error("the end is missing")

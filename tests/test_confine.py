@@ -57,7 +57,7 @@ def alive(tmp_path, monkeypatch):
     async def look() -> dict:
         inherited = os.open("/etc/passwd", os.O_RDONLY)
         os.set_inheritable(inherited, True)
-        async with decode(tmp_path / "a.wav", 3600, whole=tmp_path / "whole") as pcm:
+        async with decode(tmp_path / "a.wav", 3600, complete_marker=tmp_path / "complete") as pcm:
             await anext(aiter(pcm))
             proc = Path(f"/proc/{pcm._child.pid}")
             found = {name: (proc / name).read_text() for name in ("status", "environ", "limits")}

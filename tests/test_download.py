@@ -113,7 +113,7 @@ async def fetched(url: str, folder: Path, **limits) -> Path:
     """The whole file; raises what was wrong with it."""
     try:
         async with download(url, folder, **limits) as file:
-            while not file.whole.exists():
+            while not file.complete_marker.exists():
                 await asyncio.sleep(0.005)
             return file.path
     except BaseExceptionGroup as errors:
@@ -160,7 +160,7 @@ def refusal(fetch):
 
 
 def running_downloads() -> set[asyncio.Task]:
-    return asyncio.all_tasks(module.downloads())
+    return asyncio.all_tasks(module.download_loop())
 
 
 def wait_until(condition, seconds: float = 5) -> bool:
@@ -246,9 +246,9 @@ def test_the_file_can_be_read_while_it_comes(serve, tmp_path):
 
     async def run():
         async with download(serve(in_two).url(), tmp_path, max_bytes=10**6, timeout=20) as file:
-            assert (file.path.read_bytes(), file.size, file.whole.exists()) == (SOUND[:1000], len(SOUND), False)
+            assert (file.path.read_bytes(), file.size, file.complete_marker.exists()) == (SOUND[:1000], len(SOUND), False)
             rest.set()
-            while not file.whole.exists():
+            while not file.complete_marker.exists():
                 await asyncio.sleep(0.01)
             assert file.path.read_bytes() == SOUND
 

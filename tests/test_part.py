@@ -92,7 +92,7 @@ def test_any_part_of_a_recording_is_a_slice_of_it_and_never_empty(minutes, start
 def test_a_decoder_ends_at_the_end_of_the_part_where_the_rest_never_arrives(minutes, tmp_path, suffix):
     content = minutes[suffix].read_bytes()
     (tmp_path / "growing").write_bytes(content[: len(content) // 2])
-    part, warning = decoded(tmp_path / "growing", size=len(content), whole=tmp_path / "never there", start=10, end=20)
+    part, warning = decoded(tmp_path / "growing", size=len(content), complete_marker=tmp_path / "never there", start=10, end=20)
     assert np.array_equal(part, decoded(minutes[suffix], start=10, end=20)[0]) and warning is None
 
 

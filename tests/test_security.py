@@ -703,7 +703,7 @@ def processes() -> set[psutil.Process]:
 
 
 def downloads() -> set[asyncio.Task]:
-    return asyncio.all_tasks(download_module.downloads())
+    return asyncio.all_tasks(download_module.download_loop())
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 5) -> bool:

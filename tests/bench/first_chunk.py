@@ -41,7 +41,7 @@ async def _first(url: str) -> float:
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.whole) as pcm:
+        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.complete_marker) as pcm:
             async for _ in split_at_pauses(pcm, CutRules(30, 60, 2)):
                 return time.monotonic() - began
     raise RuntimeError("no chunk")

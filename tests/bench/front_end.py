@@ -64,7 +64,7 @@ async def _ours(url: str) -> int:
     from vad import CutRules, split_at_pauses
 
     with tempfile.TemporaryDirectory() as folder:
-        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.whole) as pcm:
+        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.complete_marker) as pcm:
             return len([chunk.index async for chunk in split_at_pauses(pcm, CutRules(TARGET_SECONDS, 180, 2))])
 
 

@@ -257,7 +257,7 @@ async def _chunks(handler, url: str) -> list[AudioChunk]:
     s = handler.settings
     rules = CutRules(s.chunk_target_seconds, s.chunk_limit_seconds, s.vad_mode)
     with tempfile.TemporaryDirectory() as folder:
-        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.whole) as pcm:
+        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.complete_marker) as pcm:
             return [chunk async for chunk in split_at_pauses(pcm, rules)]
 
 

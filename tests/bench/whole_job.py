@@ -45,7 +45,7 @@ async def _sides(handler, whole: str, quarter: str, repeats: int) -> dict[str, f
     s = handler.settings
     rules = CutRules(s.chunk_target_seconds, s.chunk_limit_seconds, s.vad_mode)
     with tempfile.TemporaryDirectory() as folder:
-        async with download(whole, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.whole) as pcm:
+        async with download(whole, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.complete_marker) as pcm:
             chunks = [chunk async for chunk in split_at_pauses(pcm, rules)]
     stalls = [0.0]
 
