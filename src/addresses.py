@@ -1,16 +1,16 @@
-"""Host name → addresses, all of them public, so that no URL of a stranger leads into a private network."""
+"""Host name → addresses, all of them public, so that no client's URL reaches a private network."""
 
 import ipaddress
 import socket
 
 from runpod.serverless.utils import rp_ssrf
 
-NOT_PUBLIC = [  # though the SDK's check lets them pass
+NOT_PUBLIC = [  # beside those that the SDK's check knows
     ipaddress.ip_network(network)
     for network in (
         "192.0.0.0/24",  # Oracle's metadata service among them
         "168.63.129.16/32",  # Azure's host
-        "192.88.99.0/24", "2002::/16", "::ffff:0:0/96",  # ways to write or to reach an IPv4 address as an IPv6 one
+        "192.88.99.0/24", "2002::/16", "::ffff:0:0/96",  # 6to4 and IPv4-mapped: IPv6 addresses that lead to IPv4 ones
         "fec0::/10",  # site-local
     )
 ]  # fmt: skip
@@ -21,10 +21,10 @@ class NotPublic(Exception):
 
 
 def public_addresses(host: str, port: int) -> list[str]:
-    """The addresses of `host`, in the order to try them; blocks while the resolver is asked.
+    """The addresses of `host`, in the order to try them. Blocks until the resolver answers.
 
-    Raises NotPublic when one of them is not public, whatever the others are, socket.gaierror when there are none, and
-    UnicodeError for what can be no name. RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS lifts the check, as in the SDK.
+    Raises NotPublic when any of them is not public, socket.gaierror when there are none, and UnicodeError for a `host` that
+    cannot be a name. RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS lifts the check, as in the SDK.
     """
     found = list(dict.fromkeys(info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     if rp_ssrf._ssrf_protection_enabled() and not all(map(_is_public, found)):

@@ -9,14 +9,14 @@ from urllib.parse import unquote, urlsplit
 
 from errors import InvalidRequest
 
-LANGUAGES = {  # that Qwen3-ASR transcribes, by the names its prompt uses: ISO 639 code
+LANGUAGES = {  # that Qwen3-ASR transcribes: the name in its prompt → ISO 639 code
     "Chinese": "zh", "English": "en", "Cantonese": "yue", "Japanese": "ja", "Korean": "ko", "French": "fr", "German": "de",
     "Spanish": "es", "Portuguese": "pt", "Italian": "it", "Arabic": "ar", "Russian": "ru", "Thai": "th", "Vietnamese": "vi",
     "Indonesian": "id", "Turkish": "tr", "Hindi": "hi", "Malay": "ms", "Dutch": "nl", "Swedish": "sv", "Danish": "da",
     "Finnish": "fi", "Polish": "pl", "Czech": "cs", "Filipino": "fil", "Persian": "fa", "Greek": "el", "Romanian": "ro",
     "Hungarian": "hu", "Macedonian": "mk",
 }  # fmt: skip
-OTHER_CODES = {  # ISO 639-3, 639-2/B and former ones; Hong Kong and Macau speak Cantonese, as other speech services have it
+OTHER_CODES = {  # ISO 639-3, 639-2/B and withdrawn codes. For Hong Kong and Macau Chinese is Cantonese, as in other speech services
     "zho": "Chinese", "chi": "Chinese", "cmn": "Chinese", "eng": "English", "zh-yue": "Cantonese", "zh-hk": "Cantonese",
     "zh-mo": "Cantonese", "jpn": "Japanese", "kor": "Korean", "fra": "French", "fre": "French", "deu": "German", "ger": "German",
     "spa": "Spanish", "por": "Portuguese", "ita": "Italian", "ara": "Arabic", "arb": "Arabic", "rus": "Russian", "tha": "Thai",
@@ -28,51 +28,51 @@ OTHER_CODES = {  # ISO 639-3, 639-2/B and former ones; Hong Kong and Macau speak
 SEGMENT_LEVELS = ("word", "sentence", "both")
 OUTPUT_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 _BY_NAME = {name.lower(): name for name in LANGUAGES} | {code: name for name, code in LANGUAGES.items()} | OTHER_CODES
-_TAG = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")  # BCP 47, in lower case and without what this worker has no use for
-LONGEST_URL = 8192  # characters; signed URLs run to about 2000
+_TAG = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")  # BCP 47 in lower case, without its extensions of one letter
+LONGEST_URL = 8192  # characters; signed URLs have up to about 2000
 LONGEST_CONTEXT = 10_000  # characters
 DATA_SCHEME, FILE_SCHEME = "data:", "file://"
-MOST_HEADERS, LONGEST_HEADER = 32, 8192  # of a download; characters of one
-OWN_HEADERS = frozenset((  # that the download sets itself, or that would change what the answer means
+MOST_HEADERS, LONGEST_HEADER = 32, 8192  # of a download; the second in characters of the value
+OWN_HEADERS = frozenset((  # set by the download itself, or they would change what a response means
     "accept-encoding", "connection", "content-length", "content-type", "expect", "host", "if-match", "if-modified-since", "if-none-match",
     "if-range", "if-unmodified-since", "keep-alive", "proxy-authorization", "proxy-connection", "range", "te", "trailer", "transfer-encoding",
     "upgrade",
 ))  # fmt: skip
-_HEADER_NAME, _HEADER_VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[\t\x20-\x7e]*")  # RFC 9110, of the ASCII part
-LATEST_SECONDS = 1_000_000  # 11 days; a larger number is one of milliseconds
-LAST_CHANNEL = 511  # FFmpeg decodes no more (FF_SANE_NB_CHANNELS)
-MOST_TERMS, LONGEST_TERM = 256, 100  # of a vocabulary, in characters; more never fit into its tokens
+_HEADER_NAME, _HEADER_VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[\t\x20-\x7e]*")  # RFC 9110, ASCII only
+LATEST_SECONDS = 1_000_000  # 11 days; a larger number is probably in milliseconds
+LAST_CHANNEL = 511  # FFmpeg decodes at most 512 channels (FF_SANE_NB_CHANNELS)
+MOST_TERMS, LONGEST_TERM = 256, 100  # of a vocabulary, the second in characters; more never fit into the tokens for it
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for, checked."""
+    """The checked input of a job."""
 
-    audio_url: str = ""  # http, https, or file where the worker allows it; "" where the file is in the request
+    audio_url: str = ""  # http, https, or file where the worker allows it; "" if the file is in the request
     audio_base64: bytes = field(default=b"", repr=False)  # that file, decoded; also of a data: URL
-    audio_headers: dict[str, str] = field(default_factory=dict, repr=False)  # of the download
-    language: str | None = None  # one of LANGUAGES; None: detect it in every chunk
+    audio_headers: dict[str, str] = field(default_factory=dict, repr=False)  # of the download's request
+    language: str | None = None  # one of LANGUAGES; None: detected in every chunk
     initial_context: str = ""  # the context of the first chunk
-    use_previous_context: bool = False  # the end of each chunk's text is the next one's context
+    use_previous_context: bool = False  # the end of each chunk's text is the context of the next chunk
     allow_partial: bool = False  # a result with failed_spans instead of a failed job
     segment_level: str = "word"  # one of SEGMENT_LEVELS
-    punctuation: bool = False  # words with the punctuation around them
+    punctuation: bool = False  # words include the punctuation around them
     output_format: str = "json"  # one of OUTPUT_FORMATS
-    start: float = 0.0  # of the part wanted, in seconds
-    end: float | None = None  # of it, beyond its start; None: the recording's
-    channel: int | None = None  # the only one to be heard, from 0; None: all of them, mixed
-    vocabulary: tuple[str, ...] = ()  # names and terms for every chunk
+    start: float = 0.0  # of the part to transcribe, in seconds
+    end: float | None = None  # of that part, after `start`; None: the end of the recording
+    channel: int | None = None  # the only one to transcribe, from 0; None: all, mixed
+    vocabulary: tuple[str, ...] = ()  # names and terms, for every chunk
 
 
 def parse_request(job_input: object, local_files: bool = False) -> Request:
     """The request in a job's input, which may be any JSON value. `local_files`: audio_url may be a path or a file: URL.
 
-    Raises InvalidRequest naming the field, its value and what would be right. Fields it does not know are ignored.
+    Raises InvalidRequest with the field, its value and what is accepted. Unknown fields are ignored.
     """
     if not isinstance(job_input, dict):
         raise InvalidRequest(f"input is {_shown(job_input)}; it must be an object with the field audio_url.")
-    start, end = _part(job_input.get("start"), job_input.get("end"))
-    url, audio = _source(job_input.get("audio_url"), job_input.get("audio_base64"), local_files)
+    start, end = _start_and_end(job_input.get("start"), job_input.get("end"))
+    url, audio = _url_or_file(job_input.get("audio_url"), job_input.get("audio_base64"), local_files)
     return Request(
         audio_url=url,
         audio_base64=audio,
@@ -91,8 +91,8 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
     )
 
 
-def _source(url: object, encoded: object, local_files: bool) -> tuple[str, bytes]:
-    """(the URL, the file), one of the two empty."""
+def _url_or_file(url: object, encoded: object, local_files: bool) -> tuple[str, bytes]:
+    """(the URL, the bytes of the file), one of the two empty."""
     if encoded is None:
         if isinstance(url, str) and url.strip()[: len(DATA_SCHEME)].lower() == DATA_SCHEME:
             kind, comma, data = url.strip().partition(",")
@@ -108,13 +108,13 @@ def _source(url: object, encoded: object, local_files: bool) -> tuple[str, bytes
 
 
 def _base64(name: str, encoded: str) -> bytes:
-    """RFC 4648, strictly: no line breaks, no other alphabet, the padding in place."""
+    """RFC 4648, strict: no line breaks, only the standard alphabet, exact padding."""
     try:
         data = binascii.a2b_base64(encoded, strict_mode=True)
         if len(encoded) % 4:
-            raise ValueError("a = too many, which Python lets pass")
+            raise ValueError("one = too many, which Python accepts")
     except ValueError:
-        raise InvalidRequest(f"{name} holds no valid base64; it must be of A-Z a-z 0-9 + / with its = at the end, and without line breaks.") from None
+        raise InvalidRequest(f"{name} holds no valid base64; it must consist of A-Z a-z 0-9 + / and the padding =, without line breaks.") from None
     if not data:
         raise InvalidRequest(f"{name} is empty; it must hold the file in base64.")
     return data
@@ -138,7 +138,7 @@ def _headers(value: object, url: str) -> dict[str, str]:
                 f"audio_headers has a value for {name!r} that cannot be sent; it must be a string of at most {LONGEST_HEADER} printable ASCII characters."
             )
     if len({name.lower() for name in value}) < len(value):
-        raise InvalidRequest("audio_headers names a header twice; each must be there once, in whatever case.")
+        raise InvalidRequest("audio_headers names a header twice; each name must be given once, and case does not matter.")
     return dict(value)
 
 
@@ -153,7 +153,7 @@ def _audio_url(value: object, local_files: bool) -> str:
         raise InvalidRequest(f"audio_url has {len(url)} characters; at most {LONGEST_URL} are allowed.")
     is_file = url.lower().startswith(FILE_SCHEME)
     if is_file and not local_files:
-        raise InvalidRequest(f"audio_url is {_shown(url)}, and files of the worker's machine need ALLOW_LOCAL_FILES=true; {wanted}.")
+        raise InvalidRequest(f"audio_url is {_shown(url)}, but local files need ALLOW_LOCAL_FILES=true; {wanted}.")
     try:
         parts = urlsplit(url)
         if local_files and "\0" not in url and (is_file or "://" not in url):
@@ -176,7 +176,7 @@ def _language(value: object) -> str | None:
     name = value.strip().lower().replace("_", "-")
     if name == "auto":
         return None
-    if _TAG.fullmatch(name):  # zh-Hant-HK, zh-HK, zh: the region counts for some, the script for none
+    if _TAG.fullmatch(name):  # zh-Hant-HK, zh-HK, zh: some regions change the language, no script does
         language, *rest = name.split("-")
         known = [_BY_NAME[tag] for tag in (*(f"{language}-{part}" for part in rest), language) if tag in _BY_NAME]
         if known:
@@ -234,7 +234,7 @@ def _choice(field: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _part(start: object, end: object) -> tuple[float, float | None]:
+def _start_and_end(start: object, end: object) -> tuple[float, float | None]:
     start, end = _seconds("start", start) or 0.0, _seconds("end", end)
     if end is not None and end <= start:
         raise InvalidRequest(f"end is {end:.16g}; it must be more than start, which is {start:.16g}.")
@@ -258,7 +258,7 @@ def _channel(value: object) -> int | None:
 
 
 def _shown(value: object) -> str:
-    """A value as it may stand in an error message: short, on one line, printable, without what is secret in a URL."""
+    """A value for an error message: short, on one line, printable, without the secrets of a URL."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, str):
@@ -269,5 +269,5 @@ def _shown(value: object) -> str:
 
 
 def _without_secrets(url: str) -> str:
-    """Without its query and fragment, where signatures and tokens are, and without a user's name and password."""
+    """The URL without user and password, and without query and fragment, which hold signatures and tokens."""
     return re.sub(r"(?<=//)[^/]*@", "", re.split(r"[?#]", url)[0])
