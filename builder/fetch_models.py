@@ -68,7 +68,7 @@ def get(model: Model) -> tuple[Path, str]:
     try:
         folder, compared = fetch(model.name, model.revision, print)
     except HubError as error:
-        raise HubError(f"The {model.role} {model.name}, revision {model.revision}, can't be had: {error}.") from error
+        raise HubError(f"The {model.role} {model.name}, revision {model.revision}, is not available: {error}.") from error
     verify(folder, model.role)
     return folder, compared
 

@@ -1,7 +1,7 @@
-"""Whether a folder holds a whole checkpoint that the worker can run, told by its files alone. Knows nothing of where it came from.
+"""Checks that a folder holds a complete checkpoint that the worker can run. Knows nothing of where it came from.
 
-Checked are the kind of the checkpoint, its tokenizer, preprocessor and chat template, and that no weights are missing or cut
-short. Not checked are the values of the weights. Takes milliseconds, for of the weights only the headers are read.
+Checked: the kind of the model, its tokenizer, preprocessor and chat template, and that no weights are missing or cut short. Not
+checked: the values of the weights. Takes milliseconds, because only the headers of the weights are read.
 """
 
 import json
@@ -9,14 +9,14 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-MODEL_TYPE = "qwen3_asr"  # of recogniser and aligner alike, at the top of config.json
-ALIGNER_TYPE = "qwen3_forced_aligner"  # the aligner's, in config.json's thinker_config
-LENGTH_BYTES = 8  # a safetensors file: the header's length, little-endian; the header, JSON; the tensors
-TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either set will do
+MODEL_TYPE = "qwen3_asr"  # model_type of both the recogniser and the aligner in config.json
+ALIGNER_TYPE = "qwen3_forced_aligner"  # model_type of the aligner in config.json's thinker_config
+LENGTH_BYTES = 8  # a safetensors file is: the header's length, little-endian; the header, in JSON; the tensors
+TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # one of these sets of files is enough
 
 
 class CheckpointError(Exception):
-    """A checkpoint that the worker could not run; the message names the file and what would be right."""
+    """A checkpoint that the worker cannot run; the message names the file and what it must be."""
 
 
 def verify(folder: Path, role: str) -> None:
@@ -24,30 +24,30 @@ def verify(folder: Path, role: str) -> None:
     verify_role(folder / "config.json", role)
     verify_tokenizer(folder)
     _json_object(folder / "preprocessor_config.json")
-    if role == "recogniser":  # the aligner's prompt is bare
+    if role == "recogniser":  # the aligner's prompt uses no chat template
         verify_chat_template(folder)
     for path in weight_files(folder):
         verify_safetensors(path)
 
 
 def verify_role(path: Path, role: str) -> None:
-    """An aligner loads as a recogniser and the other way round, and then gives nonsense: tell them apart here."""
+    """Raises CheckpointError for the other role: an aligner loads as a recogniser, and the other way round, but its output is nonsense."""
     config = _json_object(path)
     if config.get("model_type") != MODEL_TYPE:
         raise CheckpointError(f'{path}: model_type is {config.get("model_type")!r}; it must be "{MODEL_TYPE}".')
     if not isinstance(config.get("thinker_config"), dict):
         raise CheckpointError(f"{path} has no thinker_config; it must hold the sizes of the model.")
-    aligns = _aligns(config)
-    if role == "aligner" and not aligns:
+    is_aligner = _is_aligner(config)
+    if role == "aligner" and not is_aligner:
         raise CheckpointError(
             f'{path} is no aligner\'s; it must have timestamp_token_id, and thinker_config.model_type "{ALIGNER_TYPE}"'
             " or thinker_config.classify_num."
         )
-    if role == "recogniser" and (aligns or config.get("timestamp_token_id") is not None):
+    if role == "recogniser" and (is_aligner or config.get("timestamp_token_id") is not None):
         raise CheckpointError(f"{path} is an aligner's; a recogniser must have no timestamp_token_id and no classify_num.")
 
 
-def _aligns(config: dict) -> bool:
+def _is_aligner(config: dict) -> bool:
     thinker = config["thinker_config"]
     has_head = thinker.get("model_type") == ALIGNER_TYPE or bool(thinker.get("classify_num"))
     return has_head and config.get("timestamp_token_id") is not None
@@ -69,7 +69,7 @@ def verify_chat_template(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> Iterator[Path]:
-    """Every safetensors file that the checkpoint says it has; whether they are there is another question."""
+    """Every safetensors file that the checkpoint declares, whether it exists or not."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         yield folder / "model.safetensors"
@@ -81,7 +81,7 @@ def weight_files(folder: Path) -> Iterator[Path]:
 
 
 def verify_safetensors(path: Path) -> None:
-    """The file is as long as its own header says: a download cut short is not."""
+    """Raises CheckpointError unless the file has the length that its header declares: one cut short does not."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; it must hold weights of the checkpoint.")
     size, expected = path.stat().st_size, safetensors_length(path)
@@ -90,7 +90,10 @@ def verify_safetensors(path: Path) -> None:
 
 
 def safetensors_length(path: Path) -> int:
-    """Bytes that the file must have by its header, which is a JSON object: name → dtype, shape, data_offsets."""
+    """Bytes of a complete file by its header, a JSON object: name → dtype, shape, data_offsets.
+
+    Source of the format: https://huggingface.co/docs/safetensors/index#format
+    """
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(LENGTH_BYTES))

@@ -1,8 +1,8 @@
-"""Which of the packages that the worker uses are not installed. Imports none of them, so that it can be asked first."""
+"""Finds missing packages. Imports none of them, so that it can run before the imports that need them."""
 
 from importlib.util import find_spec
 
-# what each package of requirements.txt is imported as
+# the names by which the packages of requirements.txt are imported
 MODULES = (
     "runpod", "vllm", "torch", "qwen_asr", "accelerate", "nagisa", "soynlp", "transformers", "librosa", "soundfile", "huggingface_hub",
     "httpx", "httpcore", "webrtcvad", "av", "numpy",
@@ -10,7 +10,7 @@ MODULES = (
 
 
 def missing_packages() -> str:
-    """One sentence that names them and says what to do; "" where nothing is missing."""
+    """A sentence with the missing packages and how to install them; "" if there are none."""
     missing = [name for name in MODULES if find_spec(name) is None]
     if not missing:
         return ""

@@ -1,4 +1,4 @@
-"""The environment, read once into one frozen object and checked before anything starts. Nobody else reads it."""
+"""Environment → one frozen `Settings`, checked before anything starts. The worker's other modules do not read its variables."""
 
 import logging
 from collections.abc import Mapping
@@ -6,38 +6,38 @@ from dataclasses import dataclass, field, fields, replace
 
 from errors import SettingsError
 
-log = logging.getLogger(__name__)
-ALIGNER_LIMIT_SECONDS = 180  # the longest clip Qwen3-ForcedAligner aligns reliably
+log = logging.getLogger(__name__)  # the standard library's: this module does not import RunPod's SDK
+ALIGNER_LIMIT_SECONDS = 180  # the longest audio that Qwen3-ForcedAligner aligns reliably
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Every setting; the environment variable is the field's name in capitals."""
 
-    model_name: str = "Qwen/Qwen3-ASR-0.6B"  # a hub id or a local folder; builder/fetch_models.py reads these four lines too
+    model_name: str = "Qwen/Qwen3-ASR-0.6B"  # a hub id or a local folder; the image's build reads these four lines as text
     aligner_name: str = "Qwen/Qwen3-ForcedAligner-0.6B"
     model_revision: str = "main"
     aligner_revision: str = "main"
-    device: str = "auto"  # "cuda", "cpu" (vLLM's CPU build: float32, no graphs), or the one that is there
+    device: str = "auto"  # "cuda", "cpu" (vLLM's CPU build: float32, no graphs) or "auto", the one that is available
     chunk_target_seconds: float = 60
     chunk_limit_seconds: float = ALIGNER_LIMIT_SECONDS
-    vad_mode: int = 2  # webrtcvad: 0 calls most things speech, 3 the least
+    vad_mode: int = 2  # webrtcvad's aggressiveness: 0 detects the most speech, 3 the least
     max_audio_seconds: float = 36_000
     max_download_bytes: int = 2 * 1024**3
-    allow_local_files: bool = False  # audio_url may be a path on this machine: only where all clients may read all of it
-    download_timeout_seconds: float = 600  # for the whole file, redirects and retries included
-    max_concurrency: int = 0  # jobs at once; 0: follows the engine's capacity
-    max_num_seqs: int = 0  # chunks in one engine step; 0, in these three: what suits the GPU's memory, see engine.py
+    allow_local_files: bool = False  # audio_url may be a path on this machine: only if every client may read every file
+    download_timeout_seconds: float = 600  # for the whole file, with redirects and retries
+    max_concurrency: int = 0  # jobs at once; 0: by the engine's capacity
+    max_num_seqs: int = 0  # chunks in one engine step; 0, here and in the next two: by the GPU's memory, see engine.py
     max_num_batched_tokens: int = 0  # tokens in one engine step
     gpu_memory_utilization: float = 0  # vLLM's share; the aligner needs the rest
     aligner_batch_seconds: float = 480  # audio in one aligner batch
-    chunk_timeout_seconds: float = 600  # for one answer of the engine or the aligner, the wait for its turn included
-    max_result_bytes: int = 9_500_000  # of JSON; RunPod takes 10 MB, and drops what is larger without a word
-    bucket_endpoint_url: str = ""  # with the two keys: where larger results are put as a whole
+    chunk_timeout_seconds: float = 600  # for one call of the engine or the aligner, with the wait in its queue
+    max_result_bytes: int = 9_500_000  # of JSON; RunPod takes 10 MB and drops larger results silently
+    bucket_endpoint_url: str = ""  # with the two keys: where results over max_result_bytes are stored
     bucket_access_key_id: str = ""
     bucket_secret_access_key: str = field(default="", repr=False)
-    bucket_name: str = ""  # "": month and year, as the SDK does
-    worker_version: str = "dev"  # as a result's usage tells it; the image's build sets it
+    bucket_name: str = ""  # "": month and year, as in the SDK
+    worker_version: str = "dev"  # shown in a result's usage; the image's build sets it
 
     def __post_init__(self) -> None:
         low_high = {
@@ -61,17 +61,17 @@ class Settings:
                 raise SettingsError(f"{name.upper()} is {value:.16g}; it must be from {low:.16g} to {high:.16g}.")
         if self.device not in ("auto", "cuda", "cpu"):
             raise SettingsError(f"DEVICE is {self.device!r}; it must be 'auto', 'cuda' or 'cpu'.")
-        together = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
-        missing = [name.upper() for name in together if not getattr(self, name)]
-        if missing and len(missing) < len(together):
-            raise SettingsError(f"{missing[0]} is not set; a bucket needs all of {', '.join(map(str.upper, together))}.")
+        bucket = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
+        missing = [name.upper() for name in bucket if not getattr(self, name)]
+        if missing and len(missing) < len(bucket):
+            raise SettingsError(f"{missing[0]} is not set; a bucket needs all of {', '.join(map(str.upper, bucket))}.")
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """Settings from environment variables; an empty value counts as not set.
 
-    A chunk target above the chunk limit is lowered to it, and logged: on the Hub page each may be changed alone.
-    Raises SettingsError with the variable's name, its value and what would be right.
+    A chunk target above the chunk limit is lowered to it with a warning, because RunPod's Hub page lets users change only one.
+    Raises SettingsError with the variable's name, its value and what is accepted.
     """
     given = {f.name: environ.get(f.name.upper(), "").strip() for f in fields(Settings)}
     settings = Settings(**{f.name: _parse(f.type, f.name, given[f.name]) for f in fields(Settings) if given[f.name]})

@@ -1,7 +1,7 @@
-"""What a job costs: counted while it runs, and told with its result. Knows nothing of models, RunPod or the text.
+"""What a job costs: measured while it runs, reported with its result. Knows nothing of models, RunPod or the text.
 
-The stages run beside one another, and so do the chunks in recognition and alignment: the seconds of a stage are added up, and
-may be more than the job took.
+Stages overlap, and so do chunks within recognition and alignment. The seconds of a stage are summed over its calls, so they can
+be more than the job took.
 """
 
 import time
@@ -17,7 +17,7 @@ STAGES = ("download", "decoding", "waiting", "recognition", "alignment")
 
 
 class Usage:
-    """Counts for one job, from its start on."""
+    """Counts and times of one job; its start is the construction."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -32,7 +32,7 @@ class Usage:
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
-        """Add the seconds in it to one of STAGES."""
+        """Add the seconds within the context to one of STAGES."""
         began = time.monotonic()
         try:
             yield
@@ -40,7 +40,7 @@ class Usage:
             self._seconds[stage] += time.monotonic() - began
 
     async def chunks(self, chunks: AsyncIterable[AudioChunk]) -> AsyncIterator[AudioChunk]:
-        """The same chunks, counted; the wait for each is "decoding"."""
+        """The same chunks, counted; the wait for each counts as "decoding"."""
         source = aiter(chunks)
         while True:
             with self.time("decoding"):
@@ -52,20 +52,20 @@ class Usage:
             yield chunk
 
     def counted(self, recognise: Callable[..., Awaitable[Hypothesis]]) -> Callable[..., Awaitable[Hypothesis]]:
-        """The same function, each call of it counted as a decode."""
+        """The same function; each call counts as a decode."""
 
         async def decode(*args) -> Hypothesis:
             self._decodes += 1
             with self.time("recognition"):
-                heard = await recognise(*args)
-            self._input_tokens += heard.prompt_tokens
-            self._output_tokens += heard.num_tokens
-            return heard
+                hypothesis = await recognise(*args)
+            self._input_tokens += hypothesis.prompt_tokens
+            self._output_tokens += hypothesis.num_tokens
+            return hypothesis
 
         return decode
 
     def timed(self, stage: str, function: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
-        """The same function, the time of its calls added to one of STAGES."""
+        """The same function; the seconds of each call are added to one of STAGES."""
 
         async def call(*args):
             with self.time(stage):
@@ -87,14 +87,14 @@ class Usage:
             **{f"{stage}_seconds": round(seconds, 3) for stage, seconds in self._seconds.items()},
             "total_seconds": round(total, 3),
             "real_time_factor": round(total / audio_seconds, 4),
-            "model": _shown(settings.model_name),
+            "model": _public_name(settings.model_name),
             "model_revision": settings.model_revision,
-            "aligner": _shown(settings.aligner_name),
+            "aligner": _public_name(settings.aligner_name),
             "aligner_revision": settings.aligner_revision,
             "worker_version": settings.worker_version,
         }
 
 
-def _shown(model: str) -> str:
-    """Of a local folder its own name only: where it lies is no client's business."""
+def _public_name(model: str) -> str:
+    """Of a local folder only the last part: clients do not see paths of the worker's machine."""
     return Path(model).resolve().name if Path(model).is_dir() else model

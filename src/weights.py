@@ -1,8 +1,8 @@
-"""Where the files of a model are. In this order: a local folder, the image, RunPod's cached models, the hub's cache, the hub.
+"""Finds the files of a model. In this order: a local folder, the image, RunPod's cached models, the hub's cache, the hub.
 
-`find` takes the first place that holds the whole checkpoint; half a download counts as none. The hub is asked only where no
-other place has it, so that a start with baked weights does not depend on it. What huggingface_hub reads of the environment
-counts: HF_HOME (where its cache is), HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
+`find` takes the first place with a complete checkpoint. The hub is asked only if no other place has one, so that a start with
+weights in the image does not depend on it. huggingface_hub reads its own environment variables: HF_HOME (the folder of its
+cache), HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
 
 The image's layer with the weights is built from this file, checkpoint.py and builder/fetch_models.py: imports nothing else.
 """
@@ -22,20 +22,20 @@ from checkpoint import CheckpointError, verify
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-BAKED = Path("/models/hub")  # where the Dockerfile puts the weights; no volume is mounted over it
+BAKED = Path("/models/hub")  # where the Dockerfile puts the weights; outside of mounted volumes
 CACHED_BY_RUNPOD = Path("/runpod-volume/huggingface-cache/hub")  # https://docs.runpod.io/serverless/endpoints/model-caching
-PAUSES_SECONDS = (2, 8, 30)  # before the hub is tried again
-ANSWER_SECONDS = 30  # for the hub to say what a model consists of
-TELL_SECONDS = 10  # between two lines about a download
-VARIABLES = {"recogniser": "MODEL", "aligner": "ALIGNER"}  # by role: how its settings begin
+PAUSES_SECONDS = (2, 8, 30)  # before each retry of the hub
+METADATA_SECONDS = 30  # for the hub to list the files of a model
+PROGRESS_SECONDS = 10  # between two log lines of a download
+VARIABLES = {"recogniser": "MODEL", "aligner": "ALIGNER"}  # role → prefix of its settings
 
 
 class WeightsError(Exception):
-    """A model that can't be had; the message names it, the places looked at and what to do."""
+    """A model that is not available; the message names it, the places that were searched and what to do."""
 
 
 class HubError(Exception):
-    """The hub did not give a model; the message says why."""
+    """The hub did not deliver a model; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +43,19 @@ class Weights:
     """A complete checkpoint on this machine."""
 
     folder: Path
-    place: str  # for people
-    commit: str = ""  # of the hub's repository; a local folder has none
+    place: str  # description for the log
+    commit: str = ""  # of the hub's repository; "" for a local folder
 
     def __str__(self) -> str:
         return f"commit {self.commit}, {self.place}" if self.commit else self.place
 
 
 def find(
-    role: str, name: str, revision: str, say: Callable[[str], None], baked: Path = BAKED, cached: Path = CACHED_BY_RUNPOD
+    role: str, name: str, revision: str, log: Callable[[str], None], baked: Path = BAKED, cached: Path = CACHED_BY_RUNPOD
 ) -> Weights:
     """The checkpoint of `role` ("recogniser" or "aligner"); `name` is a local folder or a hub id, `revision` a branch, tag or commit.
 
-    `say` gets lines for the log. Raises WeightsError where no place has it whole.
+    `log` gets lines about a download. Raises WeightsError if no place has a complete checkpoint.
     """
     from huggingface_hub import constants
 
@@ -70,16 +70,16 @@ def find(
                 _verify_snapshot(folder, role)
                 return Weights(folder, place, folder.name)
             except CheckpointError as error:
-                miss = f"not whole in {cache}, {str(error).rstrip('.')}"
+                miss = f"incomplete in {cache}, {str(error).rstrip('.')}"
         misses.append(miss)
     try:
-        folder, _ = fetch(name, revision, say)
+        folder, _ = fetch(name, revision, log)
         verify(folder, role)
     except (HubError, CheckpointError) as error:
         variable = VARIABLES[role]
         raise WeightsError(
-            f"The {role} {name}, revision {revision}, can't be had: {'; '.join(misses)}; {str(error).rstrip('.')}. Set {variable}_NAME"
-            f" and {variable}_REVISION to a model that can be had or to a local folder, or build an image with this one."
+            f"The {role} {name}, revision {revision}, is not available: {'; '.join(misses)}; {str(error).rstrip('.')}. Set {variable}_NAME"
+            f" and {variable}_REVISION to a model that is available or to a local folder, or build an image with this one."
         ) from error
     return Weights(folder, "fetched from the hub", folder.name)
 
@@ -93,9 +93,9 @@ def _local(role: str, name: str) -> Weights:
 
 
 def snapshots(cache: Path, name: str, revision: str) -> Iterator[Path]:
-    """Folders of that revision in a cache of the hub's layout, whether complete or not; asks nobody.
+    """Folders of that revision in a cache of the hub's layout, complete or not; without network access.
 
-    RunPod's names come in lower case, so that case doesn't count; a cache without a note of what `main` is has one snapshot.
+    Case does not count, because RunPod's cache has names in lower case. A cache without refs/main has its one snapshot as `main`.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -115,14 +115,14 @@ def snapshots(cache: Path, name: str, revision: str) -> Iterator[Path]:
 
 def _verify_snapshot(folder: Path, role: str) -> None:
     verify(folder, role)
-    if left := sorted((folder.parent.parent / "blobs").glob("*.incomplete")):  # a file that no check of ours asks for
-        raise CheckpointError(f"{left[0]} is half a download.")
+    if partial := sorted((folder.parent.parent / "blobs").glob("*.incomplete")):  # may be a file that `verify` does not need
+        raise CheckpointError(f"{partial[0]} is an incomplete download.")
 
 
-def fetch(name: str, revision: str, say: Callable[[str], None]) -> tuple[Path, str]:
-    """(folder, what was compared): the model out of the hub into its cache, every file compared with the hub's size and hash.
+def fetch(name: str, revision: str, log: Callable[[str], None]) -> tuple[Path, str]:
+    """(folder, what was compared): download the model into the hub's cache and compare every file with the hub's size and hash.
 
-    Tries again after each of PAUSES_SECONDS and goes on where it was cut off. Raises HubError.
+    Retries after each of PAUSES_SECONDS and resumes partial files. Raises HubError.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
@@ -130,59 +130,59 @@ def fetch(name: str, revision: str, say: Callable[[str], None]) -> tuple[Path, s
     hub = constants.ENDPOINT
     for pause in (*PAUSES_SECONDS, None):
         try:
-            return _fetch_once(name, revision, say)
+            return _fetch_once(name, revision, log)
         except OfflineModeIsEnabled as error:
-            raise HubError("the hub was not asked, for HF_HUB_OFFLINE is set") from error
+            raise HubError("the hub was not asked, because HF_HUB_OFFLINE is set") from error
         except HFValidationError as error:
-            raise HubError("the hub can have no model of this name") from error
+            raise HubError("this is not a valid name of a model on the hub") from error
         except RepositoryNotFoundError as error:
-            raise HubError(f"{hub} has no such model, or asks for the right HF_TOKEN") from error
+            raise HubError(f"{hub} has no such model, or requires another HF_TOKEN") from error
         except RevisionNotFoundError as error:
             raise HubError(f"{hub} has the model, but not this revision") from error
-        except (OSError, ValueError, RuntimeError) as error:  # the connection's and the disk's; an answer's; hf_xet's
-            reason = f"{hub} did not give it, {_root(error)}"
+        except (OSError, ValueError, RuntimeError) as error:  # of the connection and the disk; of a response; of hf_xet
+            reason = f"{hub} did not deliver it, {_root_cause(error)}"
             if pause is None:
                 raise HubError(reason) from error
-            say(f"{reason}; once more in {pause} s")
+            log(f"{reason}; retry in {pause} s")
             time.sleep(pause)
 
 
-def _root(error: BaseException) -> str:
-    """What began a chain of errors, on one line: requests and urllib3 each wrap it in a longer one."""
+def _root_cause(error: BaseException) -> str:
+    """The first error of a chain, on one line: requests and urllib3 each wrap it in a longer one."""
     while error.__context__:
         error = error.__context__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _fetch_once(name: str, revision: str, say: Callable[[str], None]) -> tuple[Path, str]:
+def _fetch_once(name: str, revision: str, log: Callable[[str], None]) -> tuple[Path, str]:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
-        disable_progress_bars()  # one line without an end, in a log; ours stand there instead
-    info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS)
+        disable_progress_bars()  # they fill a log; _log_progress takes their place
+    info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=METADATA_SECONDS)
     total, began = sum(file.size or 0 for file in info.siblings), time.monotonic()
-    say(f"fetching {name}, commit {info.sha}, {total / 1e6:.0f} MB, from {constants.ENDPOINT} into {constants.HF_HUB_CACHE}")
-    with _progress(Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "blobs"), total, say):
+    log(f"fetching {name}, commit {info.sha}, {total / 1e6:.0f} MB, from {constants.ENDPOINT} into {constants.HF_HUB_CACHE}")
+    with _log_progress(Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "blobs"), total, log):
         folder = Path(snapshot_download(name, revision=revision))
     if folder.name != info.sha:
-        raise OSError(f"revision {revision} moved from {info.sha} to {folder.name} meanwhile")
+        raise OSError(f"revision {revision} changed from {info.sha} to {folder.name} during the download")
     compared = compare(folder, info.siblings)
-    say(f"fetched {name} in {time.monotonic() - began:.0f} s, {compared}")
+    log(f"fetched {name} in {time.monotonic() - began:.0f} s, {compared}")
     return folder, compared
 
 
 @contextmanager
-def _progress(blobs: Path, total: int, say: Callable[[str], None]) -> Iterator[None]:
-    """Says every TELL_SECONDS how much has come."""
+def _log_progress(blobs: Path, total: int, log: Callable[[str], None]) -> Iterator[None]:
+    """Log the size of the folder every PROGRESS_SECONDS."""
     done = threading.Event()
 
-    def tell() -> None:
-        while not done.wait(TELL_SECONDS):
-            with suppress(FileNotFoundError):  # renamed between the two looks
-                say(f"{sum(blob.stat().st_size for blob in blobs.glob('*')) / 1e6:.0f} of {total / 1e6:.0f} MB")
+    def run() -> None:
+        while not done.wait(PROGRESS_SECONDS):
+            with suppress(FileNotFoundError):  # a file was renamed after it was listed
+                log(f"{sum(blob.stat().st_size for blob in blobs.glob('*')) / 1e6:.0f} of {total / 1e6:.0f} MB")
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield
@@ -192,9 +192,9 @@ def _progress(blobs: Path, total: int, say: Callable[[str], None]) -> Iterator[N
 
 
 def compare(folder: Path, files: Sequence["RepoSibling"]) -> str:
-    """What was compared with the hub's own metadata. A file that differs is removed, to be fetched anew, and raises OSError."""
-    told = [file for file in files if file.size is not None and (file.lfs or file.blob_id)]
-    for file in told:
+    """Compare the files with the hub's metadata; returns what was compared. A file that differs is removed and raises OSError."""
+    comparable = [file for file in files if file.size is not None and (file.lfs or file.blob_id)]
+    for file in comparable:
         path = folder / file.rfilename
         expected = (file.size, file.lfs.sha256 if file.lfs else file.blob_id)
         found = (path.stat().st_size, _sha256(path) if file.lfs else _git_hash(path))
@@ -202,8 +202,8 @@ def compare(folder: Path, files: Sequence["RepoSibling"]) -> str:
             path.resolve().unlink()
             path.unlink(missing_ok=True)
             raise OSError("{} has {} bytes with hash {}; it must have {} with {}".format(file.rfilename, *found, *expected))
-    if len(told) < len(files):
-        return f"{len(files) - len(told)} of {len(files)} files not compared, for the hub told no hash"
+    if len(comparable) < len(files):
+        return f"{len(files) - len(comparable)} of {len(files)} files not compared, because the hub gave no hash"
     return f"size and hash of {len(files)} files as on the hub"
 
 
@@ -213,6 +213,6 @@ def _sha256(path: Path) -> str:
 
 
 def _git_hash(path: Path) -> str:
-    """The name that git gives a file by its content, https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
+    """The id that git gives to the content of a file, https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

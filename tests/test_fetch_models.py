@@ -127,7 +127,7 @@ def test_a_hub_that_tells_no_hashes_is_said_not_to_be_compared_with(hub, tmp_pat
     hub.tells_hashes = False
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[2].endswith("complete, 11 of 11 files not compared, for the hub told no hash")
+    assert run.stdout.splitlines()[2].endswith("complete, 11 of 11 files not compared, because the hub gave no hash")
 
 
 def test_half_a_file_of_an_earlier_try_is_gone_on_with(hub, tmp_path):
@@ -145,7 +145,7 @@ def test_after_a_broken_connection_the_hub_is_asked_again_and_wrong_bytes_are_fe
     hub.faults = ["cut", "wrong"]
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 0, run.stderr
-    assert "model.safetensors has" in run.stdout and run.stdout.count("once more in 0 s") == 2
+    assert "model.safetensors has" in run.stdout and run.stdout.count("retry in 0 s") == 2
     assert (snapshot(tmp_path, "asr") / "model.safetensors").read_bytes() == (MODELS / "asr" / "model.safetensors").read_bytes()
 
 
@@ -153,7 +153,7 @@ def test_wrong_bytes_time_and_again_end_the_build(hub, tmp_path):
     hub.faults = ["wrong"] * 3
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 1 and hub.faults == []
-    sentence = r"error: The recogniser tiny/asr, revision main, can't be had: .* did not give it, OSError: model\.safetensors has "
+    sentence = r"error: The recogniser tiny/asr, revision main, is not available: .* did not deliver it, OSError: model\.safetensors has "
     assert re.match(sentence, run.stderr)
     assert not (snapshot(tmp_path, "asr") / "model.safetensors").exists()
 
@@ -189,7 +189,7 @@ def test_a_model_that_the_hub_does_not_have_is_named_and_asked_for_once(hub, tmp
     run = python([str(SCRIPT)], environment(hub, tmp_path, MODEL_NAME="tiny/none"))
     assert run.returncode == 1 and len(hub.requests) == 1
     assert run.stderr == (
-        f"error: The recogniser tiny/none, revision main, can't be had: {hub.url} has no such model, or asks for the right HF_TOKEN.\n"
+        f"error: The recogniser tiny/none, revision main, is not available: {hub.url} has no such model, or requires another HF_TOKEN.\n"
     )
 
 

@@ -150,8 +150,8 @@ def a_revision_that_is_wrong(place: Place) -> str:
 
 
 MISSES = "no such local folder; not in /image; not in /volume; not in /cache; "
-ADVICE = " Set MODEL_NAME and MODEL_REVISION to a model that can be had or to a local folder, or build an image with this one."
-CANT = "error: The recogniser tiny/asr, revision main, can't be had: "
+ADVICE = " Set MODEL_NAME and MODEL_REVISION to a model that is available or to a local folder, or build an image with this one."
+CANT = "error: The recogniser tiny/asr, revision main, is not available: "
 INCOMPLETE = "{}/models--tiny--asr/snapshots/" + COMMIT + "/model.safetensors is missing; it must hold weights of the checkpoint"
 CASES = {  # → the line, and how many requests the hub gets: 0, or "some"
     in_a_folder: ("a local folder", 0),
@@ -169,17 +169,17 @@ CASES = {  # → the line, and how many requests the hub gets: 0, or "some"
     nowhere_but_on_the_hub: (f"commit {COMMIT}, fetched from the hub", "some"),
     half_a_download_in_the_image: (f"commit {COMMIT}, fetched from the hub", "some"),
     half_a_download_in_the_cache_and_no_hub: (
-        CANT + "no such local folder; not in /image; not in /volume; not whole in /cache, /cache/models--tiny--asr/blobs/ab12.incomplete"
-        " is half a download; the hub was not asked, for HF_HUB_OFFLINE is set." + ADVICE, 0,
+        CANT + "no such local folder; not in /image; not in /volume; incomplete in /cache, /cache/models--tiny--asr/blobs/ab12.incomplete"
+        " is an incomplete download; the hub was not asked, because HF_HUB_OFFLINE is set." + ADVICE, 0,
     ),
-    offline: (CANT + MISSES + "the hub was not asked, for HF_HUB_OFFLINE is set." + ADVICE, 0),
+    offline: (CANT + MISSES + "the hub was not asked, because HF_HUB_OFFLINE is set." + ADVICE, 0),
     a_hub_that_is_down: (
-        CANT + MISSES + "http://127.0.0.1:N did not give it, ConnectionRefusedError: [Errno 111] Connection refused." + ADVICE, 0,
+        CANT + MISSES + "http://127.0.0.1:N did not deliver it, ConnectionRefusedError: [Errno 111] Connection refused." + ADVICE, 0,
     ),
     a_name_that_is_wrong: (
-        CANT.replace("asr", "asr-9000B") + MISSES + "HUB has no such model, or asks for the right HF_TOKEN." + ADVICE, "some",
+        CANT.replace("asr", "asr-9000B") + MISSES + "HUB has no such model, or requires another HF_TOKEN." + ADVICE, "some",
     ),
-    a_name_that_can_be_none: (CANT.replace("tiny/asr", "./models/asr") + MISSES + "the hub can have no model of this name." + ADVICE, 0),
+    a_name_that_can_be_none: (CANT.replace("tiny/asr", "./models/asr") + MISSES + "this is not a valid name of a model on the hub." + ADVICE, 0),
     a_revision_that_is_wrong: (CANT.replace("main", "v9") + MISSES + "HUB has the model, but not this revision." + ADVICE, "some"),
 }  # fmt: skip
 
@@ -212,4 +212,4 @@ def test_a_worker_whose_model_cant_be_had_ends_with_that_sentence(place):
     environ = os.environ | {"MODEL_NAME": "tiny/none", "HF_ENDPOINT": place.hub.url, "HF_HOME": str(place.root), "HF_HUB_OFFLINE": "0"}
     run = subprocess.run([sys.executable, HANDLER], env=environ, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert re.search(r"^error: The recogniser tiny/none, revision main, can't be had: .* MODEL_NAME .*\.$", run.stderr, re.MULTILINE)
+    assert re.search(r"^error: The recogniser tiny/none, revision main, is not available: .* MODEL_NAME .*\.$", run.stderr, re.MULTILINE)
