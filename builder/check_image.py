@@ -1,8 +1,8 @@
 """Check the packages of an image before it ships: python3 check_image.py requirements.txt
 
-What is wrong here would show only on a GPU, at the first job: another version of a pinned package, a second torch or
-vLLM beside the base image's, a torch for another CUDA than the hosts have drivers for, a module that does not import.
-Exits with 1 and one line for each fault.
+These faults would otherwise appear only on a GPU, at the first job: another version of a pinned package, a second torch
+or vLLM beside the base image's, a torch for a CUDA that the hosts' drivers do not support, a module that does not import.
+Prints one line for each fault; the exit status is then 1.
 """
 
 import importlib
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-CUDA = "12.9"  # of the base image's tag; .runpod/hub.json lets the worker run where the driver has this version or a newer one
-FROM_BASE = ("vllm", "torch")  # several GB each, and built for each other: never installed again
-# What the worker imports, and what qwen-asr and transformers import when they are used: Japanese, Korean, the aligner.
+CUDA = "12.9"  # of the base image's tag; .runpod/hub.json allows hosts whose driver has this version or a newer one
+FROM_BASE = ("vllm", "torch")  # several GB each, and built for each other: must not be installed again
+# imported by the worker, and on demand by qwen-asr and transformers: for Japanese, for Korean, for the aligner
 IMPORTED = (
     "accelerate", "av", "httpcore", "httpx", "huggingface_hub", "librosa", "nagisa", "numpy", "qwen_asr", "runpod", "soundfile",
     "soynlp.tokenizer", "torch", "transformers", "vllm", "webrtcvad",
@@ -29,9 +29,9 @@ def main(path: str) -> int:
 
 
 def wrong_versions(requirements: str) -> Iterator[str]:
-    """A sentence for each package that `requirements` pins and that is not here in that version.
+    """A sentence for each package that is not installed in the version that `requirements` pins.
 
-    A local version such as +cu129 counts as the one that it was built from.
+    A local version label such as +cu129 is ignored.
     """
     for name, pinned in re.findall(r"^([\w.-]+)==([\w.]+)", requirements, flags=re.M):
         try:
@@ -44,12 +44,12 @@ def wrong_versions(requirements: str) -> Iterator[str]:
 
 
 def second_copies(environment: str) -> Iterator[str]:
-    """A sentence for each package of the base image that lies in the folder `environment` as well."""
+    """A sentence for each package of FROM_BASE that is installed in the folder `environment` as well."""
     for name in FROM_BASE:
         try:
             where = Path(distribution(name).locate_file(""))
         except PackageNotFoundError:
-            continue  # wrong_versions says so
+            continue  # wrong_versions reports it
         if where.is_relative_to(environment):
             yield f"{name} was installed a second time, in {where}; it must be the base image's own."
 
@@ -63,7 +63,7 @@ def wrong_cuda(expected: str) -> Iterator[str]:
 
 
 def failed_imports(modules: tuple[str, ...]) -> Iterator[str]:
-    """A sentence for each module that does not import, with the reason. Takes half a minute, for qwen_asr brings vLLM."""
+    """A sentence for each module that does not import, with the reason. Takes half a minute, because qwen_asr imports vLLM."""
     for module in modules:
         try:
             importlib.import_module(module)

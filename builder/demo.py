@@ -1,6 +1,6 @@
-"""Run the worker once through `src/handler.py --test_input` and print its transcript readably.
+"""Run the worker once through `src/handler.py --test_input` and print its transcript in a readable form.
 
-A local file is served to the worker over HTTP from loopback, for the worker takes URLs only.
+A local file is served to the worker over HTTP on loopback, because the worker by default accepts only URLs.
 """
 
 import argparse
@@ -21,7 +21,8 @@ import view
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "tests" / "recordings" / "demo.mp3"
-HEARTBEAT_SECONDS = 10
+HEARTBEAT_SECONDS = 10  # between two lines that show that the worker is still running
+ERROR_LINES = 30  # of the worker's stderr, printed if it has no result
 WORDS_PER_ROW = 6
 
 
@@ -45,15 +46,15 @@ def main() -> int:
     if a.page:
         file = Path(a.recording)
         view.write(a.page, result, file if file.is_file() else None, file.name)
-        print(f"\nThe page to look at it: {a.page}")
+        print(f"\nThe page that plays it: {a.page}")
     else:
-        print("\nTo look at it while it plays, add --page transcript.html")
+        print("\nFor a page that plays it and highlights each word, add --page transcript.html")
     return 0
 
 
 @contextmanager
 def served(recording: str):
-    """The URL of the recording: its own, or one on loopback while the context lasts."""
+    """The URL of the recording: the given one, or for a file one on loopback until the context ends."""
     if recording.startswith(("http://", "https://")):
         yield recording
         return
@@ -86,24 +87,24 @@ class OneFile(http.server.BaseHTTPRequestHandler):
 
 
 def run_worker(job_input: dict, private: bool) -> dict | None:
-    """The job's result, or None where the worker gave none; its log lines pass by as progress."""
+    """The job's result, or None without one; prints the worker's log lines as progress."""
     environment = os.environ | ({"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"} if private else {})
     command = [sys.executable, "-u", str(ROOT / "src" / "handler.py"), "--test_input", json.dumps({"input": job_input})]
     print("$ python src/handler.py --test_input '{\"input\": …}'", file=sys.stderr)
     print("Starting the engine: about half a minute on a fast machine, some minutes on a slow one.", file=sys.stderr)
     result, done = None, threading.Event()
     threading.Thread(target=heartbeat, args=(done,), daemon=True).start()
-    with tempfile.TemporaryFile("w+") as noise:
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=noise, text=True) as worker:
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as worker:
             for line in worker.stdout:
                 if result is None and line.startswith("{"):
-                    result = json.loads(line)  # what comes after is the SDK's log of the same, cut short
+                    result = json.loads(line)  # later lines are the SDK's log of the same result, truncated
                 elif result is None:
                     print("  " + line.rstrip(), file=sys.stderr)
         done.set()
         if result is None:
-            noise.seek(0)
-            print("".join(noise.readlines()[-30:]), file=sys.stderr)
+            errors.seek(0)
+            print("".join(errors.readlines()[-ERROR_LINES:]), file=sys.stderr)
     return result
 
 
@@ -114,7 +115,7 @@ def heartbeat(done: threading.Event) -> None:
 
 
 def show(recording: str, result: dict, seconds: float) -> None:
-    """Language, text, and the words in rows, each with its start."""
+    """Print the language, the text, and the words in rows, each with its start."""
     segments = result["segments"]
     print(f"\nRecording  {os.path.relpath(recording) if os.path.exists(recording) else recording}\nLanguage   {result['language_detected'] or '- (nothing heard)'}")
     print(f"Words      {len(segments)}, until {clock(segments[-1]['end']) if segments else '-'}; start-up and job took {seconds:.0f} s\n")

@@ -1,11 +1,11 @@
-"""Put the recogniser and the aligner into the hub's cache and check what arrived, before an image with it is shipped.
+"""Download the recogniser and the aligner into the hub's cache and check them, for the build of the image.
 
-The environment says which: MODEL_NAME and ALIGNER_NAME (a hub id or a local folder, which is only checked),
-MODEL_REVISION and ALIGNER_REVISION (a branch, tag or commit), HF_HOME (where the cache is) and HF_TOKEN (only for
-checkpoints that ask for one). What it doesn't say has the worker's default, from src/settings.py.
+Environment variables: MODEL_NAME and ALIGNER_NAME (a hub id, or a local folder, which is only checked), MODEL_REVISION and
+ALIGNER_REVISION (a branch, tag or commit), HF_HOME (the folder of the cache) and HF_TOKEN (only for checkpoints that
+require one). Unset variables have the worker's defaults, from src/settings.py.
 
-A broken download is tried again and goes on where it was cut off. Size and hash of every file are compared with the
-hub's; src/checkpoint.py says what else a checkpoint must have.
+A failed download is retried and resumed. Size and hash of every file are compared with the hub's; src/checkpoint.py
+lists what else a checkpoint must have.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from weights import VARIABLES, HubError, WeightsError, fetch, find  # noqa: E402
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What to fetch, and as what."""
+    """A model to fetch."""
 
     role: str  # "recogniser" or "aligner"
     name: str  # hub id or local folder
@@ -37,8 +37,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     try:
-        for model in wanted(defaults(SRC / "settings.py") | {k: v.strip() for k, v in os.environ.items() if v.strip()}):
-            folder, compared = get(model)
+        for model in models_in(defaults(SRC / "settings.py") | {k: v.strip() for k, v in os.environ.items() if v.strip()}):
+            folder, compared = fetch_and_verify(model)
             load_config(folder)
             print(report(model, folder, compared), flush=True)
     except (CheckpointError, HubError, WeightsError) as error:
@@ -48,17 +48,17 @@ def main() -> int:
 
 
 def defaults(settings: Path) -> dict[str, str]:
-    """MODEL_NAME and so on → the worker's default. Read as text: the Dockerfile keeps just these lines of the file."""
+    """MODEL_NAME and so on → the worker's default. Read as text, because the Dockerfile copies only these lines of the file."""
     lines = re.findall(r'^    ((?:model|aligner)_(?:name|revision)): str = "(.+?)"', settings.read_text(), re.MULTILINE)
     return {name.upper(): value for name, value in lines}
 
 
-def wanted(environ: Mapping[str, str]) -> list[Model]:
-    """Recogniser and aligner, as the environment names them."""
+def models_in(environ: Mapping[str, str]) -> list[Model]:
+    """The recogniser and the aligner that the environment names."""
     return [Model(role, environ[f"{prefix}_NAME"], environ[f"{prefix}_REVISION"]) for role, prefix in VARIABLES.items()]
 
 
-def get(model: Model) -> tuple[Path, str]:
+def fetch_and_verify(model: Model) -> tuple[Path, str]:
     """(folder of the complete checkpoint, what was compared with the hub). Raises CheckpointError, HubError or WeightsError."""
     from huggingface_hub import constants
 
@@ -74,12 +74,12 @@ def get(model: Model) -> tuple[Path, str]:
 
 
 def load_config(folder: Path) -> None:
-    """The configuration through the class that will load it; skipped where qwen-asr is not installed.
+    """Load config.json with the class that the worker uses; skipped where qwen-asr is not installed.
 
-    Takes half a minute where it is, for `import qwen_asr` brings torch and vLLM.
+    Takes half a minute, because `import qwen_asr` imports torch and vLLM. Raises CheckpointError.
     """
     if importlib.util.find_spec("qwen_asr") is None:
-        print("qwen-asr is not installed here: its configuration class is not tried.", file=sys.stderr)
+        print("qwen-asr is not installed here: config.json is not loaded with its class.", file=sys.stderr)
         return
     from qwen_asr.core.transformers_backend import Qwen3ASRConfig
 
@@ -90,7 +90,7 @@ def load_config(folder: Path) -> None:
 
 
 def report(model: Model, folder: Path, compared: str) -> str:
-    """One line for the build's log: what went into the image."""
+    """One line for the build's log: what is in the image."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     where = "" if folder == Path(model.name) else f" revision {model.revision}, commit {folder.name},"
     return f"{model.role}: {model.name},{where} {size / 1e6:.1f} MB, complete, {compared}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint import CheckpointError
-from fetch_models import Model, defaults, load_config, main, wanted
+from fetch_models import Model, defaults, load_config, main, models_in
 from settings import Settings
 from standin_hub import COMMIT, MODELS, Hub, etag
 
@@ -26,7 +26,7 @@ DEADLINE_SECONDS = 120
 
 def test_the_environment_names_both_models_and_their_revisions():
     environ = {"MODEL_NAME": "some/asr", "ALIGNER_NAME": "some/aligner", "ALIGNER_REVISION": "v2", "MODEL_REVISION": "main"}
-    assert wanted(environ) == [Model("recogniser", "some/asr", "main"), Model("aligner", "some/aligner", "v2")]
+    assert models_in(environ) == [Model("recogniser", "some/asr", "main"), Model("aligner", "some/aligner", "v2")]
 
 
 def test_the_defaults_are_the_workers():
