@@ -2,9 +2,9 @@
 
     python builder/view.py result.json [recording] [-o page.html]
 
-The page needs no network and no other file; a recording over 32 MiB is not put into the page but linked beside it. It shows
-which times are estimated, what was asked again and what is missing. Space plays and pauses, the arrows go from word to word,
-a click on a word plays from there.
+The page needs no network and no other file, except that a recording over 32 MiB is linked and not embedded. It shows which
+times are estimated, what was recognised again and what is missing. Space plays and pauses, the arrow keys go from word to
+word, a click on a word plays from there.
 """
 
 import argparse
@@ -29,33 +29,33 @@ from request import LANGUAGES  # noqa: E402
 from transcript import ChunkResult, Segment, Word, merge  # noqa: E402
 
 TEMPLATE = Path(__file__).with_name("view.html")
-EMBEDDED_BYTES = 32 << 20  # of a recording: half an hour of MP3 at 128 kbit/s; as base64 it takes a third more
-TYPES = {  # as browsers call them; Python's own table names some otherwise. Of another kind a browser looks at the bytes
+EMBEDDED_BYTES = 32 << 20  # largest embedded recording: half an hour of MP3 at 128 kbit/s; base64 makes it a third larger
+TYPES = {  # by browsers' names, some of which differ in Python's own table. For other suffixes browsers inspect the bytes
     ".mp3": "audio/mpeg", ".m4a": "audio/mp4", ".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg",
     ".opus": "audio/ogg", ".webm": "audio/webm", ".mp4": "video/mp4",
 }  # fmt: skip
-LEVEL_SECONDS = 0.05  # of sound for one value of the waveform
+LEVEL_SECONDS = 0.05  # of audio for one peak
 COLUMNS = 1200  # of the waveform, at most: about the pixels of a wide window
 
-KINDS = {  # of what is shown differently → how the legend calls it
+KINDS = {  # of marks → text in the legend
     "estimated": "time estimated, not measured",
-    "mended": "asked again and mended",
-    "kept": "asked again, still doubtful",
+    "mended": "recognised again, better answer",
+    "kept": "recognised again, still doubtful",
     "failed": "not transcribed",
 }
 
 
 class Unviewable(Exception):
-    """Why there is nothing to show, in one sentence that says what would be right."""
+    """There is nothing to show; the sentence says why and what the input must be."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """A part of the recording that the page marks: a kind of KINDS, and why."""
+class MarkedSpan:
+    """A span of the recording that the page marks."""
 
     start: float  # seconds
     end: float
-    kind: str
+    kind: str  # one of KINDS
     why: str
 
 
@@ -86,7 +86,7 @@ def read(path: Path) -> dict:
 
 
 def write(page: Path, answer: object, recording: Path | None, title: str) -> None:
-    """Write the page of a result, with or without RunPod's envelope. Raises Unviewable, and OSError where a file fails."""
+    """Write the page of a result, with or without RunPod's envelope. Raises Unviewable, and OSError for files."""
     result = result_in(answer)
     levels, seconds = waveform(recording) if recording else ([], 0.0)
     media = source(recording, page) if recording else ""
@@ -112,7 +112,7 @@ def result_in(answer: object) -> dict:
 
 
 def source(recording: Path, page: Path) -> str:
-    """The recording's address in the page: a data: URL, or its relative path where it is over EMBEDDED_BYTES."""
+    """The recording's URL in the page: a data: URL, or a relative path if it is over EMBEDDED_BYTES."""
     if recording.stat().st_size > EMBEDDED_BYTES:
         print(f"{recording} is over {EMBEDDED_BYTES >> 20} MiB: the page links it and must stay where it is.", file=sys.stderr)
         return quote(os.path.relpath(recording.resolve(), page.resolve().parent))
@@ -121,22 +121,22 @@ def source(recording: Path, page: Path) -> str:
 
 
 def waveform(recording: Path) -> tuple[list[float], float]:
-    """At most COLUMNS levels from 0 to 1, and the seconds of the recording; ([], 0) in an environment without the decoder.
+    """At most COLUMNS levels from 0 to 1, and the recording's seconds; ([], 0) if the decoder is not installed.
 
-    Raises Unviewable where the file is no recording.
+    Raises Unviewable if the file cannot be decoded.
     """
     try:
         return asyncio.run(_levels(recording))
     except ImportError as error:
-        print(f"The page has no waveform, for {error.name} is not installed here; .venv/bin/python has it.", file=sys.stderr)
+        print(f"The page has no waveform, because {error.name} is not installed here; .venv/bin/python has it.", file=sys.stderr)
         return [], 0.0
     except WorkerError as error:
         raise Unviewable(f"{recording} cannot be played: {error}") from None
 
 
 async def _levels(recording: Path) -> tuple[list[float], float]:
-    """Decoded as a stream in a child process, as the worker does it: memory does not follow the recording's length."""
-    import av  # noqa: F401  the decoder's, in the child process
+    """Decoded as a stream by the worker's decoder, so memory does not grow with the recording."""
+    import av  # noqa: F401  the child process imports it; here it only shows whether it is installed
     import numpy as np
 
     from audio import SAMPLE_RATE, decode
@@ -156,11 +156,11 @@ async def _levels(recording: Path) -> tuple[list[float], float]:
 
 
 def render(result: dict, title: str, media: str = "", levels: Sequence[float] = (), seconds: float = 0.0) -> str:
-    """The page. `media` is the recording's address, `levels` its waveform from 0 to 1, `seconds` its length."""
+    """The page, in HTML. `media` is the recording's URL, `levels` its waveform from 0 to 1, `seconds` its length."""
     words = _words(result)
     languages = [LANGUAGES.get(str(s.get("language") or result.get("language_detected"))) for s in result["segments"]]
     text = result["text"]
-    marked = list(_stretches(result))
+    marked = list(_marked_spans(result))
     duration = max([seconds, *(w.end for w in words), *(s.end for s in marked)], default=0.0) or 1.0
     whole = merge([ChunkResult(0.0, duration, duration, text, words=tuple(words))], duration)
     sentences = whole.sentences()
@@ -181,12 +181,12 @@ def render(result: dict, title: str, media: str = "", levels: Sequence[float] = 
         "transcript": _transcript(text, words, sentences, marked, languages),
         "times": json.dumps([[round(1000 * w.start) for w in words], [round(1000 * w.end) for w in words]]),
     }
-    # in one pass: what stands in a transcript is never taken for a place to fill in
+    # in one pass, so that placeholders in a transcript are not replaced
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def _words(result: dict) -> list[Word]:
-    """The segments with their places in the text. Raises Unviewable."""
+    """The segments with their offsets in the text. Raises Unviewable."""
     words, at = [], 0
     for i, segment in enumerate(result["segments"]):
         text = segment.get("text") if isinstance(segment, dict) else None
@@ -213,15 +213,15 @@ def _list(result: dict, key: str) -> list:
     return value
 
 
-def _stretches(result: dict) -> Iterator[Stretch]:
-    """What was asked again and what is missing. A failed retry is among the failed spans."""
+def _marked_spans(result: dict) -> Iterator[MarkedSpan]:
+    """What was recognised again and what is missing. Failed retries are among the failed spans, so they are left out."""
     for i, span in enumerate(_list(result, "failed_spans")):
         start, end = (_seconds(span, key, f"failed_spans[{i}]") for key in ("start", "end"))
-        yield Stretch(start, end, "failed", str(span.get("reason") or "no reason given"))
+        yield MarkedSpan(start, end, "failed", str(span.get("reason") or "no reason given"))
     for i, retry in enumerate(_list(result, "retries")):
         start, end = (_seconds(retry, key, f"retries[{i}]") for key in ("start", "end"))
         if retry.get("outcome") in ("mended", "kept"):
-            yield Stretch(start, end, retry["outcome"], ", ".join(map(str, _list(retry, "reasons"))))
+            yield MarkedSpan(start, end, retry["outcome"], ", ".join(map(str, _list(retry, "reasons"))))
 
 
 def _facts(result: dict, duration: float) -> Iterator[str]:
@@ -230,15 +230,15 @@ def _facts(result: dict, duration: float) -> Iterator[str]:
     yield f"{len(result['segments'])} segments"
 
 
-def _legend(words: Sequence[Word], marked: Sequence[Stretch]) -> str:
-    """What occurs in this transcript, each with its look and how often."""
+def _legend(words: Sequence[Word], marked: Sequence[MarkedSpan]) -> str:
+    """The kinds of marks in this transcript, each with its style and number."""
     count = {kind: sum(s.kind == kind for s in marked) for kind in KINDS} | {"estimated": sum(w.estimated for w in words)}
     entries = [f'<li><i class="key {kind}">abc</i> {KINDS[kind]} ({number})</li>' for kind, number in count.items() if number]
     return "".join(['<li><i class="key heard"></i> words</li>', *entries])
 
 
 def _wave(levels: Sequence[float]) -> str:
-    """The outline of the waveform, mirrored, in an SVG that is stretched to its place."""
+    """The waveform as an SVG that scales to its container."""
     if not levels:
         return ""
     upper = [f"{x} {50 - 48 * level:.1f}" for x, level in enumerate(levels)]
@@ -247,8 +247,8 @@ def _wave(levels: Sequence[float]) -> str:
     return f'<svg class="wave" viewBox="0 0 {max(len(levels) - 1, 1)} 100" preserveAspectRatio="none">{path}</svg>'
 
 
-def _lane(sentences: Sequence[Segment], marked: Sequence[Stretch], duration: float) -> str:
-    """The account of the recording: where words are, what was asked again, what is missing; the rest is silent."""
+def _lane(sentences: Sequence[Segment], marked: Sequence[MarkedSpan], duration: float) -> str:
+    """The timeline: spans with words, spans recognised again, missing spans. The rest is silence."""
     spans = [(start, end, "heard") for start, end in _joined(sentences, duration / COLUMNS)]
     spans += [(s.start, s.end, s.kind) for s in marked]
     return "".join(
@@ -258,7 +258,7 @@ def _lane(sentences: Sequence[Segment], marked: Sequence[Stretch], duration: flo
 
 
 def _joined(spans: Sequence[Segment], gap: float) -> list[tuple[float, float]]:
-    """(start, end) of runs of spans with no more than `gap` seconds between them."""
+    """(start, end) of runs of spans that are at most `gap` seconds apart."""
     runs: list[tuple[float, float]] = []
     for span in spans:
         if runs and span.start - runs[-1][1] <= gap:
@@ -272,19 +272,19 @@ def _transcript(
     text: str,
     words: Sequence[Word],
     sentences: Sequence[Segment],
-    marked: Sequence[Stretch],
+    marked: Sequence[MarkedSpan],
     languages: Sequence[str | None],
 ) -> str:
-    """Sentences, and notes before the first sentence that each concerns, in the order of time; `languages`: of each word."""
-    blocks: list[tuple[float, int, str]] = []  # when, notes first
-    noted: set[Stretch] = set()
+    """Sentences in order of time, each note before the first sentence that it overlaps. `languages`: of each word."""
+    blocks: list[tuple[float, int, str]] = []  # start, 0 for notes and 1 for sentences, HTML
+    noted: set[MarkedSpan] = set()
     i = 0
     for sentence in sentences:
         here = [s for s in marked if s.start < sentence.end and sentence.start < s.end]
-        for stretch in here:
-            if stretch not in noted:
-                noted.add(stretch)
-                blocks.append((sentence.start, 0, _note(stretch)))
+        for span in here:
+            if span not in noted:
+                noted.add(span)
+                blocks.append((sentence.start, 0, _note(span)))
         first, end = i, sentence.offset + len(sentence.text)
         while i < len(words) and words[i].offset < end:
             i += 1
@@ -300,16 +300,16 @@ def _transcript(
     return "\n".join(block for _, _, block in sorted(blocks, key=lambda block: block[:2]))
 
 
-def _word(word: Word, stretches: Sequence[Stretch]) -> str:
+def _word(word: Word, spans: Sequence[MarkedSpan]) -> str:
     middle = (word.start + word.end) / 2
-    kinds = [s.kind for s in stretches if s.kind != "failed" and s.start <= middle < s.end]
+    kinds = [s.kind for s in spans if s.kind != "failed" and s.start <= middle < s.end]
     classes = " ".join(["w", *kinds, *(["estimated"] if word.estimated else [])])
     return f'<span class="{classes}">{html.escape(word.text)}</span>'
 
 
-def _note(stretch: Stretch) -> str:
-    what = f"to {clock(stretch.end)}: {KINDS[stretch.kind]} ({stretch.why})"
-    return f'<div class="note {stretch.kind}">{_time(stretch.start)}<p>{html.escape(what)}</p></div>'
+def _note(span: MarkedSpan) -> str:
+    what = f"to {clock(span.end)}: {KINDS[span.kind]} ({span.why})"
+    return f'<div class="note {span.kind}">{_time(span.start)}<p>{html.escape(what)}</p></div>'
 
 
 def _time(seconds: float) -> str:
@@ -318,7 +318,7 @@ def _time(seconds: float) -> str:
 
 def clock(seconds: float) -> str:
     """1:02:03.4, without hours where there are none."""
-    tenths = int(seconds * 10 + 1e-6)  # 8.3 is a little less than that in binary
+    tenths = int(seconds * 10 + 1e-6)  # without this 8.3 would become 8.2: its binary value is a little smaller
     hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600 / 10
     return f"{hours}:{minutes:02}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
 
