@@ -69,7 +69,7 @@ ENV HF_HOME=/var/cache/huggingface \
     PYTHONUNBUFFERED=1
 
 # vLLM inspects the model's class in a subprocess, which takes 11 s of every start unless the result is cached; this needs no
-# GPU. Bytecode is compiled too: of what the inspection imports, and of vLLM. A worker that is not root may write both caches.
+# GPU. Bytecode is compiled too: for vLLM, and by the inspection for its imports. A worker that is not root may write both caches.
 RUN mkdir -p ${HF_HOME} ${VLLM_CACHE_ROOT} \
     && python3 -c 'import compileall, vllm; compileall.compile_dir(vllm.__path__[0], quiet=1); \
         vllm.ModelRegistry.models["Qwen3ASRForConditionalGeneration"].inspect_model_cls()' \

@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def read(path: Path) -> dict:
-    """The result in a JSON file. Raises Unviewable where it is no JSON, and OSError."""
+    """The result in a JSON file. Raises Unviewable if it is not JSON, and OSError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -94,7 +94,7 @@ def write(page: Path, answer: object, recording: Path | None, title: str) -> Non
 
 
 def result_in(answer: object) -> dict:
-    """The transcript in what the worker or RunPod answered. Raises Unviewable where there is none."""
+    """The transcript in an answer of the worker or of RunPod. Raises Unviewable if there is none."""
     if not isinstance(answer, dict):
         raise Unviewable(f"The file holds a {type(answer).__name__}; it must be the object that the worker or RunPod answers.")
     output = answer.get("output")

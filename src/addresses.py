@@ -5,7 +5,7 @@ import socket
 
 from runpod.serverless.utils import rp_ssrf
 
-NOT_PUBLIC = [  # beside those that the SDK's check knows
+NOT_PUBLIC = [  # in addition to the networks that the SDK's check refuses
     ipaddress.ip_network(network)
     for network in (
         "192.0.0.0/24",  # Oracle's metadata service among them

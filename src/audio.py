@@ -85,7 +85,7 @@ def waveform(chunk: AudioChunk) -> np.ndarray:
 
 
 class PcmStream:
-    """The decoded samples of a recording, or of a part of it, as they come; iterate once."""
+    """The decoded samples of a recording, or of a part of it, as a stream; iterate once."""
 
     def __init__(self, child: asyncio.subprocess.Process, report: BinaryIO, first: int, max_seconds: float, complete_marker: Path | None):
         self.first = first  # sample of the recording with which the part begins

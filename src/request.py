@@ -33,7 +33,7 @@ LONGEST_URL = 8192  # characters; signed URLs have up to about 2000
 LONGEST_CONTEXT = 10_000  # characters
 DATA_SCHEME, FILE_SCHEME = "data:", "file://"
 MOST_HEADERS, LONGEST_HEADER = 32, 8192  # of a download; the second in characters of the value
-OWN_HEADERS = frozenset((  # set by the download itself, or they would change what a response means
+OWN_HEADERS = frozenset((  # refused: the download sets them itself, or they would change the meaning of its response
     "accept-encoding", "connection", "content-length", "content-type", "expect", "host", "if-match", "if-modified-since", "if-none-match",
     "if-range", "if-unmodified-since", "keep-alive", "proxy-authorization", "proxy-connection", "range", "te", "trailer", "transfer-encoding",
     "upgrade",

@@ -10,10 +10,10 @@ from math import inf
 import av
 
 MAX_DAMAGED_SHARE = 0.02  # of all packets; up to this the time of damaged ones becomes silence
-JUNK_RATIO = 4  # a damaged packet of at least so many times the mean size: several that the MP3 parser joined, with junk between them
+JUNK_RATIO = 4  # a damaged packet of this many times the mean size is several that the MP3 parser joined, with junk between them
 GAP_SECONDS, LONGEST_GAP_SECONDS = 0.05, 3600  # jumps of the timestamps that become silence; a longer one is a broken clock
 OVERHEAD_BYTES = 4096  # of a container between two packets, at most
-RESAMPLE_SECONDS = 0.25  # at a time: each call of the resampler has a price, and for larger blocks malloc asks the kernel
+RESAMPLE_SECONDS = 0.25  # of audio per call: each call has a cost, and for larger blocks malloc calls the kernel
 MATROSKA, MP4 = "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"  # names of FFmpeg's demuxers
 
 
@@ -87,7 +87,7 @@ class Packets:
 
 
 class Track:
-    """Decodes packets to little-endian int16 mono at `rate`. Silence fills damage and gaps, so that what follows keeps its time.
+    """Decodes packets to little-endian int16 mono at `rate`. Silence fills damage and gaps, so that later audio keeps its time.
 
     `channel`: the only one to decode, from 0; None mixes all.
     """

@@ -170,7 +170,7 @@ class _Connection(httpcore.AsyncNetworkStream):
         return self
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What has arrived. A body comes in blocks larger than `max_bytes`, because each block costs the same."""
+        """Bytes that have arrived. Blocks of a body may be larger than `max_bytes`, because the cost is per block."""
         if self.bytes_allowed <= 0:
             raise httpcore.RemoteProtocolError("the head of the answer does not end")
         async with _translate_errors(httpcore.ReadError, timeout):
@@ -212,7 +212,7 @@ def _check_response(status: int, compressions: list[str], url: str) -> None:
 
 
 def _content_length(headers: httpx.Headers) -> int | None:
-    """Bytes; None where it is undeclared or Transfer-Encoding replaces it. h11 has refused what is no number."""
+    """Bytes; None where undeclared or replaced by Transfer-Encoding. Always a number: h11 refuses others."""
     length = headers.get("Content-Length")
     return None if length is None or "Transfer-Encoding" in headers else int(length)
 
