@@ -40,9 +40,9 @@ async def download(
     headers: Mapping[str, str] = {},
     timer: AbstractContextManager = nullcontext(),
 ) -> AsyncIterator[ArrivingFile]:
-    """Fetch `url` into a file in `folder`: at most `max_bytes`, within `timeout` seconds, retries included. `timer` runs that long.
+    """Fetch `url` into a file in `folder`: at most `max_bytes`, within `timeout` seconds, retries included.
 
-    `headers`: of the request, for the origin of `url` only.
+    `headers`: of the request, for the origin of `url` only. `timer`: a context that lasts until the file is complete.
 
     The context begins with the file's first bytes, and is cancelled if the rest does not arrive. Raises DownloadError after
     ATTEMPTS transient failures, and AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge, DownloadTimeout. Messages

@@ -218,7 +218,7 @@ def _content_length(headers: httpx.Headers) -> int | None:
 
 
 def _compressions(headers: httpx.Headers) -> list[str]:
-    """Of the Content-Encoding; other values that servers write into it, like aws-chunked, change nothing."""
+    """Those in Content-Encoding; other values there, like aws-chunked, change nothing."""
     return [c for c in map(str.lower, headers.get_list("Content-Encoding", split_commas=True)) if c in COMPRESSIONS]
 
 
