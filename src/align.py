@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from admission import Gate, rank
+from admission import Gate, chunk_priority
 from audio import SAMPLE_RATE, AudioChunk, waveform
 from errors import AlignError
 from timing import words
@@ -82,7 +82,7 @@ class Aligner:
         """
         if language not in LANGUAGES:
             raise AlignError(f"There is no aligner for {language or 'an unknown language'}.")
-        async with self._turns.place(rank(chunk.index)):
+        async with self._turns.place(chunk_priority(chunk.index)):
             task = await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepared, chunk, text, language, spectrum)
         self._waiting.put(task)
         return await asyncio.wrap_future(task.result)
@@ -184,7 +184,7 @@ def next_batch(waiting: list[_Task], seconds: float) -> list[_Task]:
     At most MAX_BATCH, and at most `seconds` of audio with the padding, but always one. So a short recording does not wait
     for the rest of a long one.
     """
-    first = min(waiting, key=lambda t: rank(t.chunk.index))
+    first = min(waiting, key=lambda t: chunk_priority(t.chunk.index))
     batch, longest = [], 0.0
     for task in sorted(waiting, key=lambda t: (t is not first, abs(len(t.chunk.pcm) - len(first.chunk.pcm)))):
         longest = max(longest, task.chunk.duration)

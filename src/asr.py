@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from admission import Gate, rank
+from admission import Gate, chunk_priority
 from audio import SAMPLE_RATE, AudioChunk, waveform
 from engine import (
     BAKED_CACHE, CONTEXT_TOKENS, ENVIRONMENT, RENDERERS, VOCABULARY_TOKENS, EngineOptions, answer_tokens, bring_model_info,
@@ -169,7 +169,7 @@ class Recogniser:
         )
         try:
             rendered, spectrum = await self._rendered(chunk, prompt_ids)
-            async for result in self._engine.generate(rendered, sampling, request_id=str(next(self._ids)), priority=rank(chunk.index)):
+            async for result in self._engine.generate(rendered, sampling, request_id=str(next(self._ids)), priority=chunk_priority(chunk.index)):
                 pass
             return result, spectrum
         except EngineDeadError as error:
@@ -179,7 +179,7 @@ class Recogniser:
 
     async def _rendered(self, chunk: AudioChunk, prompt_ids: list[int]):
         """(vLLM's own input for its engine, the spectrum in it), which takes 25 ms a minute of sound, in the renderer's threads."""
-        async with self._turns.place(rank(chunk.index)):
+        async with self._turns.place(chunk_priority(chunk.index)):
             audio = [(await self._loop.run_in_executor(None, waveform, chunk), SAMPLE_RATE)]
             prompt = {"prompt_token_ids": prompt_ids, "multi_modal_data": {"audio": audio}}
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])

@@ -36,7 +36,7 @@ import runpod
 from runpod import RunPodLogger
 from runpod.serverless.modules.worker_state import JobsProgress
 
-from admission import Gate, rank
+from admission import Gate, chunk_priority
 from align import Aligner
 from asr import Hypothesis, Recogniser, Vocabulary
 from audio import AudioChunk, decode
@@ -112,7 +112,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
         try:
             results = await transcribe_chunk(chunk, request.language, context, vocabulary, usage)
         finally:
-            gate.leave(entrance)
+            gate.leave(holder)
         if not request.allow_partial:
             raise_incomplete(results)
         progress.seconds_done, progress.chunks_done = progress.seconds_done + chunk.duration, progress.chunks_done + 1
@@ -121,7 +121,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
     limits = dict(max_bytes=settings.max_download_bytes, timeout=settings.download_timeout_seconds, timer=usage.time("download"))
     part = dict(start=request.start, end=request.end, channel=request.channel)
     async with (
-        gate.entrance() as entrance,
+        gate.holder() as holder,
         asyncio.TaskGroup() as group,
         recording(request, folder, **limits) as file,  # ends with the decoder: what lies behind the part is not awaited
         decode(file.path, settings.max_audio_seconds, file.size, file.complete_marker, **part) as pcm,
@@ -130,7 +130,7 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
         async for chunk in usage.chunks(split_at_pauses(pcm, rules, pcm.first)):
             progress.seconds_known = pcm.duration
             with usage.time("waiting"):
-                await gate.enter(entrance, rank(chunk.index))  # until there is a place, no more is decoded
+                await gate.enter(holder, chunk_priority(chunk.index))  # until there is a place, no more is decoded
             tasks.append(task := group.create_task(transcribe(chunk, context)))
             if chunk.speech_seconds < SLIP_SECONDS and len(short) < SHORT_KEPT:
                 short[chunk.start] = chunk  # few and short: kept until the language of the rest is known

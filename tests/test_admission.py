@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from admission import EARLY_CHUNKS, Entrance, Gate, rank
+from admission import EARLY_CHUNKS, Gate, Holder, chunk_priority
 
 
 async def settle() -> None:
@@ -19,20 +19,20 @@ class Visitors:
     """Waits at a gate for chunks named by job and index, and tells in which order they were let in."""
 
     def __init__(self, gate: Gate):
-        self.gate, self.order, self.tasks, self.entrances = gate, [], [], {}
+        self.gate, self.order, self.tasks, self.holders = gate, [], [], {}
 
     async def come(self, job: str, index: int) -> None:
-        entrance = self.entrances.setdefault(job, Entrance())
+        holder = self.holders.setdefault(job, Holder())
 
         async def wait() -> None:
-            await self.gate.enter(entrance, rank(index))
+            await self.gate.enter(holder, chunk_priority(index))
             self.order.append(f"{job}{index}")
 
         self.tasks.append(asyncio.create_task(wait()))
         await settle()
 
     async def go(self, job: str) -> None:
-        self.gate.leave(self.entrances[job])
+        self.gate.leave(self.holders[job])
         await settle()
 
 
@@ -91,7 +91,7 @@ async def test_a_place_is_not_given_to_who_has_just_been_cancelled():
     for job in "xab":
         await visitors.come(job, 0)
     visitors.tasks[1].cancel()
-    gate.leave(visitors.entrances["x"])
+    gate.leave(visitors.holders["x"])
     await settle()
     assert visitors.order == ["x0", "b0"]
 
@@ -101,7 +101,7 @@ async def test_a_place_given_to_who_is_cancelled_at_that_moment_is_not_lost():
     visitors = Visitors(gate)
     for job in "xab":
         await visitors.come(job, 0)
-    gate.leave(visitors.entrances["x"])
+    gate.leave(visitors.holders["x"])
     visitors.tasks[1].cancel()
     await settle()
     assert visitors.order == ["x0", "b0"]
@@ -110,11 +110,11 @@ async def test_a_place_given_to_who_is_cancelled_at_that_moment_is_not_lost():
 async def test_a_job_that_ends_leaves_with_all_its_chunks():
     gate = Gate(2)
     with pytest.raises(KeyError):
-        async with gate.entrance() as entrance:
-            await gate.enter(entrance, 0)
-            await gate.enter(entrance, 1)
+        async with gate.holder() as holder:
+            await gate.enter(holder, 0)
+            await gate.enter(holder, 1)
             raise KeyError
-    async with gate.entrance() as other:
+    async with gate.holder() as other:
         async with asyncio.timeout(1):
             await gate.enter(other, 0)
             await gate.enter(other, 1)
@@ -126,9 +126,9 @@ def test_whatever_comes_goes_and_is_cancelled_no_more_are_inside_than_places_and
     rng = random.Random(seed)
     inside, most, served = 0, 0, []
 
-    async def chunk(gate: Gate, entrance, index: int) -> None:
+    async def chunk(gate: Gate, holder, index: int) -> None:
         nonlocal inside, most
-        await gate.enter(entrance, rank(index))
+        await gate.enter(holder, chunk_priority(index))
         inside += 1
         most = max(most, inside)
         try:
@@ -137,11 +137,11 @@ def test_whatever_comes_goes_and_is_cancelled_no_more_are_inside_than_places_and
             served.append(index)
         finally:
             inside -= 1
-            gate.leave(entrance)
+            gate.leave(holder)
 
     async def job(gate: Gate) -> None:
-        async with gate.entrance() as entrance:
-            chunks = [asyncio.create_task(chunk(gate, entrance, i)) for i in range(rng.randrange(12))]
+        async with gate.holder() as holder:
+            chunks = [asyncio.create_task(chunk(gate, holder, i)) for i in range(rng.randrange(12))]
             await asyncio.sleep(0)
             for task in rng.sample(chunks, len(chunks) // 4):
                 task.cancel()

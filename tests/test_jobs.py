@@ -304,7 +304,7 @@ def test_a_job_whose_chunk_waits_at_the_gate_decodes_no_further(serve, worker, m
     url = serve("waits.wav", np.tile(np.concatenate([u.pcm for u in ENGLISH]), 4))
 
     async def wait_and_go() -> list[float]:
-        async with gate.entrance() as other:
+        async with gate.holder() as other:
             await gate.enter(other, 0)
             job = asyncio.create_task(worker.handler({"id": "test", "input": {"audio_url": url}}))
             decoded = []
