@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a job, as one tree. The codes are part of the worker's contract: they never change.
+"""Every failure of a job, as one tree. The codes are part of the contract with clients and never change.
 
 WorkerError
 ├── SettingsError        settings_invalid
@@ -20,11 +20,11 @@ WorkerError
 └── ResultTooLarge       result_too_large
 """
 
-SPANS_SHOWN = 10  # in an error's sentence; all of them are beside it
+SPANS_IN_MESSAGE = 10  # the message names at most so many; `failed_spans` lists all
 
 
 class WorkerError(Exception):
-    """A failure with a sentence that is safe to show to the client and a stable code."""
+    """A failure with a stable code and a message that is safe to show to the client."""
 
     code = "internal_error"
     retryable = False
@@ -35,26 +35,26 @@ class WorkerError(Exception):
 
 
 class SettingsError(WorkerError):
-    """An environment variable holds a value the worker cannot start with."""
+    """The worker cannot start with the value of a setting, or the models do not fit the GPU."""
 
     code = "settings_invalid"
 
 
 class InvalidRequest(WorkerError):
-    """A field of the job input is missing, of the wrong type or of an unknown value, or asks for a channel that is not there."""
+    """A field of the job input is missing, has a wrong type or value, or names a channel that the recording does not have."""
 
     code = "input_invalid"
 
 
 class DownloadError(WorkerError):
-    """The audio could not be fetched, after retries; the same request may work later."""
+    """The audio could not be downloaded, after retries. The same request may succeed later."""
 
     code = "download_failed"
     retryable = True
 
 
 class AddressRefused(DownloadError):
-    """The URL, or a redirect of it, leads to an address that is not public, or redirects too often."""
+    """The URL, or a redirect of it, leads to an address that is not public, or there are too many redirects."""
 
     code = "address_refused"
     retryable = False
@@ -68,7 +68,7 @@ class HostNotFound(DownloadError):
 
 
 class SourceRefused(DownloadError):
-    """The server answered that it has no such file or does not hand it out (4xx), or compresses it in an unusual way."""
+    """The server does not have the file or refuses to send it (4xx), or sends it in a compression that is not supported."""
 
     code = "source_refused"
     retryable = False
@@ -88,19 +88,19 @@ class DownloadTimeout(DownloadError):
 
 
 class DecodeError(WorkerError):
-    """The file is not audio or video that can be decoded, or is too damaged."""
+    """The file is not audio or video of a known format, or is too damaged."""
 
     code = "audio_undecodable"
 
 
 class EmptyAudio(DecodeError):
-    """The file, its audio track, or the part of it that is asked for holds no samples."""
+    """The file, its audio track, or the requested part has no samples."""
 
     code = "audio_empty"
 
 
 class AudioTooLong(DecodeError):
-    """The audio, or the part of it that is asked for, runs longer than MAX_AUDIO_SECONDS."""
+    """The audio, or the requested part of it, is longer than MAX_AUDIO_SECONDS."""
 
     code = "audio_too_long"
 
@@ -119,9 +119,9 @@ class EngineDead(RecognitionError):
 
 
 class Incomplete(RecognitionError):
-    """For some spans of the recording no answer came, and the request did not allow a partial result.
+    """Some spans of the recording got no answer from the engine, and the request does not allow a partial result.
 
-    Worth another try only after a timeout: what the engine refuses twice, it refuses the next time too.
+    Retryable only after a timeout: a chunk that the engine has refused twice would be refused again.
     """
 
     code = "transcript_incomplete"
@@ -132,8 +132,8 @@ class Incomplete(RecognitionError):
     @classmethod
     def in_spans(cls, spans: list[dict]) -> "Incomplete":
         """`spans`: [{"start", "end", "reason"}], seconds from the start of the recording."""
-        shown = ", ".join(f"{s['start']:.3f}-{s['end']:.3f} s ({s['reason']})" for s in spans[:SPANS_SHOWN])
-        more = f" and {len(spans) - SPANS_SHOWN} more" if len(spans) > SPANS_SHOWN else ""
+        shown = ", ".join(f"{s['start']:.3f}-{s['end']:.3f} s ({s['reason']})" for s in spans[:SPANS_IN_MESSAGE])
+        more = f" and {len(spans) - SPANS_IN_MESSAGE} more" if len(spans) > SPANS_IN_MESSAGE else ""
         error = cls(f"Not all of the recording could be transcribed: {shown}{more}.")
         error.spans = spans
         error.retryable = any(span["reason"] == "timeout" for span in spans)
@@ -144,25 +144,25 @@ class Incomplete(RecognitionError):
 
 
 class AlignError(WorkerError):
-    """A chunk's words could not be aligned; its text is kept and its times are estimated."""
+    """The words of a chunk could not be aligned. Its text is kept, and the times of its words are estimated."""
 
     code = "alignment_failed"
     retryable = True
 
     def __init__(self, sentence: str, unexplained: bool = False):
-        """`unexplained`: nothing in the chunk or its text is known to be the reason; the GPU may be broken."""
+        """`unexplained`: no cause is known in the chunk or its text, so the GPU may be broken."""
         super().__init__(sentence)
         self.unexplained = unexplained
 
 
 class DeadlineExceeded(WorkerError):
-    """The job's own executionTimeout was about to pass."""
+    """The time that the job's policy.executionTimeout allows was about to end."""
 
     code = "deadline_exceeded"
     retryable = True
 
 
 class ResultTooLarge(WorkerError):
-    """Even the bare text is more than RunPod takes."""
+    """The text alone is larger than a result may be."""
 
     code = "result_too_large"

@@ -1,6 +1,6 @@
-"""Notices a broken GPU or a stuck engine: after a few failures in a row that nobody can explain, the worker checks itself.
+"""Detects a broken GPU or a stuck engine: after several unexplained failures in a row the worker checks itself.
 
-Knows no models and no jobs: what the check is, and what to do when it fails, it is given.
+Knows no models and no jobs: the check, and what to do when it fails, are given.
 """
 
 import asyncio
@@ -10,24 +10,24 @@ from collections.abc import Awaitable, Callable
 from errors import EngineDead
 
 FAILURES_IN_A_ROW = 3  # before the worker checks itself
-CHECK_SECONDS = 60  # for the check, which takes a moment on an engine that is only busy: it goes before other chunks
+CHECK_SECONDS = 60  # timeout of the check; on a busy engine it takes a moment, because its chunk has the highest priority
 
 
 class Health:
-    """Failures in a row of each part, over all jobs."""
+    """Consecutive failures of each part of the worker, over all jobs."""
 
     def __init__(self, check: Callable[[], Awaitable[None]], give_up: Callable[[], None]):
-        """`check` raises where the worker is broken; `give_up` is then called once."""
+        """`check` raises where the worker is broken. `give_up` is called when it raises or exceeds CHECK_SECONDS."""
         self._check, self._give_up = check, give_up
         self._failures: Counter[str] = Counter()  # in a row, by part
         self._checking: asyncio.Task | None = None
 
     def worked(self, part: str) -> None:
-        """A part of the worker ("engine", "aligner") has answered."""
+        """A part of the worker ("engine" or "aligner") has answered."""
         del self._failures[part]
 
     async def failed(self, part: str) -> None:
-        """It has not, and nothing in its input says why. Raises EngineDead where the check that follows on some such fails."""
+        """A part has failed, and its input does not explain why. Raises EngineDead where a check became due and has failed."""
         self._failures[part] += 1
         if self._failures[part] < FAILURES_IN_A_ROW:
             return

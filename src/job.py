@@ -1,35 +1,37 @@
-"""RunPod's side of a job: the time it allows and the progress that /status shows. Knows the SDK; no audio, no models."""
+"""What surrounds every job: its timeout, its progress in /status, its temporary folder. Knows the SDK, but no audio and no models."""
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
 from errors import DeadlineExceeded
 
-INTERVAL_SECONDS = 1.0  # between two posts of progress
-LAST_POST_SECONDS = 2.0  # that a result waits for a post still under way
-MARGIN_SECONDS, MARGIN_SHARE = 5.0, 0.2  # of executionTimeout, the smaller of both: to stop, clean up and answer in
+INTERVAL_SECONDS = 1.0  # least time between two posts of progress
+LAST_POST_SECONDS = 2.0  # the result waits at most so long for a post that is still being sent
+MARGIN_SECONDS, MARGIN_SHARE = 5.0, 0.2  # the smaller of both is kept of executionTimeout: to stop, clean up and send the answer
 
 
 @dataclass(slots=True)
 class Progress:
-    """What has been done for a job so far. No value ever falls."""
+    """How far a job has come. No value ever decreases."""
 
-    phase: str = "downloading"  # then "decoding", with transcription beside it, then "transcribing": the length is known
-    seconds_known: float = 0.0  # of the recording, decoded
-    seconds_done: float = 0.0  # of it, transcribed
+    phase: str = "downloading"  # then "decoding", and "transcribing" once everything is decoded
+    seconds_known: float = 0.0  # decoded
+    seconds_done: float = 0.0  # transcribed
     chunks_done: int = 0
 
 
 def seconds_allowed(job: dict) -> float | None:
-    """Until a job must be answered: `policy.executionTimeout` (milliseconds) less a margin; None where there is no policy.
+    """Seconds in which a job must be answered: `policy.executionTimeout` (milliseconds) less a margin. None without a policy.
 
-    The endpoint's own timeout is not told to a worker.
+    A worker does not know the endpoint's own timeout.
     """
     policy = job.get("policy")
     milliseconds = policy.get("executionTimeout") if isinstance(policy, dict) else None
@@ -41,7 +43,7 @@ def seconds_allowed(job: dict) -> float | None:
 
 @asynccontextmanager
 async def time_allowed(job: dict) -> AsyncIterator[None]:
-    """Cancel what runs inside before the platform would kill the worker for it. Raises DeadlineExceeded."""
+    """Cancel the body of the context before the platform kills the worker for exceeding the timeout. Raises DeadlineExceeded."""
     try:
         async with asyncio.timeout(seconds_allowed(job)) as deadline:
             yield
@@ -55,14 +57,24 @@ async def time_allowed(job: dict) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def progress_of(job: dict) -> AsyncIterator[Progress]:
-    """The job's Progress, posted at most once a second while it changes, and never after the context has ended.
+async def temporary_folder() -> AsyncIterator[Path]:
+    """A folder for the files of one job. Removed in a thread: to remove a large file may take long and would block other jobs."""
+    folder = tempfile.TemporaryDirectory(prefix="job-")
+    try:
+        yield Path(folder.name)
+    finally:
+        await asyncio.to_thread(folder.cleanup)
 
-    The SDK's `progress_update` posts from a thread that nobody can wait for, so that a post may land behind the result;
-    this one posts the same body to the same address (runpod 1.12.0, rp_progress.py) and is waited for.
+
+@asynccontextmanager
+async def progress_of(job: dict) -> AsyncIterator[Progress]:
+    """The job's Progress. Changes are posted at most once a second, and never after the context has ended.
+
+    The SDK's `progress_update` posts from a thread that cannot be awaited, so a post may arrive after the result. This function
+    posts the same body to the same address (runpod 1.12.0, rp_progress.py) and waits for it.
     """
     progress = Progress()
-    if "RUNPOD_WEBHOOK_POST_OUTPUT" not in os.environ:  # a try from the command line
+    if "RUNPOD_WEBHOOK_POST_OUTPUT" not in os.environ:  # run from the command line
         yield progress
         return
     ended = asyncio.Event()

@@ -19,7 +19,6 @@ _NO_SPACES = re.compile(
 
 TERMINATED = re.compile(r"""[.!?…。！？｡．؟۔।॥]["'”’»）)\]」』】]*$""")
 _INITIAL = re.compile(r"(\w\.)+")  # the J. of a name, U.S.
-SLIP_SECONDS = 3.0  # of speech; in less, the language detected may be a slip
 SENTENCE_PAUSE_SECONDS = 1.5  # a longer pause ends a sentence
 SENTENCE_SECONDS, SENTENCE_CHARACTERS = 20, 240  # the longest, which a subtitle of two lines cannot hold
 
@@ -51,7 +50,7 @@ class ChunkResult:
     warning: str | None = None
 
     @property
-    def sound(self) -> bool:
+    def healthy(self) -> bool:
         """Whether there is a text and nothing is wrong with it."""
         return bool(self.text) and not self.doubtful
 
@@ -259,19 +258,6 @@ def speech_seconds(chunks: Sequence[ChunkResult]) -> Counter[str]:
 def dominant_language(chunks: Sequence[ChunkResult]) -> str | None:
     """The language with the most seconds of speech; None where nothing was heard."""
     return next((name for name, _ in speech_seconds(chunks).most_common(1)), None)
-
-
-def lone_slips(chunks: Sequence[ChunkResult]) -> list[ChunkResult]:
-    """Chunks whose language may be a slip of the detection: short ones, each the only one of its language.
-
-    None where no other language has at least SLIP_SECONDS of speech in all.
-    """
-    seconds, rest = speech_seconds(chunks), dominant_language(chunks)
-    if rest is None or seconds[rest] < SLIP_SECONDS:
-        return []
-    count = Counter(chunk.language for chunk in chunks if chunk.text)
-    alone = [c for c in chunks if c.text and c.language and c.language != rest and count[c.language] == 1 and not c.retries]
-    return [chunk for chunk in alone if chunk.speech_seconds < SLIP_SECONDS]
 
 
 def units_in(text: str) -> list[tuple[int, int]]:

@@ -63,7 +63,7 @@ def worker() -> Iterator:
 
     handler.settings = load_settings(os.environ)
     handler.load_models()
-    asyncio.run(handler.check())
+    asyncio.run(handler.fitness_check())
     yield handler
     handler.aligner.close()
     handler.asr.close()

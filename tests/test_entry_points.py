@@ -100,7 +100,7 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
 
     recogniser, aligner = Closing(), Closing()
     monkeypatch.setattr(handler.signal, "signal", lambda *_: None)
-    for name, value in {"settings": None, "asr": recogniser, "aligner": aligner, "load_models": lambda: None, "check": broken}.items():
+    for name, value in {"settings": None, "asr": recogniser, "aligner": aligner, "load_models": lambda: None, "fitness_check": broken}.items():
         monkeypatch.setattr(handler, name, value, raising=False)
     with pytest.raises(RuntimeError, match="no memory"):
         handler.main()
@@ -108,19 +108,16 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
 
 
 def test_an_aligner_that_does_not_load_ends_the_engine(monkeypatch):
-    import handler
+    import startup
 
     def broken(*_):
         raise RuntimeError("no memory")
 
     recogniser = Closing()
-    monkeypatch.setattr(handler, "settings", load_settings(os.environ), raising=False)
-    for name in ("asr", "gate"):
-        monkeypatch.setattr(handler, name, None, raising=False)
     for name, value in {"find_device": lambda _: ("cpu", 0), "Recogniser": lambda _: recogniser, "Aligner": broken}.items():
-        monkeypatch.setattr(handler, name, value)
+        monkeypatch.setattr(startup, name, value)
     with pytest.raises(RuntimeError, match="no memory"):
-        handler.load_models()
+        startup.start_models(load_settings(os.environ))
     assert recogniser.ended == "killed"
     gc.enable()
 

@@ -215,7 +215,7 @@ def test_an_aligner_that_never_returns_costs_times_not_text_fault_injected(run, 
 def gave_up(worker, monkeypatch) -> list[str]:
     """Fresh counts of failures; instead of ending the engine that all tests share, it is told here."""
     told = []
-    monkeypatch.setattr(worker, "health", Health(worker.check, lambda: told.append("given up")))
+    monkeypatch.setattr(worker, "health", Health(worker.fitness_check, lambda: told.append("given up")))
     monkeypatch.setattr(health, "CHECK_SECONDS", 0.2)
     return told
 
@@ -259,10 +259,10 @@ def test_the_engines_process_is_spawned_by_our_choice_not_vllms(worker):
 
 
 def test_the_fitness_check_fails_where_the_engine_talks_nonsense_fault_injected(worker, monkeypatch):
-    asyncio.run(worker.check())
+    asyncio.run(worker.fitness_check())
     monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [("language English<asr_text>" + "!" * 200, "length")]))
     with pytest.raises(RecognitionError, match="did not come to an end"):
-        asyncio.run(worker.check())
+        asyncio.run(worker.fitness_check())
 
 
 def test_the_gate_lets_in_twice_what_the_engine_takes_in_one_step(worker):

@@ -161,7 +161,7 @@ def main() -> None:
         handler.load_models()
         loaded = time.monotonic()
         force_answers(handler.asr)
-        asyncio.run(handler.check())
+        asyncio.run(handler.fitness_check())
         found["cold_start_s"] = {"imports": round(imported - built, 1), "both models": round(loaded - imported, 1), "warm-up": round(time.monotonic() - loaded, 1)}
         found["gpu_gib"] = {"after the start": gpu_used()}
         print(f"cold start {found['cold_start_s']}, GPU {found['gpu_gib']}", flush=True)

@@ -14,7 +14,7 @@ def worker():
     handler.settings = load_settings(os.environ)
     handler.load_models()
     try:
-        asyncio.run(handler.check())
+        asyncio.run(handler.fitness_check())
         yield handler
     finally:
         handler.aligner.close()

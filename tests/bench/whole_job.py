@@ -64,7 +64,7 @@ async def _sides(handler, whole: str, quarter: str, repeats: int) -> dict[str, f
             assert await reference.transcribe(handler, whole, Path(folder), s.chunk_target_seconds)
 
     sides = {
-        "engine alone": lambda: models.direct(handler, chunks, handler.CHUNKS_BY_CAPACITY * handler.asr.capacity),
+        "engine alone": lambda: models.direct(handler, chunks, handler.STEPS_ADMITTED * handler.asr.capacity),
         "ours": ours,
         "4 jobs of a quarter": four,
         "reference": one_by_one,

@@ -1,0 +1,67 @@
+"""Settings → both models, loaded and checked. Knows no jobs."""
+
+import gc
+from pathlib import Path
+
+from runpod import RunPodLogger
+
+from align import Aligner
+from asr import Recogniser
+from audio import decode
+from engine import find_device, plan
+from errors import RecognitionError
+from settings import Settings
+from vad import CutRules, split_at_pauses
+from weights import find
+
+CHECK_RECORDING = Path(__file__).parent / "fitness_check.flac"  # one second of English speech
+CHECK_TEXT = "November xray"  # what is said in it
+CHECK_SECONDS = 10.0  # limits for the check; the recording is shorter, so it becomes one chunk
+
+log = RunPodLogger()
+
+
+def start_models(settings: Settings) -> tuple[Recogniser, Aligner]:
+    """Load both models at the same time: while the engine's process starts, this process loads the aligner.
+
+    Raises WeightsError where a model is not available, SettingsError where there is no GPU for the models or they do not fit it.
+    """
+    gc.disable()  # a million objects are created here and stay: the collector would scan them again and again, for seconds
+    device, gpu_bytes = find_device(settings.device)
+    if settings.device == "auto" and device == "cpu":
+        log.info("no GPU that this vLLM can use: the models run on the CPU, slowly")
+    model = _checkpoint("recogniser", settings.model_name, settings.model_revision)
+    aligner_model = _checkpoint("aligner", settings.aligner_name, settings.aligner_revision)
+    options = plan(settings, model, aligner_model, device, gpu_bytes)
+    log.info(f"starting the recogniser {settings.model_name}")
+    asr = Recogniser(options)
+    log.info(f"loading the aligner {settings.aligner_name}")
+    try:
+        aligner = Aligner(aligner_model, device, settings.aligner_batch_seconds, options.aligner_share)
+    except BaseException:
+        asr.kill()  # the interpreter does not end before the engine's process has ended
+        raise
+    gc.collect()
+    log.info("waiting for the recogniser")
+    asr.wait_until_ready()
+    aligner.start()
+    gc.freeze()  # every later collection would stop all jobs for half a second
+    gc.enable()
+    return asr, aligner
+
+
+def _checkpoint(role: str, name: str, revision: str) -> str:
+    """The local folder of a model. Raises WeightsError."""
+    weights = find(role, name, revision, log.info)
+    log.info(f"{role} {name}, {weights}")
+    return str(weights.folder)
+
+
+async def check_models(asr: Recogniser, aligner: Aligner, vad_mode: int) -> None:
+    """Run one second of speech through the decoder, the splitter and both models. Raises where one of them does not work."""
+    async with decode(CHECK_RECORDING, CHECK_SECONDS) as pcm:
+        (chunk,) = [c async for c in split_at_pauses(pcm, CutRules(CHECK_SECONDS, CHECK_SECONDS, vad_mode))]
+    hypothesis = await asr.transcribe(chunk, "English", "")
+    if hypothesis.finish_reason == "length":
+        raise RecognitionError("The answer for a second of speech did not come to an end.")
+    await aligner.align(chunk, CHECK_TEXT, "English")
