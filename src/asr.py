@@ -1,7 +1,7 @@
-"""`AudioChunk` → `Hypothesis` through one vLLM engine. Knows nothing of other chunks, jobs or times.
+"""`AudioChunk` → `Hypothesis` through one vLLM engine. Knows nothing of jobs, word times or other chunks.
 
-The engine lives in a thread with an event loop of its own: RunPod's SDK serves from one loop and checks from another,
-and an AsyncLLM moved between loops dies. Callers await across the bridge; cancelling them aborts the engine's request.
+The engine runs in a thread with its own event loop: RunPod's SDK uses one loop for fitness checks and another for jobs, and an
+AsyncLLM that is used from a second loop dies. Callers await its results from any loop. Cancelling a caller aborts its request.
 """
 
 import asyncio
@@ -27,60 +27,60 @@ from engine import (
 )  # fmt: skip
 from errors import EngineDead, InvalidRequest, RecognitionError
 
-SEED = 0  # of sampling
-CONTEXT_SPEECH_SECONDS = 1.0  # with less speech there is little to hear, and what the prompt holds is printed in its stead
-TEXT_TAG = "<asr_text>"  # between the language and the text of an answer
+SEED = 0  # of sampling, so that a retry gives the same answer every time
+CONTEXT_SPEECH_SECONDS = 1.0  # a chunk with less speech gets no context: the model may answer with the context instead
+TEXT_TAG = "<asr_text>"  # separates the language from the text of an answer
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """What the recogniser made of one chunk."""
+    """The recogniser's answer for one chunk."""
 
-    text: str  # "" where it heard nothing
-    language: str | None  # as it names it; None where it heard nothing
-    finish_reason: str  # vLLM's: "stop", or "length" where it was cut off
+    text: str  # "" where nothing was recognised
+    language: str | None  # the model's name for it; None without text
+    finish_reason: str  # vLLM's: "stop", or "length" where the answer was cut off at its token limit
     num_tokens: int
-    spectrum: np.ndarray | None = None  # (mel bands, frames) float32 of the chunk; the aligner takes the same
-    prompt_tokens: int = 0  # those of the audio included
+    spectrum: np.ndarray | None = None  # (mel bands, frames) float32 of the chunk; the aligner needs the same
+    prompt_tokens: int = 0  # with those of the audio
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Names and terms that may come up in any chunk of a recording."""
+    """Names and terms that may be said in any chunk of a recording."""
 
     terms: tuple[str, ...] = ()
-    token_ids: tuple[int, ...] = ()  # of all of them, as they stand in a prompt
+    token_ids: tuple[int, ...] = ()  # of all terms, as they stand in the prompt
 
 
-NO_VOCABULARY = Vocabulary()
+EMPTY_VOCABULARY = Vocabulary()
 
 
 class Recogniser:
-    """One vLLM engine; every chunk of every job is in flight in it at once."""
+    """One vLLM engine for the chunks of all jobs. vLLM batches them."""
 
     def __init__(self, options: EngineOptions):
-        """Start the engine's process, which then boots by itself. Only in the main process: it spawns a child."""
-        self.capacity = options.max_num_seqs  # chunks in one step
+        """Start the engine's process and return while it loads the model. Only for the main process, because it spawns a child."""
+        self.capacity = options.max_num_seqs  # chunks in one engine step
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
         self._sockets = tempfile.TemporaryDirectory(prefix="engine-")
-        os.environ |= ENVIRONMENT | {"VLLM_RPC_BASE_PATH": self._sockets.name}  # vLLM leaves its sockets where it made them
+        os.environ |= ENVIRONMENT | {"VLLM_RPC_BASE_PATH": self._sockets.name}  # vLLM does not remove its sockets
         bring_model_info(Path(os.environ.get("VLLM_CACHE_ROOT", BAKED_CACHE)))
-        with main_module_kept_from_children():
+        with main_module_hidden_from_children():
             self._starting = self._submit(_start_engine(options.engine_args()))
             while not (multiprocessing.active_children() or self._starting.done()):
-                time.sleep(0.01)  # until then this process imports what vLLM needs, and must not import anything beside that
+                time.sleep(0.01)  # the other thread still imports vLLM; this one must not import at the same time
             self._processes = multiprocessing.active_children()
         from transformers import AutoTokenizer
 
-        self._turns = Gate(RENDERERS)
+        self._render_gate = Gate(RENDERERS)
         self._tokenizer = AutoTokenizer.from_pretrained(options.model, fix_mistral_regex=True)
-        self._special = special_tokens(self._tokenizer)
+        self._special_tokens = special_tokens(self._tokenizer)
 
     def wait_until_ready(self) -> None:
-        """Block until the engine has loaded its model, which takes from seconds to minutes. Raises what kept it from that."""
+        """Block until the engine has loaded its model: seconds to minutes. Raises the error that stopped it."""
         self._engine = self._starting.result()
 
     def close(self) -> None:
@@ -92,26 +92,26 @@ class Recogniser:
 
     @property
     def dead(self) -> bool:
-        """Whether the engine has died; nothing brings it back."""
+        """Whether the engine has died. It cannot be restarted in this process."""
         return self._engine.errored
 
     def kill(self) -> None:
-        """End the engine's process at once; vLLM sees its death and fails every request with EngineDead."""
+        """Kill the engine's process. vLLM notices it, and every request fails with EngineDead."""
         for process in self._processes:
             process.kill()
 
     async def _shut_down(self) -> None:
         self._engine.shutdown()
-        del self._engine  # now: at the interpreter's end its destructor finds its modules gone
+        del self._engine  # at the end of the interpreter its destructor would find its modules gone
 
     def vocabulary(self, terms: Sequence[str]) -> Vocabulary:
-        """`terms` as they go into prompts: without special tokens, and with commas between, so that a term may have spaces.
+        """The terms as they go into a prompt: without special tokens, separated by commas, because a term may contain spaces.
 
-        Raises InvalidRequest where they are more than VOCABULARY_TOKENS.
+        Raises InvalidRequest where they need more than VOCABULARY_TOKENS.
         """
         kept, token_ids = [], []
         for i, term in enumerate(terms):
-            if not (term := without(self._special, term).strip()):
+            if not (term := without_tokens(self._special_tokens, term).strip()):
                 continue
             token_ids += self._tokenizer.encode(f", {term}" if kept else term, add_special_tokens=False)
             if len(token_ids) > VOCABULARY_TOKENS:
@@ -123,12 +123,12 @@ class Recogniser:
         return Vocabulary(tuple(kept), tuple(token_ids))
 
     async def transcribe(
-        self, chunk: AudioChunk, language: str | None, context: str, temperature: float = 0.0, vocabulary: Vocabulary = NO_VOCABULARY
+        self, chunk: AudioChunk, language: str | None, context: str, temperature: float = 0.0, vocabulary: Vocabulary = EMPTY_VOCABULARY
     ) -> Hypothesis:
-        """What is said in `chunk`: in `language` (one of the model's names) or in the one it detects.
+        """The text of `chunk` in `language` (one of the model's names), or in the language that the model detects.
 
-        The same call gives the same answer: greedy at `temperature` 0, and sampled with a fixed seed over that.
-        Raises EngineDead when the engine is gone, RecognitionError when it refuses the chunk.
+        Greedy at `temperature` 0, otherwise sampled with a fixed seed: the same call gives the same answer.
+        Raises EngineDead where the engine has died, RecognitionError where it refuses the chunk.
         """
         return await asyncio.wrap_future(self._submit(self._transcribe(chunk, language, context, temperature, vocabulary)))
 
@@ -139,15 +139,15 @@ class Recogniser:
         self, chunk: AudioChunk, language: str | None, context: str, temperature: float, vocabulary: Vocabulary
     ) -> Hypothesis:
         if chunk.speech_seconds < CONTEXT_SPEECH_SECONDS:
-            context, vocabulary = "", NO_VOCABULARY
+            context, vocabulary = "", EMPTY_VOCABULARY
         result, spectrum = await self._generate(chunk, self._prompt(context, language, vocabulary), temperature)
         (output,) = result.outputs
-        heard, text = parsed(output.text, language)
-        return Hypothesis(text, heard, output.finish_reason, len(output.token_ids), spectrum, len(result.prompt_token_ids))
+        spoken, text = parsed(output.text, language)
+        return Hypothesis(text, spoken, output.finish_reason, len(output.token_ids), spectrum, len(result.prompt_token_ids))
 
     def _prompt(self, context: str, language: str | None, vocabulary: Vocabulary) -> list[int]:
-        """The vocabulary, whole; then, on a line of its own, the end of the context: as much as CONTEXT_TOKENS leave for it."""
-        texts = (*prompt_around(language), "\n", without(self._special, context))
+        """The prompt's token ids. The vocabulary is whole; the context follows on a new line, cut at its start to CONTEXT_TOKENS in all."""
+        texts = (*prompt_template(language), "\n", without_tokens(self._special_tokens, context))
         before, after, line_end, rest = (self._tokenizer.encode(text, add_special_tokens=False) for text in texts)
         first = [*vocabulary.token_ids, *(line_end if vocabulary.terms and rest else [])]
         return before + first + rest[-(CONTEXT_TOKENS - len(first)) :] + after
@@ -155,7 +155,7 @@ class Recogniser:
     async def _generate(self, chunk: AudioChunk, prompt_ids: list[int], temperature: float):
         """(vLLM's RequestOutput, the chunk's spectrum) of one decode.
 
-        No penalty: vLLM would make two tensors of batch x vocabulary for it, 0.5 GB that its memory profile does not count.
+        No repetition penalty: vLLM would need two tensors of batch x vocabulary for it, 0.5 GB outside its memory profile.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -178,8 +178,8 @@ class Recogniser:
             raise RecognitionError(f"The speech engine could not transcribe {chunk.start:.3f}-{chunk.end:.3f} s.") from error
 
     async def _rendered(self, chunk: AudioChunk, prompt_ids: list[int]):
-        """(vLLM's own input for its engine, the spectrum in it), which takes 25 ms a minute of sound, in the renderer's threads."""
-        async with self._turns.place(chunk_priority(chunk.index)):
+        """(vLLM's input for its engine, the spectrum in it). It takes 25 ms for a minute of audio, in the renderer's threads."""
+        async with self._render_gate.place(chunk_priority(chunk.index)):
             audio = [(await self._loop.run_in_executor(None, waveform, chunk), SAMPLE_RATE)]
             prompt = {"prompt_token_ids": prompt_ids, "multi_modal_data": {"audio": audio}}
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
@@ -187,8 +187,8 @@ class Recogniser:
 
 
 @contextmanager
-def main_module_kept_from_children() -> Iterator[None]:
-    """multiprocessing has a child import its parent's main module, if it is a file: the whole worker, for nothing."""
+def main_module_hidden_from_children() -> Iterator[None]:
+    """Spawned children import their parent's main module if it has a file. The engine needs nothing of the worker: hide the file."""
     main = vars(sys.modules["__main__"])
     file = main.pop("__file__", None)
     try:
@@ -199,7 +199,7 @@ def main_module_kept_from_children() -> Iterator[None]:
 
 
 async def _start_engine(engine_args: dict[str, Any]):
-    """In the loop that will serve it."""
+    """Must run in the loop that will use the engine."""
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -207,10 +207,10 @@ async def _start_engine(engine_args: dict[str, Any]):
 
 
 def parsed(raw: str, forced: str | None) -> tuple[str | None, str]:
-    """(language, text) of an answer; without text, or where the model names none, the language is None.
+    """(language, text) of an answer. The language is None without text, or where the model names none.
 
-    `forced`: the language that the prompt asked for, after which only text comes. The language is read by qwen-asr's parser.
-    The text is not: that parser collapses everything that is said over 20 times in a row, real laughter and chants too.
+    `forced`: the language in the prompt; the answer is then only text. qwen-asr's parser reads the language, but not the text:
+    it collapses everything that is repeated over 20 times, real laughter and chants as well.
     """
     from qwen_asr.inference.utils import parse_asr_output
 
@@ -222,8 +222,8 @@ def parsed(raw: str, forced: str | None) -> tuple[str | None, str]:
     return forced or parse_asr_output(f"{head}{tag}.")[0] or None, text.strip()
 
 
-def prompt_around(language: str | None) -> tuple[str, str]:
-    """What stands before and after the context in Qwen3-ASR's prompt: its chat template, and the forced language."""
+def prompt_template(language: str | None) -> tuple[str, str]:
+    """(text before the context, text after it): Qwen3-ASR's chat template, with the language at its end where it is forced."""
     forced = f"language {language}{TEXT_TAG}" if language else ""
     return (
         "<|im_start|>system\n",
@@ -232,12 +232,12 @@ def prompt_around(language: str | None) -> tuple[str, str]:
 
 
 def special_tokens(tokenizer) -> tuple[str, ...]:
-    """Every token that means something to the model beyond its letters."""
+    """All tokens with a meaning beyond their letters, the longest first."""
     return tuple(sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}, key=len, reverse=True))
 
 
-def without(tokens: tuple[str, ...], text: str) -> str:
-    """`text` without any of `tokens`, also where taking one out would put another together."""
+def without_tokens(tokens: tuple[str, ...], text: str) -> str:
+    """`text` without any of `tokens`, even where the removal of one joins the parts of another."""
     before = None
     while before != text:
         before = text

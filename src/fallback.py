@@ -23,7 +23,7 @@ from functools import partial
 
 import numpy as np
 
-from asr import NO_VOCABULARY, Hypothesis, Vocabulary
+from asr import EMPTY_VOCABULARY, Hypothesis, Vocabulary
 from audio import SAMPLE_RATE, AudioChunk
 from errors import EngineDead, RecognitionError
 from transcript import ChunkResult, Word
@@ -123,7 +123,7 @@ async def _best_answers(ask, chunk: AudioChunk, context: str, allowance: Allowan
     if first.fault in (None, "timeout") or not allowance.covers(chunk.duration):
         return (first,)
     if first.echo or first.fault == "engine_error":
-        ask = partial(ask, vocabulary=NO_VOCABULARY)
+        ask = partial(ask, vocabulary=EMPTY_VOCABULARY)
     if first.fault in MENDED_BY_HALVES and chunk.duration >= HALVED_FROM_SECONDS:
         pieces = await gather(*(_best_answers(ask, half, "", allowance) for half in chunk.halves()))
         further = tuple(answer for piece in pieces for answer in piece)
@@ -154,7 +154,7 @@ async def _timed(ask, align: Align, answer: Answer, allowance: Allowance) -> lis
     front, tail = chunk.split(tail_start(chunk, measured, end))
     if not allowance.covers(tail.duration):
         return [timed]
-    behind = await ask(tail, vocabulary=NO_VOCABULARY)
+    behind = await ask(tail, vocabulary=EMPTY_VOCABULARY)
     if not behind.text and not behind.fault:  # music
         return [timed]
     if behind.fault or letters_in(behind.text) < TAIL_LETTERS_PER_SECOND * tail.duration:

@@ -13,7 +13,7 @@ import webvtt
 import clips
 import media
 import timing
-from asr import NO_VOCABULARY
+from asr import EMPTY_VOCABULARY
 from audio import AudioChunk, decode
 from material import CHINESE, ENGLISH, chunk_of
 from scoring import matched
@@ -130,7 +130,7 @@ def test_word_errors_are_within_half_a_point_of_the_same_utterances_one_by_one(c
     utterances = drawn(case.whole, POOLS[language])
 
     async def one_by_one():
-        return await asyncio.gather(*(worker.transcribe_chunk(chunk_of(u.pcm), None, "", NO_VOCABULARY, Usage()) for u in utterances))
+        return await asyncio.gather(*(worker.transcribe_chunk(chunk_of(u.pcm), None, "", EMPTY_VOCABULARY, Usage()) for u in utterances))
 
     alone = sum(
         matched([plain(w.text) for w in u.words], [plain(w.text) for r in results for w in r.words])[0]
@@ -209,7 +209,7 @@ def test_every_merged_time_is_the_chunks_own_time_plus_its_offset(cases, worker,
 
     async def alone():
         own = [replace(c, offset=0) for c in case.chunks]
-        return await asyncio.gather(*(worker.transcribe_chunk(c, None, "", NO_VOCABULARY, Usage()) for c in own))
+        return await asyncio.gather(*(worker.transcribe_chunk(c, None, "", EMPTY_VOCABULARY, Usage()) for c in own))
 
     expected = [
         (round(1000 * w.start) + chunk.offset // 16, round(1000 * w.end) + chunk.offset // 16)

@@ -329,7 +329,7 @@ def test_the_engines_process_does_not_import_the_worker(tmp_path):
         "import asr, multiprocessing, os\n"
         "print('imported as', __name__, flush=True)\n"
         "if __name__ == '__main__':\n"
-        "    with asr.main_module_kept_from_children():\n"
+        "    with asr.main_module_hidden_from_children():\n"
         "        child = multiprocessing.get_context('spawn').Process(target=os.getpid)\n"
         "        child.start()\n"
         "    child.join()\n"

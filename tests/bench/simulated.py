@@ -29,7 +29,7 @@ import soundfile
 
 import inputs
 import measure
-from asr import NO_VOCABULARY
+from asr import EMPTY_VOCABULARY
 from audio import SAMPLE_RATE, AudioChunk
 from engine import STEP_BY_MEMORY
 from measure import cost_of, table
@@ -345,7 +345,7 @@ async def _gil(handler, url: str) -> dict[str, float]:
     chunk = (await _chunks(handler, url))[1]
     rng = random.Random(0)
     text = " ".join(rng.choices(VOCABULARY["English"], k=round(WORDS * chunk.duration)))
-    prompt, renderer = handler.asr._prompt("", "English", NO_VOCABULARY), handler.asr._engine.renderer
+    prompt, renderer = handler.asr._prompt("", "English", EMPTY_VOCABULARY), handler.asr._engine.renderer
     _, spectrum = asyncio.run_coroutine_threadsafe(handler.asr._rendered(chunk, prompt), handler.asr._loop).result()
     task = handler.aligner._prepared(chunk, text, "English", spectrum)
     marks = [round(1000 * chunk.duration * i / (2 * len(task.units))) for i in range(2 * len(task.units))]
