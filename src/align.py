@@ -1,6 +1,6 @@
-"""Chunk, text, language → `Word`s with times, by Qwen3-ForcedAligner. Hides its batching; knows nothing of vLLM or jobs.
+"""Chunk, text, language → `Word`s with times, by Qwen3-ForcedAligner. Hides its batching. Knows nothing of vLLM or jobs.
 
-One thread serves every job, in batches of like length and bounded audio.
+One thread aligns the chunks of all jobs, in batches of similar length and at most `batch_seconds` of audio.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ from transcript import Word
 LANGUAGES = frozenset(
     ("Chinese", "English", "Cantonese", "French", "German", "Italian", "Japanese", "Korean", "Portuguese", "Russian", "Spanish")
 )
-TOKENS_PER_BLOCK = 13  # of the encoder, for a block of 2 * n_window mel frames, a second
-PREPARERS = 1  # threads: the package's splitters of Japanese and Korean keep state, and one is enough for 1500 times real time
-MAX_BATCH = 16  # clips; more are slower (962x real time at 8, 649x at 128)
+TOKENS_PER_BLOCK = 13  # of the audio encoder, for a block of 2 * n_window mel frames (one second)
+PREPARERS = 1  # threads; qwen-asr's word splitters for Japanese and Korean keep state, and one thread prepares 1500 x real time
+MAX_BATCH = 16  # chunks; larger batches are slower (962 x real time at 8, 649 x at 128)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Task:
     chunk: AudioChunk
     text: str
-    units: list[str]  # of the text
-    inputs: dict  # of the model: tensors of this clip alone
+    units: list[str]  # words or characters, as the aligner splits the text
+    inputs: dict  # tensors of this chunk alone, without a batch dimension
     result: Future
 
 
@@ -39,9 +39,9 @@ class Aligner:
     """qwen-asr's Qwen3ForcedAligner behind a queue."""
 
     def __init__(self, model: str, device: str, batch_seconds: float, gpu_share: float = 1.0):
-        """Load the checkpoint in the local folder `model` into memory, for `device` ("cuda" or "cpu").
+        """Load the checkpoint in the local folder `model` into main memory, for `device` ("cuda" or "cpu").
 
-        `gpu_share`: of the GPU's memory, at most, for weights and activations.
+        `gpu_share`: the share of the GPU's memory that weights and activations may take.
         """
         import torch
         from qwen_asr import Qwen3ForcedAligner
@@ -54,43 +54,44 @@ class Aligner:
         self._device = torch.device(device)
         self._gpu_share = gpu_share
         self._batch_seconds = batch_seconds
-        self._preparers, self._turns = ThreadPoolExecutor(PREPARERS, "aligner-input", torch.set_num_threads, (1,)), Gate(PREPARERS)
-        self._waiting: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._preparers = ThreadPoolExecutor(PREPARERS, "aligner-input", torch.set_num_threads, (1,))
+        self._prepare_gate = Gate(PREPARERS)
+        self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="aligner", daemon=True)
 
     def start(self) -> None:
-        """Take the device, and tasks. Not before vLLM has measured what the GPU has free: it takes a share of that."""
+        """Move the model to the device and accept chunks. Only after vLLM's start, which measures how much of the GPU is free."""
         import torch
 
-        if self._device.type == "cuda":  # over its share it runs out of memory by itself, and vLLM never does
+        if self._device.type == "cuda":  # beyond its share the aligner runs out of memory, and never vLLM
             torch.cuda.set_per_process_memory_fraction(self._gpu_share)
         self._model.model.to(self._device)
         self._model.device = self._device
         self._thread.start()
 
     def close(self) -> None:
-        """Finish what is waiting and end the thread."""
+        """Align what is queued and end the thread."""
         self._preparers.shutdown()
-        self._waiting.put(None)
+        self._queue.put(None)
         self._thread.join()
 
     async def align(self, chunk: AudioChunk, text: str, language: str | None, spectrum: np.ndarray | None = None) -> tuple[Word, ...]:
         """The words of `text` with their times, in seconds from the start of the recording.
 
-        `spectrum`: (mel bands, frames) float32 of the chunk, where the recogniser has made it already.
-        Raises AlignError where the aligner does not know the language, fails, or does not give back the text's words.
+        `spectrum`: (mel bands, frames) float32 of the chunk, where the recogniser has computed it already.
+        Raises AlignError where the aligner does not support the language, fails, or returns other words than those of the text.
         """
         if language not in LANGUAGES:
             raise AlignError(f"There is no aligner for {language or 'an unknown language'}.")
-        async with self._turns.place(chunk_priority(chunk.index)):
+        async with self._prepare_gate.place(chunk_priority(chunk.index)):
             task = await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepared, chunk, text, language, spectrum)
-        self._waiting.put(task)
+        self._queue.put(task)
         return await asyncio.wrap_future(task.result)
 
     def _prepared(self, chunk: AudioChunk, text: str, language: str, spectrum: np.ndarray | None) -> _Task:
-        """The model's inputs for one clip, as its processor makes them, while the device works on the batch before.
+        """The model's inputs for one chunk, as its processor makes them. Runs while the device works on the previous batch.
 
-        A clip's spectrum is made on its own: the last frames of one padded before its spectrum would depend on its neighbours.
+        Each chunk's spectrum is computed by itself: with padding, its last frames would depend on the length of the others.
         """
         import torch
         from qwen_asr.core.transformers_backend.processing_qwen3_asr import _get_feat_extract_output_lengths
@@ -104,7 +105,7 @@ class Aligner:
             audio_tokens = _get_feat_extract_output_lengths(spectrum.shape[1])
             (prompt,) = processor.replace_multimodal_special_tokens([prompt], iter([audio_tokens]))
             tokens = torch.tensor(processor.tokenizer(prompt)["input_ids"])
-        except Exception as error:  # whatever a text does to the splitters, it must live on
+        except Exception as error:  # some texts break the word splitters; their times are estimated instead
             raise AlignError(f"The aligner could not read the text: {type(error).__name__}.") from error
         inputs = {
             "input_ids": tokens,
@@ -118,8 +119,8 @@ class Aligner:
         waiting: list[_Task] = []
         closing = False
         while waiting or not closing:
-            while not closing and (not waiting or not self._waiting.empty()):
-                if task := self._waiting.get():
+            while not closing and (not waiting or not self._queue.empty()):
+                if task := self._queue.get():
                     waiting.append(task)
                 else:
                     closing = True
@@ -141,17 +142,17 @@ class Aligner:
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 return _fail(batch, "The aligner ran out of memory.")
-        except Exception as error:  # whatever torch raises, the texts must live on
+        except Exception as error:  # whatever torch raises, the worker goes on with estimated times
             return _fail(batch, f"The aligner failed: {type(error).__name__}.", unexplained=True)
-        if left := [task for task in batch if not task.result.done()]:
+        if left := [task for task in batch if not task.result.done()]:  # after running out of memory
             half = (len(left) + 1) // 2
             self._align_batch(left[:half])
             self._align_batch(left[half:])
 
     def _marks(self, batch: Sequence[_Task]) -> Iterator[list[int]]:
-        """For each clip two marks a unit, start and end in ms, as the model gives them.
+        """For each chunk two marks per unit: its start and end in ms from the chunk's start, as the model predicts them.
 
-        The steps of Qwen3ForcedAligner.align, without its repair, which is quadratic and tells nobody what it changed.
+        The steps of Qwen3ForcedAligner.align without its repair, which is quadratic and does not tell which times it changed.
         """
         import torch
 
@@ -159,7 +160,7 @@ class Aligner:
         together = {name: _stacked([task.inputs[name] for task in batch]).to(model.model.device) for name in batch[0].inputs}
         together["input_features"] = together["input_features"].to(model.model.dtype)
         is_mark = together["input_ids"] == model.timestamp_token_id
-        # scores of 5000 classes for the marks only, not for every token of audio and text
+        # the head computes 5000 scores per token; only those of the marks are needed
         hook = model.model.thinker.lm_head.register_forward_pre_hook(lambda _, args: (args[0][is_mark],))
         try:
             with torch.inference_mode():
@@ -171,7 +172,7 @@ class Aligner:
 
 
 def _stacked(tensors: Sequence):
-    """Tensors of one batch, padded with zeros (which their masks leave out) behind their last dimension."""
+    """Stack tensors, padded with zeros at the end of their last dimension. The attention masks exclude the padding."""
     import torch
 
     longest = max(t.shape[-1] for t in tensors)
@@ -179,10 +180,9 @@ def _stacked(tensors: Sequence):
 
 
 def next_batch(waiting: list[_Task], seconds: float) -> list[_Task]:
-    """Take from `waiting` the earliest chunk of any recording and those of most like length.
+    """Remove the next batch from `waiting`: the chunk of the highest priority and those of the most similar length.
 
-    At most MAX_BATCH, and at most `seconds` of audio with the padding, but always one. So a short recording does not wait
-    for the rest of a long one.
+    At least one chunk, at most MAX_BATCH, and at most `seconds` of audio including the padding.
     """
     first = min(waiting, key=lambda t: chunk_priority(t.chunk.index))
     batch, longest = [], 0.0
@@ -203,11 +203,11 @@ def _fail(batch: Sequence[_Task], sentence: str, unexplained: bool = False) -> N
 
 
 def windowed_attention(module, query, key, value, attention_mask, scaling: float, **_):
-    """The attention of the aligner's audio encoder: each token attends to its own window of 8 s, as the model was trained.
+    """Attention of the aligner's audio encoder, for transformers' AttentionInterface: windows of 8 s, as in the model's training.
 
-    For transformers' AttentionInterface. The package passes these windows to the attention of a clip as `cu_seq_lens_q`, which
-    nothing but FlashAttention reads (QwenLM/Qwen3-ASR#213). `query`, `key`, `value`: (1, heads, tokens, head size) of one
-    clip. Returns (1, tokens, heads, head size) and None for the weights.
+    qwen-asr passes the windows as `cu_seq_lens_q`, which only FlashAttention reads (QwenLM/Qwen3-ASR#213).
+    `query`, `key`, `value`: (1, heads, tokens, head size) of one chunk. Returns (1, tokens, heads, head size), and None for the
+    attention weights.
     """
     from torch import cat
     from torch.nn.functional import scaled_dot_product_attention

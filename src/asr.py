@@ -188,7 +188,7 @@ class Recogniser:
 
 @contextmanager
 def main_module_hidden_from_children() -> Iterator[None]:
-    """Spawned children import their parent's main module if it has a file. The engine needs nothing of the worker: hide the file."""
+    """multiprocessing imports the main module's file in a spawned child. The engine's process does not need the worker: hide the file."""
     main = vars(sys.modules["__main__"])
     file = main.pop("__file__", None)
     try:
@@ -232,7 +232,7 @@ def prompt_template(language: str | None) -> tuple[str, str]:
 
 
 def special_tokens(tokenizer) -> tuple[str, ...]:
-    """All tokens with a meaning beyond their letters, the longest first."""
+    """All added and special tokens of the tokenizer, the longest first."""
     return tuple(sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}, key=len, reverse=True))
 
 
