@@ -23,7 +23,7 @@ import numpy as np
 from admission import Gate, chunk_priority
 from audio import SAMPLE_RATE, AudioChunk, waveform
 from engine import (
-    BAKED_CACHE, CONTEXT_TOKENS, ENVIRONMENT, RENDERERS, VOCABULARY_TOKENS, EngineOptions, answer_tokens, bring_model_info,
+    IMAGE_CACHE, CONTEXT_TOKENS, ENVIRONMENT, RENDERERS, VOCABULARY_TOKENS, EngineOptions, answer_tokens, copy_model_info,
 )  # fmt: skip
 from errors import EngineDead, InvalidRequest, RecognitionError
 
@@ -67,7 +67,7 @@ class Recogniser:
         self._thread.start()
         self._sockets = tempfile.TemporaryDirectory(prefix="engine-")
         os.environ |= ENVIRONMENT | {"VLLM_RPC_BASE_PATH": self._sockets.name}  # vLLM does not remove its sockets
-        bring_model_info(Path(os.environ.get("VLLM_CACHE_ROOT", BAKED_CACHE)))
+        copy_model_info(Path(os.environ.get("VLLM_CACHE_ROOT", IMAGE_CACHE)))
         with main_module_hidden_from_children():
             self._starting = self._submit(_start_engine(options.engine_args()))
             while not (multiprocessing.active_children() or self._starting.done()):

@@ -1,6 +1,6 @@
-"""How vLLM is set up for Qwen3-ASR: every argument with its reason, and what fits which GPU. Knows nothing of requests.
+"""Settings and GPU → vLLM's arguments for Qwen3-ASR, each with its reason. Knows nothing of requests.
 
-One place for it all: `EngineOptions.engine_args` is what vLLM is given, `plan` chooses what no setting says.
+`plan` chooses what the settings leave open. `EngineOptions.engine_args` is everything that vLLM is given.
 """
 
 import json
@@ -14,45 +14,45 @@ from errors import SettingsError
 from settings import Settings
 
 GIB = 1024**3
-AUDIO_TOKENS_PER_SECOND = 13  # each second of 100 mel frames gives 13
-TEXT_TOKENS_PER_SECOND, FEWEST_TEXT_TOKENS = 30, 256  # cap of an answer; Greek and Hindi at a lively rate take up to 22 a second
-CONTEXT_TOKENS = 1024  # of vocabulary and context together, at most; of a context the end counts most
-VOCABULARY_TOKENS = 512  # of them for the vocabulary, about 150 names; the context keeps at least the rest
-PROMPT_TOKENS = 64  # of the prompt around context and audio, generously
+AUDIO_TOKENS_PER_SECOND = 13  # of the audio encoder, for 100 mel frames
+TEXT_TOKENS_PER_SECOND, FEWEST_TEXT_TOKENS = 30, 256  # limit of an answer; fast Greek or Hindi takes up to 22 a second
+CONTEXT_TOKENS = 1024  # of vocabulary and context together, at most; a longer context keeps its end
+VOCABULARY_TOKENS = 512  # of them for the vocabulary, at most (about 150 names); the rest is left for the context
+PROMPT_TOKENS = 64  # of the rest of the prompt, with a margin
 
-# GPU memory in GiB up to which → (chunks, tokens) in one step. A chunk of a minute is about 1200 tokens of cache. From ten such
-# chunks on a step reads more cache than weights: on the clock of an L4 128 save a long job 5 % of its time against 64, and a job
-# of 5 s beside 16 long ones then takes 3.1 s instead of 2.8.
+# (GPU memory in GiB at most, chunks in one step, tokens in one step). A chunk of a minute takes about 1200 tokens of cache. With
+# more than ten such chunks a step reads more cache than weights, so more chunks gain little. On a simulated L4, 128 chunks instead
+# of 64 save 5 % of a long job's time, and a job of 5 s beside 16 long ones takes 3.1 s instead of 2.8 s.
 STEP_BY_MEMORY = ((20, 32, 4096), (32, 64, 8192), (64, 128, 8192), (float("inf"), 256, 16384))
 STEP_ON_CPU = (128, 8192)
-SHARE_ON_CPU = 0.3  # of free memory, which vLLM insists on there
-MOST_SHARE = 0.85  # of a GPU for vLLM
-VLLM_WORKING_BYTES = 2 * GIB  # CUDA's context, activations and graphs, beside weights and cache
-ALIGNER_WORKING_BYTES = 4 * GIB  # the same for the aligner, with a batch of ALIGNER_BATCH_SECONDS
-CUDA_CONTEXT_BYTES = GIB // 2  # of this process, in which the aligner runs; PyTorch's own limit does not count it
-# By default vLLM forks its process on CUDA, here from a thread and with Python's collector off, which the child then never
-# turns on. On a CPU it spawns; so both take the same path. The models are folders by now: nothing else is asked of the hub.
+SHARE_ON_CPU = 0.3  # of the free memory; vLLM requires a share there as well
+MOST_SHARE = 0.85  # of a GPU's memory for vLLM
+VLLM_WORKING_BYTES = 2 * GIB  # CUDA context, activations and graphs of vLLM; weights and cache come on top
+ALIGNER_WORKING_BYTES = 4 * GIB  # the same for the aligner, with a full batch of ALIGNER_BATCH_SECONDS
+CUDA_CONTEXT_BYTES = GIB // 2  # of the aligner's process; PyTorch's memory limit does not include it
+# On CUDA vLLM would fork its process: from a thread, and with Python's garbage collector off for the whole life of the child. On a
+# CPU it spawns it, so both devices take the same path. HF_HUB_OFFLINE: both models are local folders, the hub is not needed.
 ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "HF_HUB_OFFLINE": "1"}
-BAKED_CACHE = Path("/var/cache/vllm")  # VLLM_CACHE_ROOT in the image, with what the build put there
-RENDERERS = 2  # threads that make spectra: one is enough for 1500 times real time, and more than two fight for the GIL
-CAPTURE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)  # vLLM's own fifty cost most of a start
+IMAGE_CACHE = Path("/var/cache/vllm")  # VLLM_CACHE_ROOT in the image, filled by the build
+RENDERERS = 2  # threads that compute spectra; one computes 1500 x real time, and more than two wait for the GIL
+CAPTURE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)  # vLLM's fifty sizes take most of a start
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How the engine is set up."""
+    """The options of one engine."""
 
     model: str  # local folder
     device: str  # "cuda" or "cpu"
     longest_chunk_seconds: float
     max_num_seqs: int  # chunks in one step
     max_num_batched_tokens: int  # tokens in one step
-    gpu_memory_utilization: float  # vLLM's share of the GPU
-    aligner_share: float = 1.0  # of the GPU's memory: what the aligner's tensors may take of the rest
+    gpu_memory_utilization: float  # vLLM's share of the GPU's memory
+    aligner_share: float = 1.0  # of the GPU's memory, for the aligner's tensors
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of the longest request; the model's own 65536 would inflate the cache's minimum."""
+        """Tokens of the longest request. vLLM's cache must hold at least one such request; the model's own 65536 would be too many."""
         return longest_request(self.longest_chunk_seconds)
 
     def engine_args(self) -> dict[str, Any]:
@@ -65,44 +65,44 @@ class EngineOptions:
             enforce_eager=not on_gpu,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
-            # must hold the longest chunk: the async default of 2048 rejects audio over 157 s (vllm#39408)
+            # must hold the longest chunk: the default of 2048 rejects audio over 157 s (vllm#39408)
             max_num_batched_tokens=max(self.max_num_batched_tokens, self.max_model_len),
             gpu_memory_utilization=self.gpu_memory_utilization,
             limit_mm_per_prompt={"audio": 1},
-            scheduling_policy="priority",  # early chunks first: a short recording doesn't wait for the rest of long ones
-            enable_prefix_caching=False,  # no input ever comes twice
+            scheduling_policy="priority",  # early chunks first, so that short recordings do not wait for long ones
+            enable_prefix_caching=False,  # no input is repeated
             mm_processor_cache_gb=0,
             renderer_num_workers=RENDERERS,
             disable_log_stats=True,
-            skip_mm_profiling=not on_gpu,  # measures GPU memory; on a CPU it only takes time
+            skip_mm_profiling=not on_gpu,  # it measures GPU memory, and on a CPU only takes time
             **(graphs if on_gpu else {}),
         )
 
 
 def longest_request(seconds: float) -> int:
-    """Tokens of a chunk of `seconds` with the longest context and answer."""
+    """Tokens of a request for `seconds` of audio with the longest context and answer."""
     return int(AUDIO_TOKENS_PER_SECOND * (seconds + 1)) + CONTEXT_TOKENS + PROMPT_TOKENS + answer_tokens(seconds)
 
 
 def answer_tokens(seconds: float) -> int:
-    """The most text tokens that an answer for `seconds` of audio may have: a loop ends there."""
+    """The limit of text tokens in an answer for `seconds` of audio. It ends a loop."""
     return max(FEWEST_TEXT_TOKENS, int(TEXT_TOKENS_PER_SECOND * seconds))
 
 
-def plan(settings: Settings, model: str, aligner: str, device: str, total: int) -> EngineOptions:
-    """Settings, and for those that are 0 what suits the machine; `model` and `aligner` are local folders.
+def plan(settings: Settings, model: str, aligner: str, device: str, gpu_bytes: int) -> EngineOptions:
+    """The settings; for those that are 0, what suits the GPU. `model` and `aligner` are local folders.
 
-    `device` and `total` are find_device's. Raises SettingsError where the GPU, or vLLM's share of it, is too small.
+    `device` and `gpu_bytes` come from find_device. Raises SettingsError where the GPU, or vLLM's share of it, is too small.
     """
     if device == "cpu":
         sequences, tokens = STEP_ON_CPU
         share, aligner_share = settings.gpu_memory_utilization or SHARE_ON_CPU, 1.0
     else:
-        sequences, tokens = next(step for gib, *step in STEP_BY_MEMORY if total <= gib * GIB)
+        sequences, tokens = next(step for gib, *step in STEP_BY_MEMORY if gpu_bytes <= gib * GIB)
         for_aligner = weight_bytes(aligner) + ALIGNER_WORKING_BYTES
-        share = settings.gpu_memory_utilization or min(MOST_SHARE, max(0, total - for_aligner) / total)
-        _check_fit(settings, model, total, share, for_aligner)
-        aligner_share = 1 - share - CUDA_CONTEXT_BYTES / total
+        share = settings.gpu_memory_utilization or min(MOST_SHARE, max(0, gpu_bytes - for_aligner) / gpu_bytes)
+        _check_fit(settings, model, gpu_bytes, share, for_aligner)
+        aligner_share = 1 - share - CUDA_CONTEXT_BYTES / gpu_bytes
     return EngineOptions(
         model=model,
         device=device,
@@ -115,6 +115,7 @@ def plan(settings: Settings, model: str, aligner: str, device: str, total: int) 
 
 
 def _check_fit(settings: Settings, model: str, total: int, share: float, for_aligner: int) -> None:
+    """Raises SettingsError where `total` bytes of a GPU, or vLLM's `share` of them, cannot hold the models."""
     needed = weight_bytes(model) + VLLM_WORKING_BYTES + longest_request(settings.chunk_limit_seconds) * cache_bytes_per_token(model)
     if needed + for_aligner > total:
         raise SettingsError(
@@ -135,37 +136,37 @@ def _check_fit(settings: Settings, model: str, total: int, share: float, for_ali
 
 
 def weight_bytes(folder: str) -> int:
-    """Of a checkpoint's weights; they are in memory as they are on disk."""
+    """Size of a checkpoint's weights, which is the same in memory as on disk."""
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
 
 
 def cache_bytes_per_token(folder: str) -> int:
-    """Keys and values of one token in all layers, in bfloat16."""
+    """Size of the keys and values of one token in all layers, in bfloat16."""
     text = json.loads((Path(folder) / "config.json").read_text())["thinker_config"]["text_config"]
     return 2 * 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
 
 
-def bring_model_info(cache: Path, baked: Path = BAKED_CACHE) -> None:
-    """Put what vLLM has worked out about the model's class into `cache`, which may be a volume in the place of the image's.
+def copy_model_info(cache: Path, source_cache: Path = IMAGE_CACHE) -> None:
+    """Copy vLLM's description of the model's class from the image to `cache`, which may be on a network volume.
 
-    Without it every first start on that volume takes 11 s more, in which a subprocess imports all of vLLM.
+    Without it the first start with that volume takes 11 s longer: a subprocess imports all of vLLM to describe the class.
     """
-    for source in (baked / "modelinfos").glob("*.json"):
+    for source in (source_cache / "modelinfos").glob("*.json"):
         target = cache / "modelinfos" / source.name
-        with suppress(OSError):  # a cache that can't be written to costs time, no more
+        with suppress(OSError):  # a cache that cannot be written to only costs time
             if target.is_file() and target.read_bytes() == source.read_bytes():
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            half = target.with_suffix(f".{os.getpid()}")  # other workers read the same volume
-            half.write_bytes(source.read_bytes())
-            half.replace(target)
+            partial = target.with_suffix(f".{os.getpid()}")  # replaced in one step: other workers read the same volume
+            partial.write_bytes(source.read_bytes())
+            partial.replace(target)
 
 
 def find_device(wanted: str) -> tuple[str, int]:
-    """("cuda", bytes of the GPU's memory) or ("cpu", 0): what the installed vLLM runs on here; `wanted` is DEVICE.
+    """("cuda", bytes of the GPU's memory) or ("cpu", 0): the device that the installed vLLM runs on. `wanted` is DEVICE.
 
-    The GPU's driver is asked, so that no CUDA context is made in this process.
-    Raises SettingsError where there is no GPU for it, its driver is too old, or DEVICE asks for another build of vLLM.
+    NVML answers, so no CUDA context is created in this process. Raises SettingsError where there is no GPU, its driver is too old,
+    or DEVICE needs another build of vLLM.
     """
     import torch
     from vllm.platforms import current_platform
@@ -178,7 +179,7 @@ def find_device(wanted: str) -> tuple[str, int]:
 
 
 def device_for(wanted: str, found: str) -> str:
-    """The device where the worker runs. `found` is vLLM's: "cpu" with its CPU build, "" where its GPU build finds no GPU."""
+    """The device to run on. `found` comes from vLLM: "cpu" with its CPU build, "" where its GPU build finds no GPU."""
     if found and wanted in ("auto", found):
         return found
     if found == "cpu":
@@ -192,9 +193,10 @@ def device_for(wanted: str, found: str) -> str:
 
 
 def check_driver(supported: int, built_for: str) -> None:
-    """`supported`: CUDA version of the GPU's driver as NVML writes it, 12080 for 12.8; `built_for`: torch's, like "13.0".
+    """`supported`: the driver's CUDA version as in NVML, 12080 for 12.8. `built_for`: torch's CUDA version, such as "13.0".
 
-    Raises SettingsError where torch's major version is newer: within one, an older driver serves (CUDA minor version compatibility).
+    Raises SettingsError where torch's major version is newer. Within one major version an older driver suffices (CUDA minor
+    version compatibility).
     """
     if supported // 1000 < int(built_for.partition(".")[0]):
         raise SettingsError(

@@ -10,7 +10,7 @@ import pytest
 
 from engine import (
     CAPTURE_SIZES, CONTEXT_TOKENS, CUDA_CONTEXT_BYTES, GIB, PROMPT_TOKENS,
-    answer_tokens, bring_model_info, cache_bytes_per_token, check_driver, device_for, find_device, longest_request, plan,
+    answer_tokens, cache_bytes_per_token, check_driver, copy_model_info, device_for, find_device, longest_request, plan,
 )  # fmt: skip
 from errors import SettingsError
 from settings import Settings
@@ -165,7 +165,7 @@ def bring(folder: Path, **files: str) -> str:
         path = folder / {"baked": BAKED, "volume": VOLUME}[name]
         path.parent.mkdir(parents=True)
         path.write_text(content)
-    bring_model_info(folder / "volume", folder / "image")
+    copy_model_info(folder / "volume", folder / "image")
     assert [path.name for path in (folder / VOLUME).parent.glob("*")] in ([], ["model.json"])
     return (folder / VOLUME).read_text() if (folder / VOLUME).exists() else ""
 
@@ -198,8 +198,8 @@ from pathlib import Path
 compileall.compile_dir = lambda *_, **__: None
 {command}
 import vllm.model_executor.models.registry as registry
-from engine import bring_model_info
-bring_model_info(Path("volume"), Path("image"))
+from engine import copy_model_info
+copy_model_info(Path("volume"), Path("image"))
 os.environ["VLLM_CACHE_ROOT"] = "volume"
 registry._run_in_subprocess = None
 print(registry.ModelRegistry.models["Qwen3ASRForConditionalGeneration"].inspect_model_cls().supports_transcription)

@@ -239,13 +239,13 @@ def test_weights_lie_where_the_worker_looks_and_what_a_worker_fetches_does_not_m
 
 
 def test_what_vllm_knows_of_the_models_class_is_baked_where_the_worker_looks_for_it():
-    assert position(rf"\bVLLM_CACHE_ROOT={engine.BAKED_CACHE}\b") < position(r"\binspect_model_cls\(\)")
+    assert position(rf"\bVLLM_CACHE_ROOT={engine.IMAGE_CACHE}\b") < position(r"\binspect_model_cls\(\)")
 
 
 def test_what_vllm_compiles_has_a_place_that_an_endpoint_can_change():
     """The Dockerfile's own is in the container; no volume is named in the image, for not every endpoint has one."""
     (folder,) = re.findall(r"\bVLLM_CACHE_ROOT=(\S+)", INSTRUCTIONS)
-    assert folder == str(engine.BAKED_CACHE) and "/runpod-volume" not in folder
+    assert folder == str(engine.IMAGE_CACHE) and "/runpod-volume" not in folder
     for readme in READMES:
         assert "`VLLM_CACHE_ROOT=/runpod-volume/vllm`" in (ROOT / readme).read_text()
 
