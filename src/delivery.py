@@ -77,7 +77,7 @@ def output_of(transcript: Transcript, request: Request) -> dict:
         formatted[form] = to_srt(cues) if form == "srt" else to_vtt(cues)
     elif form == "verbose_json":
         formatted[form] = verbose_json(transcript, request.punctuation)
-    return transcript.heard() | formatted | transcript.faults()
+    return transcript.common_fields() | formatted | transcript.problem_fields()
 
 
 def verbose_json(transcript: Transcript, punctuation: bool) -> dict:

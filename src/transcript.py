@@ -1,6 +1,6 @@
-"""What was heard, as plain values: words of chunks merged into one transcript and the job's output.
+"""Results of chunks → one transcript → the job's output. Plain values; knows nothing of samples, models or RunPod.
 
-Knows nothing of samples, models or RunPod. Seconds are floats from the start of the recording.
+Times are floats in seconds from the start of the recording.
 """
 
 import re
@@ -11,32 +11,32 @@ from dataclasses import dataclass
 
 from request import LANGUAGES
 
-# Scripts written without spaces between words: a character of theirs is a unit of its own.
-_NO_SPACES = re.compile(
+# Scripts without spaces between words: each character is a unit.
+_UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff00-\uff9f\U00020000-\U0003ffff]"
 )  # fmt: skip  # Thai, Lao, Myanmar, Khmer; CJK punctuation, kana, ideographs; full-width forms
 
-TERMINATED = re.compile(r"""[.!?…。！？｡．؟۔।॥]["'”’»）)\]」』】]*$""")
-_INITIAL = re.compile(r"(\w\.)+")  # the J. of a name, U.S.
+TERMINATED = re.compile(r"""[.!?…。！？｡．؟۔।॥]["'”’»）)\]」』】]*$""")  # the end of a sentence, closing quotes and brackets included
+_INITIALS = re.compile(r"(\w\.)+")  # J. and U.S. do not end a sentence
 SENTENCE_PAUSE_SECONDS = 1.5  # a longer pause ends a sentence
-SENTENCE_SECONDS, SENTENCE_CHARACTERS = 20, 240  # the longest, which a subtitle of two lines cannot hold
+SENTENCE_SECONDS, SENTENCE_CHARACTERS = 20, 240  # the longest sentence
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A slice of a chunk's text with its time."""
+    """A word of a chunk's text, or a character where the script has no spaces."""
 
     text: str
     start: float
     end: float
     offset: int  # of its first character in the chunk's text
-    estimated: bool = False  # its time was not measured but worked out from its neighbours' or from the speech around it
+    estimated: bool = False  # its time does not come from the aligner, but from its neighbours' times or the speech around it
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What became of one chunk; its samples are gone."""
+    """The result of one chunk, or of a part of one, without its samples."""
 
     start: float
     end: float
@@ -44,39 +44,39 @@ class ChunkResult:
     text: str = ""
     language: str | None = None
     words: tuple[Word, ...] = ()
-    retries: tuple[str, ...] = ()  # what was wrong with the answers for it that were discarded, or with this one
-    doubtful: bool = False  # whether something is wrong with the text that was kept
-    failure: str | None = None  # why there is no answer
+    retries: tuple[str, ...] = ()  # the reason of each retry: the faults of the answers before it
+    doubtful: bool = False  # the text has a fault that no retry removed
+    failure: str | None = None  # why there is no answer: "engine_error" or "timeout"
     warning: str | None = None
 
     @property
     def healthy(self) -> bool:
-        """Whether there is a text and nothing is wrong with it."""
+        """Whether there is a text without a fault."""
         return bool(self.text) and not self.doubtful
 
     @property
     def outcome(self) -> str:
-        """What became of it in the end: "failed", "kept" in spite of its fault, or "mended"."""
+        """Of the retries: "failed" (no answer), "kept" (the text still has its fault) or "mended"."""
         return "failed" if self.failure else "kept" if self.doubtful else "mended"
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of the recording and what became of it: "transcribed", "silent" or "failed"."""
+    """A stretch of the recording. Its state is "transcribed", "silent" or "failed"."""
 
     start: float
     end: float
     state: str
-    reason: str | None = None
+    reason: str | None = None  # of a failure
 
     def to_output(self) -> dict:
-        """Plain JSON values, for a failed one."""
+        """A failed span as plain JSON values; seconds to the millisecond."""
         return {"start": round(self.start, 3), "end": round(self.end, 3), "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A unit of the output: a slice of the text, with its time."""
+    """A word or a sentence of the output: a slice of the transcript's text with its time."""
 
     start: float
     end: float
@@ -95,42 +95,42 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The whole of one recording."""
+    """The transcript of one recording, or of the requested part of it."""
 
     text: str
     chunks: tuple[ChunkResult, ...]  # in order
-    offsets: tuple[int, ...]  # of each chunk's text in the text
-    spans: tuple[Span, ...]  # tile the recording, or the part of it that was asked for
+    offsets: tuple[int, ...]  # of each chunk's text in `text`
+    spans: tuple[Span, ...]  # tile the recording or its part
     warning: str | None = None  # of the recording as a whole
 
     @property
     def language(self) -> str | None:
-        """The language with the most seconds of speech; None where nothing was heard."""
+        """The language with the most seconds of speech. None without text."""
         return dominant_language(self.chunks)
 
     @property
     def duration(self) -> float:
-        """Seconds of audio."""
+        """Seconds of audio in the recording or its part."""
         return sum(span.end - span.start for span in self.spans)
 
     @property
     def end(self) -> float:
-        """Of the recording, or of its part, in seconds from the recording's start."""
+        """Where the recording or its part ends."""
         return self.spans[-1].end if self.spans else 0.0
 
     @property
     def failed(self) -> tuple[Span, ...]:
-        """What could not be transcribed."""
+        """The spans without an answer."""
         return tuple(span for span in self.spans if span.state == "failed")
 
     def words(self, punctuation: bool) -> Iterator[Segment]:
-        """Every word; with the punctuation around it, their slices hold every character of the text but white space."""
+        """Every word. With `punctuation` their slices together hold every character of the text except white space."""
         for chunk, offset in zip(self.chunks, self.offsets):
             for word, (a, b) in zip(chunk.words, _slices(chunk, punctuation)):
                 yield Segment(word.start, word.end, chunk.text[a:b], offset + a, word.estimated, chunk.language)
 
     def sentences(self) -> list[Segment]:
-        """Runs of words that end at a terminator, before a long pause, or at the longest a sentence may be."""
+        """Runs of words that end at a terminator, before a long pause, or at the greatest length of a sentence."""
         found, run = [], []
         words = list(self.words(punctuation=True))
         for word, following in zip(words, [*words[1:], None]):
@@ -143,33 +143,30 @@ class Transcript:
         return found
 
     def languages(self) -> list[dict]:
-        """Each language heard with its ISO code and its seconds of speech, the most first."""
+        """Each detected language with its ISO code and its seconds of speech, the most first."""
         return [
             {"language": name, "code": LANGUAGES.get(name), "seconds": round(seconds, 3)}
             for name, seconds in speech_seconds(self.chunks).most_common()
         ]
 
     def to_output(self, segment_level: str = "word", punctuation: bool = False) -> dict:
-        """The job's output: plain JSON values that encode to UTF-8.
-
-        What is of interest only sometimes (sentences, failed_spans, retries, warnings) is there only then.
-        """
-        output = self.heard()
+        """The job's output as plain JSON values that encode to UTF-8. Optional fields are there only where they have a value."""
+        output = self.common_fields()
         several = len(output["languages"]) > 1
         segments = self.sentences() if segment_level == "sentence" else self.words(punctuation)
         output["segments"] = [segment.to_output(several) for segment in segments]
         if segment_level == "both":
             output["sentences"] = [sentence.to_output(several) for sentence in self.sentences()]
-        return output | self.faults()
+        return output | self.problem_fields()
 
-    def heard(self) -> dict:
-        """The part of the output that is there in every format: the text, its languages and the seconds of audio."""
+    def common_fields(self) -> dict:
+        """The fields of every output format: the text, its languages and the seconds of audio."""
         code = LANGUAGES.get(self.language or "")
-        heard = {"language_detected": self.language, "language_code": code, "languages": self.languages()}
-        return heard | {"duration": round(self.duration, 3), "text": self.text}
+        languages = {"language_detected": self.language, "language_code": code, "languages": self.languages()}
+        return languages | {"duration": round(self.duration, 3), "text": self.text}
 
-    def faults(self) -> dict:
-        """The part of the output that is there only where something went wrong: failed_spans, retries, warnings."""
+    def problem_fields(self) -> dict:
+        """The fields that are there only after a problem: failed_spans, retries, warnings."""
         output: dict = {}
         if self.failed:
             output["failed_spans"] = [span.to_output() for span in self.failed]
@@ -181,14 +178,14 @@ class Transcript:
 
 
 def merge(chunks: Sequence[ChunkResult], end: float, warning: str | None = None, start: float = 0.0) -> Transcript:
-    """The transcript of a recording, or of its part from `start` to `end` seconds, from its chunks, in any order."""
+    """The transcript of a recording, or of its part from `start` to `end` seconds. `chunks` may come in any order."""
     ordered = tuple(sorted(chunks, key=lambda chunk: chunk.start))
     text, offsets = join([chunk.text for chunk in ordered])
-    return Transcript(text, ordered, tuple(offsets), tuple(account(ordered, end, start)), warning)
+    return Transcript(text, ordered, tuple(offsets), tuple(coverage(ordered, end, start)), warning)
 
 
-def account(chunks: Sequence[ChunkResult], end: float, start: float = 0.0) -> Iterator[Span]:
-    """What became of every second: the chunks, and the silence between them, tile [start, end]."""
+def coverage(chunks: Sequence[ChunkResult], end: float, start: float = 0.0) -> Iterator[Span]:
+    """Spans that tile [start, end]: the chunks, and the silence between them."""
     at = start
     for chunk in chunks:
         if chunk.start > at:
@@ -200,10 +197,10 @@ def account(chunks: Sequence[ChunkResult], end: float, start: float = 0.0) -> It
 
 
 def join(texts: Sequence[str]) -> tuple[str, list[int]]:
-    """Texts one after another, and where each begins: a space between, or nothing between two scripts without spaces."""
+    """(joined text, offset of each text in it). Texts are joined by a space, or by nothing between characters of unspaced scripts."""
     joined, offsets = "", []
     for text in texts:
-        if joined and text and not (_NO_SPACES.match(joined[-1]) and _NO_SPACES.match(text[0])):
+        if joined and text and not (_UNSPACED.match(joined[-1]) and _UNSPACED.match(text[0])):
             joined += " "
         offsets.append(len(joined))
         joined += text
@@ -211,16 +208,16 @@ def join(texts: Sequence[str]) -> tuple[str, list[int]]:
 
 
 def _slices(chunk: ChunkResult, punctuation: bool) -> list[tuple[int, int]]:
-    """(start, end) of each word in the chunk's text, alone or with the punctuation that belongs to it."""
-    alone = [(word.offset, word.offset + len(word.text)) for word in chunk.words]
-    if not punctuation or not alone:
-        return alone
-    edges = [0, *(_boundary(chunk.text, a, b) for (_, a), (b, _) in zip(alone, alone[1:])), len(chunk.text)]
+    """(start, end) of each word in the chunk's text, with or without its punctuation."""
+    words = [(word.offset, word.offset + len(word.text)) for word in chunk.words]
+    if not punctuation or not words:
+        return words
+    edges = [0, *(_boundary(chunk.text, a, b) for (_, a), (b, _) in zip(words, words[1:])), len(chunk.text)]
     return [_trimmed(chunk.text, a, b) for a, b in zip(edges, edges[1:])]
 
 
 def _boundary(text: str, end: int, start: int) -> int:
-    """Between two words, where the first one's punctuation ends: at white space, else before what opens the second."""
+    """Where the punctuation of the first of two words ends: at white space, or else before an opening mark of the second."""
     gap = text[end:start]
     for i, character in enumerate(gap):
         if character.isspace() or unicodedata.category(character) in ("Ps", "Pi") or character in "¿¡":
@@ -238,8 +235,8 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 
 def _ends_sentence(text: str, run: Sequence[Segment], following: Segment) -> bool:
     last = run[-1]
-    behind = text[last.offset + len(last.text) : following.offset]
-    if TERMINATED.search(last.text) and (behind or _NO_SPACES.match(last.text[-1])) and not _INITIAL.fullmatch(last.text):
+    gap = text[last.offset + len(last.text) : following.offset]
+    if TERMINATED.search(last.text) and (gap or _UNSPACED.match(last.text[-1])) and not _INITIALS.fullmatch(last.text):
         return True
     seconds, characters = following.end - run[0].start, following.offset + len(following.text) - run[0].offset
     pause = following.start - last.end
@@ -256,17 +253,17 @@ def speech_seconds(chunks: Sequence[ChunkResult]) -> Counter[str]:
 
 
 def dominant_language(chunks: Sequence[ChunkResult]) -> str | None:
-    """The language with the most seconds of speech; None where nothing was heard."""
+    """The language with the most seconds of speech. None without text."""
     return next((name for name, _ in speech_seconds(chunks).most_common(1)), None)
 
 
 def units_in(text: str) -> list[tuple[int, int]]:
-    """(start, end) in `text` of its words; text without any letter or number is one unit, so that no text is without a time."""
+    """(start, end) of the words in `text`. A text without letters and numbers is one unit, so that every text has a time."""
     return words_in(text) or [(match.start(), match.end()) for match in re.finditer(r"\S.*\S|\S", text, re.DOTALL)]
 
 
 def words_in(text: str) -> list[tuple[int, int]]:
-    """(start, end) in `text` of its words, or of its characters where the script has no spaces; punctuation left out."""
+    """(start, end) of the words in `text`, or of the characters where the script has no spaces, without punctuation."""
     return [
         (match.start() + a, match.start() + b)
         for match in re.finditer(r"\S+", text)
@@ -275,18 +272,18 @@ def words_in(text: str) -> list[tuple[int, int]]:
 
 
 def _split_unspaced(token: str) -> list[tuple[int, int]]:
-    """The units of a token without white space: runs of spaced script, single characters of the others."""
+    """The units of a token without white space: words of spaced scripts, single characters of the others."""
     spans: list[tuple[int, int]] = []
-    fresh = True  # the next letter begins a unit
+    begins_unit = True  # whether the next letter begins a unit
     for i, character in enumerate(token):
         kind = unicodedata.category(character)[0]
-        alone = bool(_NO_SPACES.match(character))
+        is_unit = bool(_UNSPACED.match(character))
         if kind in "LN":
-            if fresh or alone:
+            if begins_unit or is_unit:
                 spans.append((i, i + 1))
             else:
                 spans[-1] = (spans[-1][0], i + 1)
-            fresh = alone
+            begins_unit = is_unit
         elif kind == "M" and spans and spans[-1][1] == i:
             spans[-1] = (spans[-1][0], i + 1)  # a combining mark belongs to the letter before it
     return spans

@@ -24,7 +24,7 @@ from material import CHINESE, ENGLISH, silence
 from request import Request, parse_request
 from speech import plain
 from test_end_to_end import run, words_of
-from transcript import ChunkResult, Word, account, merge
+from transcript import ChunkResult, Word, coverage, merge
 from usage import Usage
 from vad import CutRules, Splitter
 
@@ -195,9 +195,9 @@ def test_the_chunks_of_a_part_have_their_places_in_the_file():
 
 def test_the_account_tiles_the_part():
     chunks = [ChunkResult(101, 103, 2), ChunkResult(103, 104, 1, failure="timeout")]
-    spans = [(s.start, s.end, s.state) for s in account(chunks, 105, start=100)]
+    spans = [(s.start, s.end, s.state) for s in coverage(chunks, 105, start=100)]
     assert spans == [(100, 101, "silent"), (101, 103, "transcribed"), (103, 104, "failed"), (104, 105, "silent")]
-    assert [(s.start, s.end) for s in account([], 105, start=100)] == [(100, 105)]
+    assert [(s.start, s.end) for s in coverage([], 105, start=100)] == [(100, 105)]
 
 
 def test_subtitles_and_verbose_json_of_a_part_have_the_times_of_the_file_and_its_own_duration():

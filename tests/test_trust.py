@@ -15,7 +15,7 @@ from material import CHINESE, ENGLISH, chunk_of, silence, voice
 from request import LANGUAGES
 from speech import plain
 from timing import estimated_words, repair
-from transcript import ChunkResult, account, merge
+from transcript import ChunkResult, coverage, merge
 
 # One sentence or two for each of the languages: marks, apostrophes, digits, quotes, several scripts, emoji.
 SPOKEN = {
@@ -144,7 +144,7 @@ def test_the_account_tiles_the_recording(parts, tail):
         at += gap
         chunks.append(ChunkResult(at, at + length, length, failure=failure))
         at += length
-    spans = list(account(chunks, at + tail))
+    spans = list(coverage(chunks, at + tail))
     edges = [0, *(s.end for s in spans)]
     assert [s.start for s in spans] == edges[:-1] and edges[-1] == at + tail
     assert sum(s.end - s.start for s in spans if s.state == "failed") == sum(c.end - c.start for c in chunks if c.failure)
