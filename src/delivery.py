@@ -1,7 +1,7 @@
-"""A transcript → the job's result, within what RunPod takes: smaller in fixed steps, and whole in a bucket if there is one.
+"""Transcript → the job's result within RunPod's size limit: reduced in fixed steps, and the full result in a bucket if there is one.
 
-RunPod answers a result over its limit with 400 and shows the job COMPLETED without output, so the size is measured
-here, in the bytes that the SDK will send.
+RunPod answers a result over its limit with 400 and shows the job as COMPLETED without output. So the size is measured here, in the
+bytes that the SDK will send.
 """
 
 import asyncio
@@ -19,25 +19,25 @@ from settings import Settings
 from subtitles import cues_of, to_srt, to_vtt
 from transcript import Transcript
 
-KEPT = ("start", "end", "text", "estimated")  # of a compact segment
-ENCODED_AT_ONCE = 1000  # items of a list, some milliseconds
+COMPACT_FIELDS = ("start", "end", "text", "estimated")  # of a segment
+ENCODED_AT_ONCE = 1000  # items of a list; a few milliseconds
 
 log = RunPodLogger()
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """An S3 bucket, as in a request's `s3Config` or the worker's settings."""
+    """An S3 bucket, from a request's `s3Config` or the worker's settings."""
 
     endpoint_url: str
     access_id: str
     access_secret: str
-    name: str = ""  # "": the SDK's choice, month and year
-    trusted: bool = False  # given by the operator; a client's must be at a public address
+    name: str = ""  # "": the SDK takes month and year
+    trusted: bool = False  # from the settings; that of a client must have a public address
 
 
 def bucket_for(job: dict, settings: Settings) -> Bucket | None:
-    """Where a result too large for RunPod goes: the request's top-level `s3Config`, else the worker's own bucket, if any."""
+    """The bucket for a result that is too large for RunPod: the job's `s3Config`, or else the one in the settings, if any."""
     config = job.get("s3Config")
     given = [config.get(key) for key in ("endpointUrl", "accessId", "accessSecret", "bucketName")] if isinstance(config, dict) else []
     if given and all(isinstance(value, str) and value for value in given):
@@ -47,27 +47,27 @@ def bucket_for(job: dict, settings: Settings) -> Bucket | None:
 
 
 async def deliver(transcript: Transcript, request: Request, usage: dict, max_bytes: int, bucket: Bucket | None, name: str) -> dict:
-    """The job's output as the request wants it, with its `usage`, at most `max_bytes` as JSON.
+    """The job's output in the format of the request, with its `usage`, in at most `max_bytes` of JSON.
 
-    A larger one is reduced as `reduced_to` says: "compact" segments, "sentences" for segments, the "text" alone (of the other
-    formats, at once); the whole goes to `bucket` as `name`, with a presigned `result_url`. Raises ResultTooLarge where the text
-    alone is too much.
+    A larger output is reduced, and `reduced_to` names the step: "compact" segments, "sentences" as segments, "text" alone; formats
+    without segments are reduced to "text" at once. The full output goes to `bucket` as `name`, and `result_url` is its presigned URL.
+    Raises ResultTooLarge where the text alone is too large.
     """
-    whole = await asyncio.to_thread(output_of, transcript, request) | {"usage": usage}
-    if await asyncio.to_thread(size_of, whole) <= max_bytes:
-        return whole
+    full = await asyncio.to_thread(output_of, transcript, request) | {"usage": usage}
+    if await asyncio.to_thread(size_of, full) <= max_bytes:
+        return full
     link = {}
     if bucket:
         try:
-            link = {"result_url": await asyncio.to_thread(_upload, whole, bucket, name)}
-        except Exception as error:  # boto3 has dozens; the transcript must not be lost with any of them
+            link = {"result_url": await asyncio.to_thread(_upload, full, bucket, name)}
+        except Exception as error:  # boto3 has dozens of error types, and none may lose the transcript
             log.warn(f"the result could not be uploaded: {type(error).__name__}")
-            whole["warnings"] = [*whole.get("warnings", []), "The whole result could not be uploaded to the bucket."]
-    return await asyncio.to_thread(_reduced, whole | link, transcript, max_bytes)
+            full["warnings"] = [*full.get("warnings", []), "The whole result could not be uploaded to the bucket."]
+    return await asyncio.to_thread(_reduced, full | link, transcript, max_bytes)
 
 
 def output_of(transcript: Transcript, request: Request) -> dict:
-    """The whole of the job's output, in the format of the request; in any but JSON, under the format's name beside the text."""
+    """The full output in the format of the request. A format other than JSON is under its name, beside the text."""
     form = request.output_format
     if form == "json":
         return transcript.to_output(request.segment_level, request.punctuation)
@@ -81,10 +81,10 @@ def output_of(transcript: Transcript, request: Request) -> dict:
 
 
 def verbose_json(transcript: Transcript, punctuation: bool) -> dict:
-    """OpenAI's transcription object (`response_format=verbose_json` with both granularities), its segments being sentences.
+    """OpenAI's transcription object (`response_format=verbose_json` with both granularities). Its segments are sentences.
 
-    Of its fields those are left out that Qwen3-ASR has no figure for: tokens, temperature, avg_logprob, compression_ratio,
-    no_speech_prob, seek.
+    The fields for which Qwen3-ASR has no value are left out: tokens, temperature, avg_logprob, compression_ratio, no_speech_prob,
+    seek.
     """
     at = lambda segment: {"start": round(segment.start, 3), "end": round(segment.end, 3)}
     return {
@@ -98,14 +98,14 @@ def verbose_json(transcript: Transcript, punctuation: bool) -> dict:
 
 
 def size_of(output: dict) -> int:
-    """Bytes of JSON that the SDK sends for it. Raises ValueError for what is no valid JSON: NaN, lone surrogates."""
+    """Bytes that the SDK sends for an output. Raises ValueError for values that are not valid JSON: NaN, lone surrogates."""
     return len(b'{"output": }') + sum(map(len, encoded(output)))
 
 
 def encoded(output: dict) -> Iterator[bytes]:
-    """The JSON of it as the SDK writes it, in pieces: json keeps every other thread waiting for as long as one takes.
+    """The output as JSON, as the SDK writes it. In pieces, because json holds the GIL while it encodes one.
 
-    Raises ValueError for what is no valid JSON.
+    Raises ValueError for values that are not valid JSON.
     """
     for i, (key, value) in enumerate(output.items()):
         yield (b", " if i else b"{") + _json(key) + b": "
@@ -124,34 +124,35 @@ def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
-def _reduced(whole: dict, transcript: Transcript, max_bytes: int) -> dict:
-    for output in _smaller(whole, transcript):
+def _reduced(full: dict, transcript: Transcript, max_bytes: int) -> dict:
+    for output in _reductions(full, transcript):
         if size_of(output) <= max_bytes:
             return output
     raise ResultTooLarge(f"Even the text alone is more than the {max_bytes} bytes that a result may have; send the recording in parts.")
 
 
-def _smaller(whole: dict, transcript: Transcript) -> Iterator[dict]:
-    bare = {key: value for key, value in whole.items() if key not in ("sentences", "srt", "vtt", "verbose_json")}
-    if "segments" in whole:
-        yield _compact(whole) | {"reduced_to": "compact"}
+def _reductions(full: dict, transcript: Transcript) -> Iterator[dict]:
+    """Smaller outputs, the largest first."""
+    text = {key: value for key, value in full.items() if key not in ("sentences", "srt", "vtt", "verbose_json")}
+    if "segments" in full:
+        yield _compact(full) | {"reduced_to": "compact"}
         sentences = transcript.to_output("sentence")["segments"]
-        yield _compact(bare | {"segments": sentences}) | {"reduced_to": "sentences"}
-        bare["segments"] = []
-    yield bare | {"reduced_to": "text"}
+        yield _compact(text | {"segments": sentences}) | {"reduced_to": "sentences"}
+        text["segments"] = []
+    yield text | {"reduced_to": "text"}
 
 
 def _compact(output: dict) -> dict:
-    lists = {key: [{k: s[k] for k in KEPT if k in s} for s in output[key]] for key in ("segments", "sentences") if key in output}
+    lists = {key: [{k: s[k] for k in COMPACT_FIELDS if k in s} for s in output[key]] for key in ("segments", "sentences") if key in output}
     return output | lists
 
 
-def _upload(whole: dict, bucket: Bucket, name: str) -> str:
-    """Put the result into the bucket by the SDK; returns the presigned URL."""
+def _upload(full: dict, bucket: Bucket, name: str) -> str:
+    """Upload the result with the SDK. Returns the presigned URL."""
     from runpod.serverless.utils.rp_upload import upload_in_memory_object
 
     if not bucket.trusted:
         parts = urlsplit(bucket.endpoint_url)
         public_addresses(parts.hostname or "", parts.port or 443)
     credentials = {"endpointUrl": bucket.endpoint_url, "accessId": bucket.access_id, "accessSecret": bucket.access_secret}
-    return upload_in_memory_object(name, b"".join(encoded(whole)), credentials, bucket.name or None)
+    return upload_in_memory_object(name, b"".join(encoded(full)), credentials, bucket.name or None)
