@@ -23,7 +23,7 @@ import numpy as np
 from admission import Gate, chunk_priority
 from audio import SAMPLE_RATE, AudioChunk, waveform
 from engine import (
-    IMAGE_CACHE, CONTEXT_TOKENS, ENVIRONMENT, RENDERERS, VOCABULARY_TOKENS, EngineOptions, answer_tokens, copy_model_info,
+    CONTEXT_TOKENS, ENVIRONMENT, IMAGE_CACHE, RENDERERS, VOCABULARY_TOKENS, EngineOptions, answer_tokens, copy_model_info,
 )  # fmt: skip
 from errors import EngineDead, InvalidRequest, RecognitionError
 
@@ -146,11 +146,11 @@ class Recogniser:
         return Hypothesis(text, spoken, output.finish_reason, len(output.token_ids), spectrum, len(result.prompt_token_ids))
 
     def _prompt(self, context: str, language: str | None, vocabulary: Vocabulary) -> list[int]:
-        """The prompt's token ids. The vocabulary is whole; the context follows on a new line, cut at its start to CONTEXT_TOKENS in all."""
+        """The prompt's token ids: all of the vocabulary, and on a new line the end of the context, up to CONTEXT_TOKENS together."""
         texts = (*prompt_template(language), "\n", without_tokens(self._special_tokens, context))
-        before, after, line_end, rest = (self._tokenizer.encode(text, add_special_tokens=False) for text in texts)
-        first = [*vocabulary.token_ids, *(line_end if vocabulary.terms and rest else [])]
-        return before + first + rest[-(CONTEXT_TOKENS - len(first)) :] + after
+        before, after, line_end, context_ids = (self._tokenizer.encode(text, add_special_tokens=False) for text in texts)
+        first = [*vocabulary.token_ids, *(line_end if vocabulary.terms and context_ids else [])]
+        return before + first + context_ids[-(CONTEXT_TOKENS - len(first)) :] + after
 
     async def _generate(self, chunk: AudioChunk, prompt_ids: list[int], temperature: float):
         """(vLLM's RequestOutput, the chunk's spectrum) of one decode.
@@ -169,7 +169,8 @@ class Recogniser:
         )
         try:
             rendered, spectrum = await self._rendered(chunk, prompt_ids)
-            async for result in self._engine.generate(rendered, sampling, request_id=str(next(self._ids)), priority=chunk_priority(chunk.index)):
+            request = dict(request_id=str(next(self._ids)), priority=chunk_priority(chunk.index))
+            async for result in self._engine.generate(rendered, sampling, **request):
                 pass
             return result, spectrum
         except EngineDeadError as error:
@@ -188,7 +189,7 @@ class Recogniser:
 
 @contextmanager
 def main_module_hidden_from_children() -> Iterator[None]:
-    """multiprocessing imports the main module's file in a spawned child. The engine's process does not need the worker: hide the file."""
+    """Hide the main module's file: multiprocessing would import it in the engine's process, which does not need the worker."""
     main = vars(sys.modules["__main__"])
     file = main.pop("__file__", None)
     try:

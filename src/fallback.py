@@ -285,9 +285,9 @@ def normalised(text: str) -> str:
 
 def echoed(context: str, terms: Sequence[str], text: str) -> str:
     """The letters of its prompt that `text` begins with, or "" where they may be chance."""
-    said = normalised(text)
+    answer = normalised(text)
     echoes = [*_echoes_of_context(normalised(context)), *_echoes_of_terms([*filter(None, map(normalised, terms))])]
-    return next((echo for echo in echoes if said.startswith(echo) and letters_in(echo) >= SHORTEST_ECHO), "")
+    return next((echo for echo in echoes if answer.startswith(echo) and letters_in(echo) >= SHORTEST_ECHO), "")
 
 
 def _echoes_of_context(letters: str) -> Iterator[str]:

@@ -172,7 +172,7 @@ async def time_words(chunk: AudioChunk, text: str, language: str | None, spectru
 
 
 def as_worker_error(error: BaseException) -> WorkerError:
-    """The one failure that is reported. An unexpected error loses its message, because the message may quote the client's data."""
+    """The failure to report. An unexpected error is reported without its message, because the message may quote the client's data."""
     while isinstance(error, BaseExceptionGroup):
         error = next((e for e in error.exceptions if isinstance(e, EngineDead)), error.exceptions[0])
     if isinstance(error, WorkerError):
