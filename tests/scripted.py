@@ -8,7 +8,7 @@ aligner's forward pass is scripted too, its units are the package's own. All oth
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import cycle
 from types import SimpleNamespace
 

@@ -12,7 +12,7 @@ import pytest
 import media
 from audio import SAMPLE_RATE, decode
 from conftest import ROOT
-from confine import LIMITS, NOBODY
+from confine import NOBODY
 from material import silence
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

@@ -162,12 +162,12 @@ def test_a_wrong_field_is_named_with_its_value_before_any_download(run, job_inpu
 
 
 def test_audio_over_the_limit_is_refused(run, serve, worker, monkeypatch):
-    monkeypatch.setattr(worker, "settings", _changed(worker.settings, max_audio_seconds=2.0))
+    monkeypatch.setattr(worker, "settings", replace(worker.settings, max_audio_seconds=2.0))
     assert run({"audio_url": serve("long.wav", noise(5))})["error_code"] == "audio_too_long"
 
 
 def test_a_file_over_the_limit_is_refused(run, serve, worker, monkeypatch):
-    monkeypatch.setattr(worker, "settings", _changed(worker.settings, max_download_bytes=1000))
+    monkeypatch.setattr(worker, "settings", replace(worker.settings, max_download_bytes=1000))
     assert run({"audio_url": serve("large.wav", noise(5))})["error_code"] == "download_too_large"
 
 
@@ -193,7 +193,7 @@ async def never(*_, **__):
 
 
 def test_a_chunk_that_never_returns_hits_its_own_deadline_fault_injected(run, serve, worker, monkeypatch):
-    monkeypatch.setattr(worker, "settings", _changed(worker.settings, chunk_timeout_seconds=1.0))
+    monkeypatch.setattr(worker, "settings", replace(worker.settings, chunk_timeout_seconds=1.0))
     monkeypatch.setattr(worker.asr._engine, "generate", never)
     output = run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)})
     assert output["error_code"] == "transcript_incomplete" and [s["reason"] for s in output["failed_spans"]] == ["timeout"]
@@ -203,7 +203,7 @@ def test_an_aligner_that_never_returns_costs_times_not_text_fault_injected(run, 
     async def hangs(*_):
         await asyncio.sleep(3600)
 
-    monkeypatch.setattr(worker, "settings", _changed(worker.settings, chunk_timeout_seconds=1.0))
+    monkeypatch.setattr(worker, "settings", replace(worker.settings, chunk_timeout_seconds=1.0))
     monkeypatch.setattr(worker.aligner, "align", hangs)
     monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [(f"language English<asr_text>{ENGLISH[0].text}", "stop")]))
     output = run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)})
@@ -221,7 +221,7 @@ def gave_up(worker, monkeypatch) -> list[str]:
 
 
 def test_a_stuck_engine_is_noticed_at_the_third_timeout_fault_injected(run, serve, worker, monkeypatch, gave_up):
-    monkeypatch.setattr(worker, "settings", _changed(worker.settings, chunk_timeout_seconds=1.0))
+    monkeypatch.setattr(worker, "settings", replace(worker.settings, chunk_timeout_seconds=1.0))
     monkeypatch.setattr(worker.asr._engine, "generate", never)
     job = {"audio_url": serve("stuck.wav", ENGLISH[0].pcm)}
     assert [run(job)["error_code"] for _ in range(3)] == ["transcript_incomplete", "transcript_incomplete", "engine_dead"]
@@ -407,9 +407,3 @@ def test_jobs_side_by_side_give_what_they_give_alone(worker, serve):
 
     alone = [asyncio.run(worker.handler({"id": "alone", "input": x})) for x in inputs]
     assert [*map(without_cost, asyncio.run(together()))] == [*map(without_cost, alone)]
-
-
-def _changed(settings, **values):
-    from dataclasses import replace
-
-    return replace(settings, **values)

@@ -16,7 +16,7 @@ import soundfile
 
 import scripted
 from audio import SAMPLE_RATE
-from scripted import LOUD, SECTION_SECONDS, UNSPACED, Recording, Section
+from scripted import SECTION_SECONDS, UNSPACED, Recording, Section
 from speech import plain
 
 POSITIONS = ("first", "middle", "last")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audio import SAMPLE_RATE, AudioChunk
+from audio import AudioChunk
 from errors import AlignError
 from material import chunk_of, silence
 from timing import estimated_words, locate, longest_non_decreasing, repair, words

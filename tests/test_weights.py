@@ -152,7 +152,6 @@ def a_revision_that_is_wrong(place: Place) -> str:
 MISSES = "no such local folder; not in /image; not in /volume; not in /cache; "
 ADVICE = " Set MODEL_NAME and MODEL_REVISION to a model that is available or to a local folder, or build an image with this one."
 CANT = "error: The recogniser tiny/asr, revision main, is not available: "
-INCOMPLETE = "{}/models--tiny--asr/snapshots/" + COMMIT + "/model.safetensors is missing; it must hold weights of the checkpoint"
 CASES = {  # → the line, and how many requests the hub gets: 0, or "some"
     in_a_folder: ("a local folder", 0),
     half_a_folder: (

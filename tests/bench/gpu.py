@@ -25,7 +25,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-STARTED = time.monotonic()
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "tests" / "bench"), str(ROOT / "tests" / "models" / "recipe")]
 
