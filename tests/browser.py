@@ -13,7 +13,7 @@ import requests
 from websockets.sync.client import connect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (  # those without which it looks for Google's hosts at every start, and what a container lacks
+FLAGS = (  # no connection to Google's hosts at start, and nothing that a container lacks
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --mute-audio --remote-debugging-port=0"
 ).split()
@@ -22,7 +22,7 @@ WAIT_SECONDS = 30
 
 
 class Tab:
-    """One page. What it asked the network for and what it complained of is kept."""
+    """One page. Keeps the URLs that it requested and the errors that it reported."""
 
     def __init__(self, socket):
         self._socket, self._count = socket, 0
@@ -36,11 +36,11 @@ class Tab:
         self._count += 1
         self._socket.send(json.dumps({"id": self._count, "method": method, "params": parameters}))
         while (message := json.loads(self._socket.recv(WAIT_SECONDS))).get("id") != self._count:
-            self._note(message["method"], message["params"])
+            self._record(message["method"], message["params"])
         assert "error" not in message, message
         return message["result"]
 
-    def _note(self, method: str, event: dict) -> None:
+    def _record(self, method: str, event: dict) -> None:
         if method == "Network.requestWillBeSent":
             self.requests.append(event["request"]["url"])
         elif method == "Runtime.exceptionThrown" or "error" in (event.get("type"), event.get("entry", {}).get("level")):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "builder"), str(ROOT / "tests" / "models" / "recipe")]
 
 
-LONG = ("test_runpod.py", "test_entry_points.py", "test_end_to_end.py")  # minutes each: first, so that two processes end together
+LONG = ("test_runpod.py", "test_entry_points.py", "test_end_to_end.py")  # minutes each; first, so that both processes end at about the same time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,7 +56,7 @@ def file_server(tmp_path_factory) -> Iterator[FileServer]:
 def worker() -> Iterator:
     """The real handler module with its models loaded: vLLM on the CPU, the aligner, the tiny checkpoints.
 
-    Its libraries make the process flush subnormal numbers to zero, so the tests' strategies draw none.
+    Its libraries make the process flush subnormal floats to zero, so the tests' strategies for floats exclude these.
     """
     import handler
     from settings import load_settings

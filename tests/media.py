@@ -1,4 +1,4 @@
-"""Recordings as they come: samples → a file in one of the usual containers, by the encoders that PyAV brings along."""
+"""Samples → files in the usual containers and codecs, by the encoders that PyAV bundles."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -23,9 +23,9 @@ FRAMES_PER_SECOND, PICTURE = 5, 64  # of the video track; width and height in pi
 
 
 def encode(pcm: np.ndarray, path: Path, *, rate: int = SAMPLE_RATE, channels: int = 1, bitrate: int | None = None, **options) -> None:
-    """Write int16 at SAMPLE_RATE to `path`, resampled to `rate`: (samples,) the same in each of `channels`, or (samples, 2) stereo.
+    """Write int16 at SAMPLE_RATE to `path`, resampled to `rate`: (samples,), copied to each of `channels`, or (samples, 2) stereo.
 
-    Container and codec follow the suffix: see CODECS. Opus knows 8, 12, 16, 24 and 48 kHz only. `options` of FFmpeg.
+    The suffix chooses container and codec, see CODECS. Opus takes 8, 12, 16, 24 and 48 kHz only. `options` go to FFmpeg's muxer.
     """
     with av.open(str(path), "w", options=options) as container:
         film = _video_track(container) if path.suffix == ".mp4" else None
@@ -34,7 +34,7 @@ def encode(pcm: np.ndarray, path: Path, *, rate: int = SAMPLE_RATE, channels: in
         if bitrate:
             track.bit_rate = bitrate
         if film:
-            _shoot(container, film, len(pcm) / SAMPLE_RATE)
+            _write_pictures(container, film, len(pcm) / SAMPLE_RATE)
         for start in range(0, len(pcm), SAMPLE_RATE):
             frame = av.AudioFrame.from_ndarray(pcm[start : start + SAMPLE_RATE].reshape(1, -1), format="s16", layout=given)
             frame.sample_rate, frame.pts = SAMPLE_RATE, start
@@ -43,7 +43,7 @@ def encode(pcm: np.ndarray, path: Path, *, rate: int = SAMPLE_RATE, channels: in
 
 
 def remux(source: Path, target: Path, *, container: str | None = None, without: tuple[float, float] = (0, 0)) -> None:
-    """The packets of a file in another container, but for those that begin in `without` (start, end) seconds."""
+    """Copy the packets of a file into another container, without those that begin between the two seconds of `without`."""
     with av.open(str(source)) as whole, av.open(str(target), "w", format=container) as other:
         track = whole.streams.audio[0]
         copy = other.add_stream_from_template(track)
@@ -56,8 +56,8 @@ def remux(source: Path, target: Path, *, container: str | None = None, without: 
 def encode_film(pcm: np.ndarray, path: Path, *, late: float = 0.0, pictures: float = 0.0, base: float = 0.0, codec: str = "", **options) -> None:
     """Write (samples,) int16 mono as the sound of a video, `late` seconds after the start of its pictures.
 
-    `pictures`: their seconds, 0 for as many as the sound has; `base`: seconds at which the clock of both starts; `codec`: another
-    for the sound; `options` of FFmpeg.
+    `pictures`: length of the video in seconds, 0 for the length of the sound; `base`: timestamp in seconds of the file's start;
+    `codec`: of the sound, if not the container's usual one; `options` go to FFmpeg's muxer.
     """
     sound_codec, film_codec = FILM_CODECS.get(path.suffix, ("aac", "mpeg4"))
     with av.open(str(path), "w", options=options) as container:
@@ -77,7 +77,7 @@ def encode_film(pcm: np.ndarray, path: Path, *, late: float = 0.0, pictures: flo
 def encode_silent_film(path: Path, seconds: float) -> None:
     """Write a video without any audio track."""
     with av.open(str(path), "w") as container:
-        _shoot(container, _video_track(container), seconds)
+        _write_pictures(container, _video_track(container), seconds)
 
 
 def _video_track(container, codec: str = "mpeg4"):
@@ -87,7 +87,7 @@ def _video_track(container, codec: str = "mpeg4"):
     return track
 
 
-def _shoot(container, track, seconds: float) -> None:
+def _write_pictures(container, track, seconds: float) -> None:
     for i in range(max(1, round(seconds * FRAMES_PER_SECOND))):
         picture = np.full((PICTURE, PICTURE, 3), i % 256, np.uint8)
         container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -1,9 +1,9 @@
-"""Recordings whose model is a script: what the real Qwen3-ASR would say for any stretch of them, at the real tokenizer's rates.
+"""Recordings with a scripted model, for speech that the tiny checkpoints cannot recognise: they know 36 English words.
 
-The tiny checkpoints hear 36 words. Here the sound is noise with pauses, every sample of it unlike any other, so that a
-script which stands in for vLLM's `generate` knows by the samples which stretch of the recording it is asked about. It says
-the words of that stretch, or what a scenario has the model say in their stead, and is cut off at the cap like vLLM. The
-aligner's forward pass is scripted too, its units are the package's own. All other code is the worker's.
+The audio is noise with pauses, and no stretch of it occurs twice. So the script that replaces vLLM's `generate` finds by the
+samples which stretch of the recording a decode covers. It answers with the words of that stretch, or with what a scenario
+puts in their place. Token counts follow the real tokenizer, and an answer is cut off at its max_tokens, as by vLLM. The
+aligner's forward pass is scripted too; its units are those of the qwen-asr package. All other code is the worker's.
 """
 
 import random
@@ -17,9 +17,9 @@ import numpy as np
 from audio import SAMPLE_RATE
 
 SECTION_SECONDS, GAP_SECONDS, PAUSE_SECONDS, SENTENCE_SECONDS = 56.0, 2.0, 0.5, 6.0
-LOUD, HISS = 3000, 3  # standard deviation of samples: the detector takes one for speech, the other for silence
+LOUD, HISS = 3000, 3  # standard deviation of the samples; to the voice detector LOUD is speech and HISS is silence
 
-# tokens a word, by the real tokenizer; of Thai and Japanese a word is a few characters
+# tokens per word, measured with the real tokenizer; a word of Thai or Japanese is a few characters here
 TOKENS = {"English": 1.1, "German": 1.6, "Greek": 5.8, "Hindi": 4.2, "Thai": 3.8, "Persian": 3.1, "Japanese": 2.0, "Chinese": 1.6}
 VOCABULARY = {
     "English": "the river was high after three days of rain and nobody in town could remember such a spring before this one came along".split(),
@@ -44,11 +44,11 @@ class Said:
 
 @dataclass(frozen=True)
 class Stretch:
-    """What a decode is asked about, in seconds of its section."""
+    """The part of a section that one decode covers, in seconds from the start of the section."""
 
     start: float
     end: float
-    words: list[Said]  # whose middle lies in it
+    words: list[Said]  # those whose midpoint lies in it
     context: str
     temperature: float
 
@@ -57,7 +57,7 @@ class Stretch:
         return self.end - self.start
 
     def text(self, until: float = float("inf")) -> str:
-        """What is said, to that second."""
+        """The words that end by second `until`."""
         return " ".join(word.text for word in self.words if word.end <= until)
 
 
@@ -69,11 +69,11 @@ class Section:
     words: list[Said] = field(default_factory=list)
     sounds: list[tuple[float, float]] = field(default_factory=list)  # (start, end) of what is no silence
     voiced: float = 1.0  # share of each word that is loud enough for the detector
-    model: Callable[[Stretch], str | None] = lambda stretch: None  # what it says other than the words; "" where it says nothing
-    piled_from: float = float("inf")  # second behind which the aligner gives the words of a stretch over 40 s no time of their own
+    model: Callable[[Stretch], str | None] = lambda stretch: None  # the answer for a stretch; None: the words, "": no text
+    piled_from: float = float("inf")  # in a chunk over 40 s the aligner gives words behind this second no time of their own
 
     def talk(self, until: float, words_per_minute: float = 150, text: list[str] | None = None) -> "Section":
-        """Go on talking, in sentences with pauses, to second `until` of the section."""
+        """Append sentences with pauses between, up to second `until` of the section."""
         at, step, words = self.end, 60 / words_per_minute, cycle(text) if text else shuffled(self.language)
         while at + SENTENCE_SECONDS <= until + 0.01:
             count = max(1, int((SENTENCE_SECONDS - PAUSE_SECONDS) / step))
@@ -84,20 +84,20 @@ class Section:
         return self
 
     def say(self, text: list[str], seconds: float, pause: float = PAUSE_SECONDS) -> "Section":
-        """Go on with these words, once, in so many seconds."""
+        """Append these words once, spread over `seconds`."""
         at, step = self.end + pause, seconds / len(text)
         self.words += [Said(word, at + i * step, at + (i + 1) * step) for i, word in enumerate(text)]
         self.sounds.append((at, at + seconds))
         return self
 
     def play(self, until: float, pause: float = PAUSE_SECONDS) -> "Section":
-        """Go on with sound in which nothing is said: music, applause, laughter."""
+        """Append sound without speech, such as music or applause, up to second `until` of the section."""
         self.sounds.append((self.end + pause, until))
         return self
 
     @property
     def end(self) -> float:
-        """Seconds, the pause included."""
+        """Seconds of the section, with the pause behind its last sound."""
         return max((end for _, end in self.sounds), default=-PAUSE_SECONDS) + PAUSE_SECONDS
 
 
@@ -108,7 +108,7 @@ def shuffled(language: str) -> Iterator[str]:
 
 
 class Recording:
-    """Sections one after another, with a longer pause between; stands in for `engine.generate` and the aligner's `_marks`."""
+    """Sections in a row with a longer pause between. Replaces `engine.generate` and the aligner's `_marks`."""
 
     def __init__(self, sections: list[Section]):
         self.sections, self.starts, at = sections, [], 0.0
@@ -129,14 +129,14 @@ class Recording:
         self.asked: list[tuple[float, float]] = []  # seconds of each decode
 
     def serve(self, worker, monkeypatch) -> None:
-        """Let this answer in the models' stead."""
+        """Replace the models of `worker` by this script."""
         self._decode = worker.asr._tokenizer.decode
         monkeypatch.setattr(worker.asr, "_rendered", self.rendered)
         monkeypatch.setattr(worker.asr._engine, "generate", self.generate)
         monkeypatch.setattr(worker.aligner, "_marks", self.marks)
 
     async def rendered(self, chunk, prompt_ids):
-        """In the place of vLLM's input, of which the script needs no spectrum."""
+        """Replaces vLLM's rendering; the script needs the samples and no spectrum."""
         return (chunk.pcm, prompt_ids), None
 
     async def generate(self, prompt, sampling, request_id, priority):
@@ -158,7 +158,7 @@ class Recording:
         yield SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=raw, finish_reason=finish, token_ids=range(tokens))])
 
     def marks(self, batch):
-        """Each unit's true time by its letters; one that was not said is piled on the last word, as the real aligner does."""
+        """For each clip the start and end of each unit in ms. A unit that was not said gets the last time, as by the real aligner."""
         for task in batch:
             begin, section = self._section_at(task.chunk.start, task.chunk.end)
             last = begin + section.piled_from if task.chunk.duration > 40 else float("inf")
@@ -174,7 +174,7 @@ class Recording:
         return [w for w in self.words if start <= (w.start + w.end) / 2 < end]
 
     def _section_at(self, start: float, end: float) -> tuple[float, Section]:
-        """The one that most of the stretch lies in, and where it begins."""
+        """(start in seconds, section) of the section that most of the stretch lies in."""
         return max(zip(self.starts, self.sections), key=lambda s: min(end, s[0] + s[1].end) - max(start, s[0]))
 
 
@@ -192,13 +192,13 @@ def written(text: str, language: str) -> str:
     return text.replace(" ", "") if language in UNSPACED else text
 
 
-# What the model may say in the place of the words
+# Scenarios: what the model answers in place of the words
 
 
 def loops(event: float, phrase: str = "ha ", cured_by_sampling: bool = False, cured_under: float = 0):
-    """From second `event` of the section on, in a stretch that holds 6 s from there, the phrase until the cap.
+    """The words up to second `event`, then `phrase` until the answer is cut off; only where the stretch holds `event` and 6 s more.
 
-    Not in a stretch of `cured_under` seconds or less, nor in another sampling where that cures it.
+    A stretch of at most `cured_under` seconds is answered correctly, and so is another sampling with `cured_by_sampling`.
     """
 
     def model(stretch: Stretch) -> str | None:
@@ -209,8 +209,8 @@ def loops(event: float, phrase: str = "ha ", cured_by_sampling: bool = False, cu
     return model
 
 
-def races(event: float, phrase: str = "ha "):
-    """The same, but the loop ends before the cap, after more than anyone can say, and what follows is said."""
+def loops_and_ends(event: float, phrase: str = "ha "):
+    """Like `loops`, but the loop ends before the cap, after more than anyone can say in the time; then come the words behind it."""
 
     def model(stretch: Stretch) -> str | None:
         if stretch.start > event or stretch.end < event + 6:
@@ -222,7 +222,7 @@ def races(event: float, phrase: str = "ha "):
 
 
 def stops_early(second: float, cured_by_sampling: bool = False):
-    """In a long stretch it says no more than what is said up to `second` of the section."""
+    """In a stretch over 40 s the words up to `second` of the section, and no more."""
 
     def model(stretch: Stretch) -> str | None:
         early = stretch.start < second - 1 and stretch.seconds > 40 and not (stretch.temperature and cured_by_sampling)
@@ -232,10 +232,10 @@ def stops_early(second: float, cured_by_sampling: bool = False):
 
 
 def echoes(stretch: Stretch) -> str | None:
-    """With a context it begins with that."""
+    """The context, where there is one, and then the words."""
     return f"{stretch.context} {stretch.text()}" if stretch.context else None
 
 
 def thanks(stretch: Stretch) -> str | None:
-    """Where nothing is said, it makes up a farewell."""
+    """A made-up farewell where nothing is said."""
     return None if stretch.words else "Thank you for watching."

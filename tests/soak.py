@@ -21,8 +21,8 @@ from standin import until
 from test_runpod import Worker, started
 
 JOBS, EARLY, AT_ONCE = 500, 100, 8
-GROWTH_BYTES = 50 * 2**20  # of the worker's process: the allocators' play
-GROWTH_OF_ALL = 1.15  # with vLLM's: torch keeps kernels for every new shape of a batch on a CPU, and stops after some hundred
+GROWTH_BYTES = 50 * 2**20  # allowed, of the worker's process: allocators do not return all freed memory
+GROWTH_OF_ALL = 1.15  # allowed, of all processes: on a CPU torch keeps kernels for each new batch shape, up to a few hundred
 KINDS = {"short": 60, "big": 10, "silent": 5, "invalid": 5, "missing": 5, "web page": 5, "cancelled": 10}  # percent
 
 
@@ -30,15 +30,15 @@ KINDS = {"short": 60, "big": 10, "silent": 5, "invalid": 5, "missing": 5, "web p
 class Held:
     """What a worker holds when it has nothing to do."""
 
-    own_memory: int  # bytes that only the worker's process has
-    memory: int  # and all its processes together
+    own_memory: int  # bytes of the worker's process, without shared pages
+    memory: int  # the same of all its processes together
     descriptors: int
     threads: int
     files: int
     children: int
 
     @classmethod
-    def by(cls, worker: Worker) -> "Held":
+    def measured(cls, worker: Worker) -> "Held":
         own = psutil.Process(worker.process.pid)
         family = [own, *worker.children()]
         return cls(
@@ -75,16 +75,16 @@ def test_five_hundred_jobs_are_answered_once_each_and_nothing_grows(tmp_path, fi
 
         def settled() -> Held:
             until(lambda: open_jobs() == 0 and not worker.files(), 300)
-            time.sleep(3)  # for the last cancelled one's end, and the SDK's idle polls
+            time.sleep(3)  # until the last cancelled job has ended and the SDK polls idly
             gc.collect()
-            return Held.by(worker)
+            return Held.measured(worker)
 
         for number, kind in enumerate(kinds, 1):
             until(lambda: open_jobs() < 2 * AT_ONCE, 300)
             job_id = platform.submit(inputs[kind]())
             sent[job_id] = kind
             if kind == "cancelled":
-                time.sleep(rng.random() / 2)  # some still in the queue, some at work
+                time.sleep(rng.random() / 2)  # some are still in the queue, some are running
                 platform.cancel(job_id)
             if number % EARLY == 0:
                 held[number] = settled()

@@ -1,26 +1,26 @@
-"""A stand-in of the RunPod Serverless platform on loopback: a real worker and real clients cannot tell them apart.
+"""Stand-in for the RunPod Serverless platform on loopback, for a real worker and real clients.
 
-What the worker asks, GET where nothing is said (runpod SDK 1.12.0: rp_job.py, rp_http.py, rp_ping.py, rp_scale.py):
+Requests of a worker, GET where no method is named (runpod SDK 1.12.0: rp_job.py, rp_http.py, rp_ping.py, rp_scale.py):
     job-take/{worker}                         long poll: 200 with a job, 204 without
     job-take-batch/{worker}?batch_size=N      long poll: 200 with a list of up to N jobs, 204 without
     job-stop/{worker}                         long poll: {"jobsToStop": [id, …]} or 204
     POST job-done/{worker}/{job}              {"output", "error", "stopPod"}, each optional: the job's end;
                                               {"status": "IN_PROGRESS", "output"}: progress, shown by /status
-    POST job-stream/{worker}/{job}            {"output"}: one thing that a generator yielded
-    ping/{worker}?job_id=a,b                  the jobs that the worker knows of
+    POST job-stream/{worker}/{job}            {"output"}: one value that a generator yielded
+    ping/{worker}?job_id=a,b                  the jobs that the worker holds
 
-What a client asks (runpod SDK 1.12.0 endpoint/runner.py, npm runpod-sdk 1.1.2 src/index.ts, RunPod's "operation reference"):
+Requests of a client (runpod SDK 1.12.0 endpoint/runner.py, npm runpod-sdk 1.1.2 src/index.ts, RunPod's "operation reference"):
     POST run, POST runsync?wait=ms, status/{job}, status-sync/{job}?wait=ms, stream/{job}, POST cancel/{job}, health,
     POST purge-queue. A job's body is {id, status, delayTime, executionTime, output?, error?, workerId?}, times in ms.
 
-Known of the platform, and the same here: a job-done that is too large gets 400, and its job is COMPLETED without output;
-an `error` makes a job FAILED; 4xx is final for the worker, 5xx is tried again (thrice in all). A guess, as it is documented
-nowhere: what is posted about a job that has ended is recorded and changes nothing; a body that is not JSON gets 400, and its
-job stays IN_PROGRESS; a job whose worker dies stays IN_PROGRESS. Not here: `ttl`, rate limits, request size limits.
+Known behaviour of the platform, the same here: a job-done that is too large gets 400, and its job is COMPLETED without output;
+an `error` makes a job FAILED; the worker takes 4xx as final and repeats after 5xx (three attempts in all). Assumed, because it
+is not documented: a post about a job that has ended is recorded and changes nothing; a body that is not JSON gets 400, and its
+job stays IN_PROGRESS; a job whose worker dies stays IN_PROGRESS. Not implemented: `ttl`, rate limits, request size limits.
 
-A request's `webhook` is posted what /status shows when the job has ended; without a 200 twice more, here with no 10 s between.
+When a job ends, its `webhook` is sent what /status shows. Without a 200 it is sent twice more, here without the pause of 10 s.
 
-Also here, under bucket_url: as much of S3 as boto3's put_object, upload_file, get_object and presigned GETs need.
+Under bucket_url there is the part of S3 that boto3's put_object, upload_file, get_object and presigned GETs need.
 """
 
 import asyncio
@@ -41,22 +41,22 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
-WORKDIR = Path(__file__).parent.parent / "src"  # a worker's, as in the image: on RunPod the SDK leaves test_input.json alone
+WORKDIR = Path(__file__).parent.parent / "src"  # of a worker, as in the image; the test_input.json there is ignored on RunPod
 ENDPOINT = "ep1"
 WORKER = "worker1"
 KEY = "key1"  # of the worker; clients may send any
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
-POLL_SECONDS = 1.5  # RunPod holds a poll much longer; a stopped worker ends only when its last polls are answered
+POLL_SECONDS = 1.5  # RunPod holds a poll much longer; short here, because a stopped worker ends only after its last polls
 TICK_SECONDS = 0.02
 CLIENT_WAIT_MS = 1_000, 90_000, 300_000  # least, default, most of ?wait
 REPLY_LIMIT = 20_000_000  # bytes of a job-done body: about 20 MB, reported for /runsync; 10 MB for /run
-WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS = 3, 10  # for each
-CALL_SECONDS = 10  # for what the server's thread answers at once
+WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS = 3, 10  # seconds for each attempt
+CALL_SECONDS = 10  # bound for a call into the server's thread that does not wait for a job
 
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """What a worker posted about a job: when (monotonic seconds), what (a str where it is no JSON), and our HTTP status."""
+    """What a worker posted about a job: time (monotonic seconds), body (a str where it is not JSON), HTTP status of the answer."""
 
     at: float
     body: dict | str
@@ -65,7 +65,7 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """One answered job-take: how many jobs were asked for, what was given; `key` is the Authorization header."""
+    """One answered job-take: how many jobs were asked for, the ids that were given; `key` is the Authorization header."""
 
     at: float
     worker: str
@@ -83,10 +83,10 @@ class Ping:
 
 @dataclass(slots=True)
 class Job:
-    """One job and all that happened to it; times are monotonic seconds, None until it happens."""
+    """One job with everything posted about it; times are monotonic seconds, None until the event."""
 
     id: str
-    request: dict  # {"input": …} and what else the client sent beside it: policy, s3Config, webhook
+    request: dict  # {"input": …} and the client's fields beside it: policy, s3Config, webhook
     status: str = "IN_QUEUE"
     submitted: float = field(default_factory=time.monotonic)
     taken: float | None = None
@@ -125,12 +125,12 @@ class Job:
 class Platform:
     """One endpoint with its queue, on a port that the system chose; a thread of its own serves it until close().
 
-    Jobs are read by id: platform.jobs[id].results. Knobs, set at any time: reply_limit, fail_results.
+    Tests read jobs by id, as platform.jobs[id].results. reply_limit and fail_results may be set at any time.
     """
 
     def __init__(self, reply_limit: int = REPLY_LIMIT):
         self.reply_limit = reply_limit  # bytes
-        self.fail_results = 0  # so many of the next result posts get a 500
+        self.fail_results = 0  # how many of the next result posts get a 500
         self.jobs: dict[str, Job] = {}  # in the order of submission
         self.takes: list[Take] = []
         self.pings: list[Ping] = []
@@ -141,7 +141,7 @@ class Platform:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stand-in")
         self._thread.start()
-        # handler_cancellation: a poll whose worker has died must not take a job with it
+        # handler_cancellation: the open poll of a worker that has died must not take a job
         self._runner = web.AppRunner(self._routes(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         self._origin = f"http://127.0.0.1:{self._call(self._serve())}"
 
@@ -149,7 +149,7 @@ class Platform:
 
     @property
     def base_url(self) -> str:
-        """What clients are given as the API's address; the endpoint is ENDPOINT."""
+        """The API's address for clients; the endpoint is ENDPOINT."""
         return f"{self._origin}/v2"
 
     @property
@@ -158,11 +158,11 @@ class Platform:
 
     @property
     def bucket_url(self) -> str:
-        """S3's endpoint: any bucket exists, any credentials do; what is put is in store.objects["bucket/key"]."""
+        """The S3 endpoint. Every bucket exists, all credentials are accepted; objects are in store.objects["bucket/key"]."""
         return f"{self._origin}/s3"
 
     def worker_environment(self) -> dict[str, str]:
-        """The variables that RunPod sets, and those that keep the SDK's checks and this machine's own settings out."""
+        """Environment of a worker: RunPod's variables, and those that switch off the SDK's checks and this machine's settings."""
         return {
             # the SDK appends &…: every address has its ? already
             "RUNPOD_WEBHOOK_GET_JOB": f"{self.url}/job-take/$ID?gpu=SIM",
@@ -181,18 +181,18 @@ class Platform:
         }
 
     def submit(self, input: Any, **top_level: Any) -> str:
-        """Queue a job as POST /run does; `top_level` is what goes beside the input: policy, s3Config, webhook."""
+        """Queue a job as POST /run does; `top_level`: fields beside the input (policy, s3Config, webhook). Returns its id."""
         return self._call(self._queue({"input": input} | top_level)).id
 
     def wait(self, job_id: str, timeout: float = 30) -> dict:
-        """The job's body once it has ended; TimeoutError, with the body there is, if it does not."""
+        """The job's body once it has ended. Raises TimeoutError, with the current body, after `timeout` seconds."""
         job = self.jobs[job_id]
         if not self._call(self._until(lambda: job.status in FINAL, timeout), timeout + CALL_SECONDS):
             raise TimeoutError(f"after {timeout} s: {job.body()}")
         return job.body()
 
     def cancel(self, job_id: str) -> dict:
-        """As POST /cancel: out of the queue, or to be stopped by its worker."""
+        """As POST /cancel: a queued job is removed, a running one is stopped by its worker. Returns its body."""
         return self._call(self._cancel(self.jobs[job_id]))
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class Platform:
         return self._runner.addresses[0][1]
 
     def _routes(self) -> web.Application:
-        app = web.Application(client_max_size=2**30)  # the platform's own limit is what _on_done knows
+        app = web.Application(client_max_size=2**30)  # no limit here: _on_done applies the platform's
         at = f"/v2/{ENDPOINT}"
         for path, handler in {
             "/job-take/{worker}": self._on_take,
@@ -241,7 +241,7 @@ class Platform:
         return app
 
     async def _until(self, question: Callable[[], Any], seconds: float) -> Any:
-        """The question's answer as soon as it is truthy, or the one it has after so many seconds."""
+        """The first truthy answer to `question`, or the last one after `seconds`."""
         deadline = time.monotonic() + seconds
         while not (answer := question()) and time.monotonic() < deadline:
             await asyncio.sleep(TICK_SECONDS)
@@ -296,21 +296,21 @@ class Platform:
         if isinstance(body, dict) and body.get("status") == "IN_PROGRESS":
             if job.status == "IN_PROGRESS":
                 job.shown = {"output": body.get("output")}
-            return _noted(job.progress, body, 200)
+            return _recorded(job.progress, body, 200)
         if self.fail_results > 0:
             self.fail_results -= 1
-            return _noted(job.results, body, 500)
+            return _recorded(job.results, body, 500)
         if not isinstance(body, dict):
-            return _noted(job.results, body, 400)
+            return _recorded(job.results, body, 400)
         if len(await request.read()) > self.reply_limit:
             job.finish("COMPLETED", {})
-            return _noted(job.results, body, 400)
+            return _recorded(job.results, body, 400)
         job.finish("FAILED" if body.get("error") else "COMPLETED", {key: body[key] for key in ("output", "error") if key in body})
-        return _noted(job.results, body, 200)
+        return _recorded(job.results, body, 200)
 
     async def _on_chunk(self, request: web.Request) -> web.Response:
         body = await _posted(request)
-        return _noted(self._job(request).chunks, body, 200 if isinstance(body, dict) else 400)
+        return _recorded(self._job(request).chunks, body, 200 if isinstance(body, dict) else 400)
 
     # -- client side
 
@@ -320,12 +320,12 @@ class Platform:
         job = Job(f"{prefix}{uuid.uuid4()}", body)
         self.jobs[job.id] = job
         if webhook := body.get("webhook"):
-            task = asyncio.create_task(self._tell(job, webhook))
+            task = asyncio.create_task(self._post_webhook(job, webhook))
             self._webhooks.add(task)
             task.add_done_callback(self._webhooks.discard)
         return job
 
-    async def _tell(self, job: Job, webhook: str) -> None:
+    async def _post_webhook(self, job: Job, webhook: str) -> None:
         while job.status not in FINAL:
             await asyncio.sleep(TICK_SECONDS)
         async with ClientSession(timeout=ClientTimeout(WEBHOOK_SECONDS)) as session:
@@ -342,7 +342,7 @@ class Platform:
         return job.body()
 
     def _end_running(self, job: Job, status: str) -> None:
-        """End a job that runs, and have its worker stop it; nothing if it has ended."""
+        """End a running job and tell its worker to stop it; a job that has ended stays as it is."""
         if job.status == "IN_PROGRESS":
             job.finish(status, {})
             self._stops.setdefault(job.worker, []).append(job.id)
@@ -367,7 +367,7 @@ class Platform:
         return await self._ended(self._job(request), request)
 
     async def _on_stream(self, request: web.Request) -> web.Response:
-        """What was yielded since the last call. Held open, as the JavaScript client asks again without a pause."""
+        """Values yielded since the last call. A long poll, because the JavaScript client asks again without a pause."""
         job = self._job(request)
         await self._until(lambda: job.status in FINAL or len(job.chunks) > job.streamed, POLL_SECONDS)
         new = [post.body for post in job.chunks[job.streamed :]]
@@ -393,7 +393,7 @@ class Platform:
 
 
 async def _posted(request: web.Request) -> dict | str:
-    """The body as JSON, or as it came. NaN and Infinity, which Python's json writes and reads, are no JSON."""
+    """The body parsed as strict JSON, else as a str: NaN and Infinity, which Python's json reads, are refused."""
 
     def refuse(constant: str):
         raise ValueError(constant)
@@ -405,15 +405,15 @@ async def _posted(request: web.Request) -> dict | str:
         return text
 
 
-def _noted(posts: list[Post], body: dict | str, answer: int) -> web.Response:
+def _recorded(posts: list[Post], body: dict | str, answer: int) -> web.Response:
     posts.append(Post(time.monotonic(), body, answer))
     return web.Response(status=answer)
 
 
 class ObjectStore:
-    """S3 by path, without signatures: PUT, GET, HEAD, and the three calls of a multipart upload.
+    """S3 with path-style addresses and without signatures: PUT, GET, HEAD, and the three calls of a multipart upload.
 
-    Multipart because the SDK's rp_upload asks for it from 25 KB on.
+    The SDK's rp_upload uses multipart uploads from 25 KB on.
     """
 
     def __init__(self):
@@ -453,7 +453,7 @@ class ObjectStore:
 
 @contextmanager
 def running_worker(platform: Platform, command: Sequence[str | Path], log: Path, **environment: str) -> Iterator[subprocess.Popen]:
-    """A worker process of that platform, in a session of its own; what is left of that session at the end is killed."""
+    """A worker process of `platform` in its own session; processes that are left of that session at the end are killed."""
     with open(log, "wb") as out:
         process = subprocess.Popen(
             command, env=os.environ | platform.worker_environment() | environment, cwd=WORKDIR, stdout=out, stderr=out, start_new_session=True
@@ -467,7 +467,7 @@ def running_worker(platform: Platform, command: Sequence[str | Path], log: Path,
 
 
 def until(question: Callable[[], Any], seconds: float = 30) -> Any:
-    """The question's answer once it is truthy; a failed assertion after so many seconds."""
+    """The first truthy answer to `question`; a failed assertion after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (answer := question()):
         assert time.monotonic() < deadline, f"not within {seconds} s"

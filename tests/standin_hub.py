@@ -1,7 +1,7 @@
-"""A stand-in of the model hub on loopback: what huggingface_hub 0.36 asks of it for a snapshot.
+"""Stand-in for the model hub on loopback: the requests that huggingface_hub 0.36 makes to fetch a snapshot.
 
     GET api/models/{name}/revision/{revision}?blobs=true    commit and files, with size, git hash and, of weights, SHA-256
-    HEAD, GET {name}/resolve/{commit}/{file}                headers and content; a Range is kept
+    HEAD, GET {name}/resolve/{commit}/{file}                headers and content; a Range is honoured
 """
 
 import functools
@@ -20,8 +20,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """`with Hub() as hub`: serves the tiny checkpoints as tiny/asr and tiny/aligner, both with one revision, main.
 
-    `requests` are (method, path, Authorization, Range) as they came. `tells_hashes` may be turned off. `faults` are used up one
-    by one, at each GET of weights: "cut" ends the connection halfway, "wrong" sends other bytes.
+    `requests` are (method, path, Authorization, Range) in order. With `tells_hashes = False` the list of files has no sizes and
+    hashes. Each GET of weights uses up one of `faults`: "cut" ends the connection halfway, "wrong" sends other bytes.
     """
 
     def __init__(self) -> None:
@@ -57,18 +57,18 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         if (match := re.fullmatch(r"/api/models/(.+)/revision/(.+)", path)) and match[1] in self.hub.repositories:
             if match[2] not in ("main", COMMIT):
                 return self._answer(404, {"X-Error-Code": "RevisionNotFound"})
-            files = [self._told(file) for file in sorted(self.hub.repositories[match[1]].iterdir())]
+            files = [self._described(file) for file in sorted(self.hub.repositories[match[1]].iterdir())]
             return self._answer(200, {}, json.dumps({"id": match[1], "sha": COMMIT, "siblings": files}).encode())
         if (match := re.fullmatch(rf"/(.+)/resolve/{COMMIT}/([\w.]+)", path)) and match[1] in self.hub.repositories:
             return self._send(self.hub.repositories[match[1]] / match[2])
         self._answer(404, {"X-Error-Code": "RepoNotFound"})
 
-    def _told(self, file: Path) -> dict:
+    def _described(self, file: Path) -> dict:
         content = file.read_bytes()
-        told = {"size": len(content), "blobId": git_hash(content)}
+        described = {"size": len(content), "blobId": git_hash(content)}
         if file.suffix == WEIGHTS:
-            told["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
-        return {"rfilename": file.name} | (told if self.hub.tells_hashes else {})
+            described["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
+        return {"rfilename": file.name} | (described if self.hub.tells_hashes else {})
 
     def _send(self, file: Path) -> None:
         content = file.read_bytes()
@@ -94,7 +94,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
 
 def etag(file: Path) -> str:
-    """By which the hub's cache names a file's content."""
+    """The ETag of a file, by which the hub's cache names its content."""
     content = file.read_bytes()
     return hashlib.sha256(content).hexdigest() if file.suffix == WEIGHTS else git_hash(content)
 

@@ -87,7 +87,7 @@ LOOPING = {
     ),
     "a loop that pieces mend": Scenario(lambda: section(model=scripted.loops(24.5, cured_under=32)).talk(24).play(38).talk(MINUTE), outcomes=("mended", "mended")),
     "a loop that another sampling mends": Scenario(lambda: section(model=scripted.loops(24.5, cured_by_sampling=True)).talk(MINUTE), outcomes=("mended",) * 3),
-    "a loop that ends": Scenario(lambda: section(model=scripted.races(24.5)).talk(24).play(38).talk(MINUTE), outcomes=("mended", "kept", "mended"), added="ha"),
+    "a loop that ends": Scenario(lambda: section(model=scripted.loops_and_ends(24.5)).talk(24).play(38).talk(MINUTE), outcomes=("mended", "kept", "mended"), added="ha"),
     "a loop in Chinese": Scenario(lambda: section("Chinese", model=scripted.loops(24.5, "像 ")).talk(24).play(38).talk(MINUTE), outcomes=("mended", "kept", "mended"), added="像"),
     "a loop at the start": Scenario(lambda: section(model=scripted.loops(0)).play(14, pause=0).talk(MINUTE), outcomes=("kept", "mended", "mended"), added="ha"),
 }  # fmt: skip
