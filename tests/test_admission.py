@@ -1,4 +1,4 @@
-"""One gate for all jobs: never more inside than there are places, early chunks first, fair over jobs, no place ever lost."""
+"""The gate for the chunks of all jobs: never more inside than places, early chunks first, fair over jobs, no place lost."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ async def settle() -> None:
 
 
 class Visitors:
-    """Waits at a gate for chunks named by job and index, and tells in which order they were let in."""
+    """Lets chunks, named by job and index, wait at a gate; `order` is the order in which they entered."""
 
     def __init__(self, gate: Gate):
         self.gate, self.order, self.tasks, self.holders = gate, [], [], {}
@@ -36,7 +36,7 @@ class Visitors:
         await settle()
 
 
-async def test_so_many_go_in_and_the_next_waits_until_one_leaves():
+async def test_with_all_places_taken_the_next_chunk_waits_until_one_leaves():
     visitors = Visitors(Gate(2))
     for index in range(3):
         await visitors.come("a", index)
@@ -45,7 +45,7 @@ async def test_so_many_go_in_and_the_next_waits_until_one_leaves():
     assert visitors.order == ["a0", "a1", "a2"]
 
 
-async def test_the_earliest_chunk_of_any_recording_is_next():
+async def test_the_chunk_that_is_earliest_in_its_recording_is_next():
     visitors = Visitors(Gate(1))
     for job, index in (("x", 0), ("a", 3), ("b", 1), ("c", 0), ("d", 500)):
         await visitors.come(job, index)
@@ -54,8 +54,8 @@ async def test_the_earliest_chunk_of_any_recording_is_next():
     assert visitors.order == ["x0", "c0", "b1", "a3", "d500"]
 
 
-async def test_of_later_chunks_the_job_with_the_fewest_inside_is_next_however_far_it_has_come():
-    """So a long recording does not wait for one that began later."""
+async def test_among_later_chunks_the_job_with_the_fewest_inside_is_next():
+    """Position in the recording does not count, so a long recording does not wait for one that began later."""
     visitors = Visitors(Gate(3))
     for index in (20, 21, 22):
         await visitors.come("late", index)
@@ -65,7 +65,7 @@ async def test_of_later_chunks_the_job_with_the_fewest_inside_is_next_however_fa
     assert visitors.order[3:] == ["old500"]
 
 
-async def test_jobs_with_as_many_inside_go_in_the_order_they_came():
+async def test_jobs_with_equally_many_inside_enter_in_order_of_arrival():
     visitors = Visitors(Gate(1))
     for job in "xabc":
         await visitors.come(job, EARLY_CHUNKS)
@@ -74,7 +74,7 @@ async def test_jobs_with_as_many_inside_go_in_the_order_they_came():
     assert visitors.order == [f"{job}{EARLY_CHUNKS}" for job in "xabc"]
 
 
-async def test_who_gives_up_waiting_leaves_the_place_to_others():
+async def test_a_cancelled_waiter_is_passed_over():
     gate = Gate(1)
     visitors = Visitors(gate)
     for job in "xab":
@@ -85,7 +85,7 @@ async def test_who_gives_up_waiting_leaves_the_place_to_others():
     assert visitors.order == ["x0", "b0"]
 
 
-async def test_a_place_is_not_given_to_who_has_just_been_cancelled():
+async def test_a_waiter_cancelled_just_before_a_place_is_free_is_passed_over():
     gate = Gate(1)
     visitors = Visitors(gate)
     for job in "xab":
@@ -96,7 +96,7 @@ async def test_a_place_is_not_given_to_who_has_just_been_cancelled():
     assert visitors.order == ["x0", "b0"]
 
 
-async def test_a_place_given_to_who_is_cancelled_at_that_moment_is_not_lost():
+async def test_the_place_of_a_waiter_cancelled_just_after_it_got_it_goes_to_the_next():
     gate = Gate(1)
     visitors = Visitors(gate)
     for job in "xab":
@@ -107,7 +107,7 @@ async def test_a_place_given_to_who_is_cancelled_at_that_moment_is_not_lost():
     assert visitors.order == ["x0", "b0"]
 
 
-async def test_a_job_that_ends_leaves_with_all_its_chunks():
+async def test_a_job_that_ends_gives_back_the_places_of_all_its_chunks():
     gate = Gate(2)
     with pytest.raises(KeyError):
         async with gate.holder() as holder:
@@ -122,7 +122,7 @@ async def test_a_job_that_ends_leaves_with_all_its_chunks():
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**32))
 @settings(max_examples=150, deadline=None)
-def test_whatever_comes_goes_and_is_cancelled_no_more_are_inside_than_places_and_all_that_stay_get_in(places, jobs, seed):
+def test_under_random_arrivals_and_cancellations_the_gate_never_overfills_and_loses_no_place(places, jobs, seed):
     rng = random.Random(seed)
     inside, most, served = 0, 0, []
 

@@ -1,4 +1,4 @@
-"""The real aligner: its batches, its encoder's window, its own times, and what becomes of a clip where it fails."""
+"""The real aligner: its batches, its encoder's attention window, its word times, and its failures."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ def task_lasting(seconds: float, index: int = 0) -> align._Task:
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=60), st.integers(1, 60))
-def test_batches_hold_like_lengths_within_their_audio_and_count(clips, seconds):
+def test_a_batch_holds_the_clips_of_nearest_length_within_its_limits_of_audio_and_count(clips, seconds):
     waiting = [task_lasting(tenths / 10, index) for tenths, index in clips]
     left, taken = list(waiting), []
     while left:
@@ -65,7 +65,7 @@ def features(tower, mel: torch.Tensor) -> torch.Tensor:
 
 
 def full_attention(tower, mel: torch.Tensor) -> torch.Tensor:
-    """What the package gives by itself."""
+    """The features without a window, as the package computes them."""
     tower.set_attn_implementation("sdpa")
     try:
         return features(tower, mel)
@@ -82,14 +82,14 @@ def test_the_features_of_the_first_8_s_do_not_change_with_what_is_said_after_sec
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1, 3.21, 7.99, 8])
-def test_clips_up_to_8_s_give_what_they_gave_without_a_window(worker, tower, seconds):
+def test_clips_up_to_8_s_have_the_same_features_with_and_without_a_window(worker, tower, seconds):
     mel = spectrum(worker, ENGLISH[:4], seconds)
     assert torch.equal(features(tower, mel), full_attention(tower, mel))
 
 
 @pytest.mark.parametrize("seconds", [8.01, 16, 28.3, 60])
 def test_the_windows_are_those_of_the_packages_own_mask(worker, tower, seconds):
-    """Which it makes for attention that does not read `cu_seqlens`, and never applies."""
+    """The package makes that mask for attention that does not read `cu_seqlens`, and never applies it."""
     mel = spectrum(worker, ENGLISH[:40], seconds)
     hooks = [
         layer.self_attn.register_forward_pre_hook(
@@ -105,8 +105,8 @@ def test_the_windows_are_those_of_the_packages_own_mask(worker, tower, seconds):
     assert torch.allclose(features(tower, mel), masked, atol=1e-4)
 
 
-def test_our_way_through_the_real_aligner_gives_the_packages_own_times(worker):
-    """For every word whose marks needed no repair; what upstream would fill in is ours to estimate."""
+def test_word_times_equal_those_of_the_package(worker):
+    """For every word whose marks need no repair. The others are estimated, which the package does in another way."""
     package, compared = worker.aligner._model, 0
     for u in [*ENGLISH[:6], *CHINESE[:6]]:
         chunk = chunk_of(u.pcm)
@@ -121,8 +121,8 @@ def test_our_way_through_the_real_aligner_gives_the_packages_own_times(worker):
 
 
 @pytest.mark.parametrize("samples", [8_000, 8_001, 51_360, 51_439, 128_000])
-def test_the_aligner_makes_of_the_recognisers_spectrum_what_its_package_makes_of_the_samples(worker, samples):
-    """Every tensor, bit for bit, also where the last hop is not whole."""
+def test_inputs_made_from_the_recognisers_spectrum_equal_those_the_package_makes_from_samples(worker, samples):
+    """Every tensor, bit for bit, also where the last hop is incomplete."""
     chunk, text = chunk_of(np.concatenate([u.pcm for u in ENGLISH[:4]])[:samples]), ENGLISH[0].text
     heard = asyncio.run(worker.asr.transcribe(chunk, "English", ""))
     ours = worker.aligner._prepared(chunk, text, "English", heard.spectrum)
@@ -134,7 +134,7 @@ def test_the_aligner_makes_of_the_recognisers_spectrum_what_its_package_makes_of
     assert torch.equal(worker.aligner._prepared(chunk, text, "English", None).inputs["input_features"], theirs["input_features"][0])
 
 
-def test_the_real_aligner_takes_jobs_together_and_answers_each_with_its_own(worker):
+def test_clips_aligned_at_the_same_time_each_get_their_own_words(worker):
     async def together():
         pool = [*ENGLISH[:10], *CHINESE[:10]]
         return pool, await asyncio.gather(*(worker.aligner.align(chunk_of(u.pcm), u.text, u.language) for u in pool))
@@ -144,14 +144,14 @@ def test_the_real_aligner_takes_jobs_together_and_answers_each_with_its_own(work
         assert all(abs(a.start - b.start) < 1 for a, b in zip(found, u.words))
 
 
-def test_a_language_without_an_aligner_is_refused_not_guessed(worker):
+def test_a_language_that_the_aligner_does_not_know_is_refused(worker):
     assert "Hindi" not in LANGUAGES
     with pytest.raises(AlignError, match="Hindi"):
         asyncio.run(worker.aligner.align(chunk_lasting(1), "नमस्ते", "Hindi"))
 
 
-def test_out_of_memory_halves_the_batch_until_it_fits_fault_injected_in_the_model(worker, monkeypatch):
-    """What still doesn't fit alone fails alone."""
+def test_out_of_memory_halves_the_batch_until_it_fits_fault_injected(worker, monkeypatch):
+    """A clip that does not fit by itself fails by itself."""
     thinker, sizes = worker.aligner._model.model.thinker, []
     forward = thinker.forward
     longest = max(ENGLISH[:8], key=lambda u: u.duration)
@@ -177,17 +177,17 @@ def test_out_of_memory_halves_the_batch_until_it_fits_fault_injected_in_the_mode
     assert max(sizes) > 2
 
 
-def test_a_text_that_the_packages_splitter_cannot_take_costs_its_own_times_only_fault_injected_in_the_splitter(worker, monkeypatch):
+def test_a_text_that_the_packages_splitter_cannot_read_fails_for_a_known_reason_fault_injected(worker, monkeypatch):
     def breaks(*_):
         raise KeyError("injected")
 
     monkeypatch.setattr(worker.aligner._model.aligner_processor, "encode_timestamp", breaks)
     with pytest.raises(AlignError, match="KeyError") as failed:
         asyncio.run(worker.aligner.align(chunk_of(ENGLISH[0].pcm), ENGLISH[0].text, "English"))
-    assert not failed.value.unexplained  # the device is not to blame
+    assert not failed.value.unexplained  # the fault is in the text, so it does not count against the GPU
 
 
-def test_a_broken_batch_fails_its_own_clips_and_the_aligner_goes_on_fault_injected_in_the_model(worker, monkeypatch):
+def test_an_exception_in_a_batch_fails_its_clips_and_the_next_batch_is_aligned_fault_injected(worker, monkeypatch):
     def breaks(**_):
         raise RuntimeError("injected")
 
@@ -201,7 +201,7 @@ def test_a_broken_batch_fails_its_own_clips_and_the_aligner_goes_on_fault_inject
     assert asyncio.run(worker.aligner.align(chunk, u.text, u.language))
 
 
-def test_on_a_gpu_the_aligner_is_held_to_its_share_before_it_takes_any_memory_device_injected(monkeypatch):
+def test_on_a_gpu_the_memory_share_is_set_before_the_weights_are_moved_device_injected(monkeypatch):
     steps = []
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: steps.append(share))
     aligner = Aligner(os.environ["ALIGNER_NAME"], "cuda", 32, gpu_share=0.2)

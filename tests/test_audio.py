@@ -1,4 +1,4 @@
-"""Files → samples: every usual format, damage of every kind, and nothing left behind. Each test starts real children."""
+"""Files → samples: formats, start times, declared lengths, damage, limits. Each test starts real decoder processes and leaves none."""
 
 import asyncio
 import random
@@ -51,7 +51,7 @@ def decoded(path: Path) -> np.ndarray:
 
 
 def decoded_while_it_grows(content: bytes, folder: Path, told: bool, pieces: int = 40) -> np.ndarray:
-    """As if the file came over a network, `told` its size or not."""
+    """Decode a file while it is written in `pieces`; `told`: whether the decoder is given its size."""
     path, whole = folder / "growing", folder / "growing.whole"
 
     async def grow():
@@ -77,7 +77,7 @@ def decoded_while_it_grows(content: bytes, folder: Path, told: bool, pieces: int
         whole.unlink(missing_ok=True)
 
 
-def warned(path: Path, max_seconds: float = 3600) -> tuple[float, str | None]:
+def sound_and_warning(path: Path, max_seconds: float = 3600) -> tuple[float, str | None]:
     """(seconds of sound, warning)."""
 
     async def collect():
@@ -97,7 +97,7 @@ def refusal(path: Path, error: type[DecodeError] = DecodeError, **limits) -> str
 
 
 def lag(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """How much later `b` is than `a`, in seconds, and how well it matches there (1: but for loudness the same)."""
+    """(seconds by which `b` is later than `a`, correlation of the two there: 1 where they differ in loudness only)."""
     n = min(len(a), len(b))
     a, b = a[:n].astype(float), b[:n].astype(float)
     correlation = np.fft.irfft(np.fft.rfft(b, 2 * n) * np.fft.rfft(a, 2 * n).conj())
@@ -149,7 +149,7 @@ def test_a_file_that_is_still_arriving_gives_the_samples_of_the_whole_one(tmp_pa
 
 
 @pytest.mark.parametrize("suffix", [".mp3", ".wav", ".flac", ".opus", ".webm"])
-def test_sound_comes_before_its_file_is_there(tmp_path, suffix):
+def test_samples_come_before_the_file_is_complete(tmp_path, suffix):
     media.encode(np.tile(SPEECH, 6), tmp_path / f"a{suffix}", rate=48_000)
     content = (tmp_path / f"a{suffix}").read_bytes()
     growing, whole = tmp_path / "growing", tmp_path / "growing.whole"
@@ -168,7 +168,7 @@ def test_sound_comes_before_its_file_is_there(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("source, suffix", [(".m4a", ".flv"), (".m4a", ".ts"), (".mp3", ".mpg")])
-def test_containers_that_name_their_tracks_only_along_the_way_are_read(tmp_path, source, suffix):
+def test_containers_that_do_not_list_their_tracks_at_the_start_are_read(tmp_path, source, suffix):
     media.encode(SPEECH, tmp_path / f"a{source}", rate=44_100)
     media.remux(tmp_path / f"a{source}", tmp_path / f"a{suffix}")
     pcm = decoded(tmp_path / f"a{suffix}")
@@ -177,7 +177,7 @@ def test_containers_that_name_their_tracks_only_along_the_way_are_read(tmp_path,
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
-def test_lossless_16_khz_mono_comes_through_bit_by_bit(tmp_path, suffix):
+def test_lossless_16_khz_mono_is_decoded_bit_by_bit(tmp_path, suffix):
     media.encode(SPEECH, tmp_path / f"a{suffix}")
     assert np.array_equal(decoded(tmp_path / f"a{suffix}"), SPEECH)
 
@@ -190,7 +190,7 @@ def test_lossless_16_khz_mono_comes_through_bit_by_bit(tmp_path, suffix):
         ("ogg", "VORBIS"),
     ],
 )
-def test_every_sample_format_is_understood(tmp_path, container, subtype):
+def test_every_sample_format_is_decoded(tmp_path, container, subtype):
     path = tmp_path / f"a.{container}"
     soundfile.write(path, SPEECH.astype(np.float32) / 32768, SAMPLE_RATE, subtype=subtype)
     pcm = decoded(path)
@@ -199,8 +199,8 @@ def test_every_sample_format_is_understood(tmp_path, container, subtype):
 
 
 @pytest.mark.parametrize("options", [dict(rate=44_100), dict(rate=48_000), dict(rate=44_100, channels=2)], ids=str)
-def test_a_second_mp3_behind_the_first_is_heard_at_its_own_rate_and_layout(tmp_path, options):
-    """As joined by hand; the second one's header is a frame of silence in the midst."""
+def test_a_second_mp3_behind_the_first_is_decoded_at_its_own_rate_and_layout(tmp_path, options):
+    """Two files joined byte by byte. The header of the second one is decoded as a frame of silence between them."""
     for name, how in {"a.mp3": dict(rate=44_100), "b.mp3": options}.items():
         media.encode(SPEECH, tmp_path / name, bitrate=64_000, **how)
     (tmp_path / "c.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() + (tmp_path / "b.mp3").read_bytes())
@@ -212,7 +212,7 @@ def test_a_second_mp3_behind_the_first_is_heard_at_its_own_rate_and_layout(tmp_p
 
 
 @pytest.mark.parametrize("channels, speaking", [(2, 0), (2, 1), (6, 2)], ids=["left", "right", "centre of six"])
-def test_who_speaks_on_one_channel_only_is_heard(tmp_path, channels, speaking):
+def test_speech_on_one_channel_only_is_kept_in_the_mix(tmp_path, channels, speaking):
     sound = np.zeros((len(SPEECH), channels), np.int16)
     sound[:, speaking] = SPEECH
     soundfile.write(tmp_path / "a.wav", sound, SAMPLE_RATE)
@@ -227,7 +227,7 @@ def test_samples_come_as_int16_blocks_of_bounded_size(tmp_path):
     assert all(b.dtype == np.int16 and b.ndim == 1 and 0 < b.nbytes <= BLOCK_BYTES + 1 for b in blocks)
 
 
-def test_resampling_ten_minutes_keeps_nothing_of_them():
+def test_resampling_ten_minutes_holds_no_memory():
     quarter = av.AudioFrame("s16", "mono", 2000)
     quarter.sample_rate = 8000
     resampler = Resampler(SAMPLE_RATE)
@@ -238,13 +238,13 @@ def test_resampling_ten_minutes_keeps_nothing_of_them():
     assert sys.getallocatedblocks() - before < 100 and given == 600 * SAMPLE_RATE
 
 
-def test_the_name_of_the_file_says_nothing(tmp_path):
+def test_the_name_of_the_file_does_not_matter(tmp_path):
     media.encode(SPEECH, tmp_path / "a.flac")
     (tmp_path / "a.flac").rename(tmp_path / "-i source.mp3")
     assert np.array_equal(decoded(tmp_path / "-i source.mp3"), SPEECH)
 
 
-def test_a_decoder_starts_in_a_moment(tmp_path):
+def test_a_tenth_of_a_second_is_decoded_whole(tmp_path):
     media.encode(SPEECH[:1600], tmp_path / "a.wav")
     began = time.monotonic()
     assert len(decoded(tmp_path / "a.wav")) == 1600
@@ -264,7 +264,7 @@ def test_times_count_from_the_start_of_the_pictures(tmp_path, suffix, base):
     assert not pcm[: round(1.9 * SAMPLE_RATE)].any()
 
 
-def test_an_edit_list_that_also_cuts_the_encoders_lead_neither_adds_nor_takes_sound(tmp_path):
+def test_an_edit_list_that_also_cuts_the_encoders_delay_neither_adds_nor_drops_samples(tmp_path):
     media.encode_film(SPEECH, tmp_path / "a.mp4", late=2.0)
     data = (tmp_path / "a.mp4").read_bytes()
     empty, sound = data.rfind(b"elst") + 12, data.rfind(b"elst") + 24  # edits: milliseconds, first sample or -1
@@ -275,12 +275,12 @@ def test_an_edit_list_that_also_cuts_the_encoders_lead_neither_adds_nor_takes_so
     assert abs(lag(np.concatenate([silence(2.0), SPEECH]), pcm)[0]) <= LOSSLESS_LAG and abs(seconds(pcm) - 12) <= 0.06
 
 
-def test_a_track_that_starts_beyond_what_ffmpeg_looks_at_starts_as_late(tmp_path):
+def test_a_track_that_starts_behind_what_ffmpeg_probes_keeps_its_start(tmp_path):
     media.encode_film(SPEECH, tmp_path / "a.mkv", late=30.0)
     assert abs(seconds(decoded(tmp_path / "a.mkv")) - 40) <= 0.1
 
 
-def test_a_start_over_an_hour_late_is_a_broken_clock(tmp_path):
+def test_a_start_over_an_hour_late_is_ignored_as_a_broken_clock(tmp_path):
     media.encode_film(SPEECH, tmp_path / "a.mkv", late=5400.0, pictures=3)
     assert abs(seconds(decoded(tmp_path / "a.mkv")) - 10) <= 0.1
 
@@ -293,7 +293,7 @@ DECLARING = [".wav", ".flac", ".m4a", ".mp4", ".mov", ".mkv", ".webm"]
 
 
 def made(folder: Path, suffix: str, pcm: np.ndarray = MINUTE) -> Path:
-    """A file that declares its length; the index of an MP4 is in front."""
+    """A file that declares its length; the index of an MP4 comes first."""
     path, index = folder / f"a{suffix}", dict(movflags="+faststart") if suffix in (".m4a", ".mp4", ".mov") else {}
     if suffix in (".wav", ".flac", ".m4a", ".webm"):
         media.encode(pcm, path, rate=16_000, **index)
@@ -318,54 +318,54 @@ def declaring(path: Path, size: int) -> Path:
 
 
 @pytest.mark.parametrize("suffix", DECLARING)
-def test_a_file_cut_short_says_how_much_it_declares_and_holds(tmp_path, suffix):
-    held, warning = warned(cut(made(tmp_path, suffix), 0.5))
+def test_a_truncated_file_warns_of_declared_and_held_seconds(tmp_path, suffix):
+    held, warning = sound_and_warning(cut(made(tmp_path, suffix), 0.5))
     assert 15 < held < 45
     assert warning == f"The file declares 60.0 seconds of audio, but holds only {held:.1f}; the rest is missing."
 
 
 @pytest.mark.parametrize("suffix", [*DECLARING, ".ts"])
-def test_a_whole_file_warns_of_nothing(tmp_path, suffix):
-    assert warned(made(tmp_path, suffix))[1] is None
+def test_a_complete_file_gives_no_warning(tmp_path, suffix):
+    assert sound_and_warning(made(tmp_path, suffix))[1] is None
 
 
-def test_a_wav_of_a_second_whose_header_says_fifty(tmp_path):
+def test_a_wav_whose_header_declares_too_much_gives_a_warning(tmp_path):
     media.encode(SPEECH[: round(1.1 * SAMPLE_RATE)], tmp_path / "a.wav")
     sentence = "The file declares 50.0 seconds of audio, but holds only 1.1; the rest is missing."
-    assert warned(declaring(tmp_path / "a.wav", 50 * 2 * SAMPLE_RATE)) == (1.1, sentence)
+    assert sound_and_warning(declaring(tmp_path / "a.wav", 50 * 2 * SAMPLE_RATE)) == (1.1, sentence)
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0x7FFFF000, 0x80000000, 0xFFFFFFFF - 36, 0xFFFFFFFF], ids=hex)
 def test_a_wav_written_as_a_stream_neither_warns_nor_is_too_long(tmp_path, size):
-    assert warned(declaring(made(tmp_path, ".wav"), size), max_seconds=60) == (60, None)
+    assert sound_and_warning(declaring(made(tmp_path, ".wav"), size), max_seconds=60) == (60, None)
 
 
 def test_a_webm_written_live_declares_nothing(tmp_path):
     media.encode(MINUTE, tmp_path / "a.webm", rate=48_000, live="1")
     data = (tmp_path / "a.webm").read_bytes()
     assert b"\x44\x89" not in data[:300]  # Duration
-    assert warned(tmp_path / "a.webm")[1] is None and warned(cut(tmp_path / "a.webm", 0.5))[1] is None
+    assert sound_and_warning(tmp_path / "a.webm")[1] is None and sound_and_warning(cut(tmp_path / "a.webm", 0.5))[1] is None
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4", ".mov"])
-def test_pictures_that_go_on_after_the_sound_are_no_missing_sound(tmp_path, suffix):
+def test_pictures_longer_than_the_sound_give_no_warning(tmp_path, suffix):
     media.encode_film(SPEECH, tmp_path / f"a{suffix}", pictures=30)
-    assert warned(tmp_path / f"a{suffix}")[1] is None
+    assert sound_and_warning(tmp_path / f"a{suffix}")[1] is None
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
-def test_a_late_start_is_part_of_what_is_declared_and_held(tmp_path, suffix):
+def test_a_late_start_counts_in_the_declared_and_in_the_held_seconds(tmp_path, suffix):
     media.encode_film(MINUTE, tmp_path / f"a{suffix}", late=3.0, **({"movflags": "+faststart"} if suffix == ".mp4" else {}))
-    assert warned(tmp_path / f"a{suffix}")[1] is None
-    assert "declares 63.0 seconds" in warned(cut(tmp_path / f"a{suffix}", 0.5))[1]
+    assert sound_and_warning(tmp_path / f"a{suffix}")[1] is None
+    assert "declares 63.0 seconds" in sound_and_warning(cut(tmp_path / f"a{suffix}", 0.5))[1]
 
 
-def test_damage_that_became_silence_is_not_missing(tmp_path):
+def test_damage_that_became_silence_gives_no_warning(tmp_path):
     media.encode(MINUTE, tmp_path / "a.m4a", rate=44_100)
-    assert warned(damaged(tmp_path / "a.m4a", 0.01))[1] is None
+    assert sound_and_warning(damaged(tmp_path / "a.m4a", 0.01))[1] is None
 
 
-def test_what_has_yet_to_arrive_is_not_missing(tmp_path):
+def test_bytes_that_arrive_later_give_no_warning(tmp_path):
     content = made(tmp_path, ".wav").read_bytes()
     growing, whole = tmp_path / "growing", tmp_path / "growing.whole"
     growing.write_bytes(content[: len(content) // 2])
@@ -397,24 +397,24 @@ def test_a_file_that_declares_too_much_is_refused_before_it_is_decoded(tmp_path,
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".m4a", ".mp4", ".webm"])
-def test_what_declares_too_much_but_cannot_hold_it_is_decoded(tmp_path, suffix):
-    held, warning = warned(cut(made(tmp_path, suffix), 0.5), max_seconds=50)
+def test_a_file_too_small_for_the_length_it_declares_is_decoded(tmp_path, suffix):
+    held, warning = sound_and_warning(cut(made(tmp_path, suffix), 0.5), max_seconds=50)
     assert held < 45 and "declares 60.0 seconds" in warning
 
 
-def test_a_header_that_is_a_little_wrong_does_not_refuse(tmp_path):
-    assert warned(declaring(made(tmp_path, ".wav"), round(60.9 * 2 * SAMPLE_RATE)), max_seconds=60) == (60, None)
+def test_a_declared_length_slightly_over_the_limit_is_not_refused(tmp_path):
+    assert sound_and_warning(declaring(made(tmp_path, ".wav"), round(60.9 * 2 * SAMPLE_RATE)), max_seconds=60) == (60, None)
 
 
-def test_pictures_longer_than_the_limit_do_not_refuse_a_shorter_sound(tmp_path):
+def test_pictures_longer_than_the_limit_do_not_refuse_a_shorter_audio_track(tmp_path):
     media.encode_film(silence(20), tmp_path / "a.mkv", pictures=60)  # the bytes of these could be sound
-    assert abs(warned(tmp_path / "a.mkv", max_seconds=21)[0] - 20) < 0.1
+    assert abs(sound_and_warning(tmp_path / "a.mkv", max_seconds=21)[0] - 20) < 0.1
 
 
-# what is no sound
+# files without sound
 
 
-def test_an_empty_file_is_told_apart(tmp_path):
+def test_a_file_of_0_bytes_is_empty_audio(tmp_path):
     (tmp_path / "a").write_bytes(b"")
     assert "0 bytes" in refusal(tmp_path / "a", EmptyAudio)
 
@@ -438,7 +438,7 @@ NO_SOUND = {
 
 
 @pytest.mark.parametrize("name", NO_SOUND)
-def test_what_is_no_recording_is_refused(tmp_path, name):
+def test_a_file_that_is_not_a_recording_is_refused(tmp_path, name):
     (tmp_path / "a").write_bytes(NO_SOUND[name])
     message = refusal(tmp_path / "a")
     assert message == (
@@ -449,7 +449,7 @@ def test_what_is_no_recording_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("suffix", [".mp3", ".m4a"])
-def test_a_recording_strewn_with_wrong_bytes_is_called_damaged(tmp_path, suffix):
+def test_a_recording_with_scattered_wrong_bytes_is_refused_as_damaged(tmp_path, suffix):
     media.encode(SPEECH, tmp_path / f"a{suffix}")
     data, chance = bytearray((tmp_path / f"a{suffix}").read_bytes()), random.Random(1)
     for at in chance.sample(range(1000, len(data) * 8 // 10), 300):  # not in the index of the M4A, which is at its end
@@ -463,7 +463,7 @@ def test_a_video_without_an_audio_track_is_refused(tmp_path):
     assert refusal(tmp_path / "a.mp4") == "The file at audio_url has no audio track."
 
 
-def test_a_codec_that_nobody_knows_is_told_apart_from_a_crash(tmp_path):
+def test_an_unknown_codec_is_refused_as_an_unknown_format(tmp_path):
     soundfile.write(tmp_path / "a.wav", SPEECH, SAMPLE_RATE)
     data = bytearray((tmp_path / "a.wav").read_bytes())
     data[20:22] = b"\x34\x12"  # the codec's number
@@ -473,7 +473,7 @@ def test_a_codec_that_nobody_knows_is_told_apart_from_a_crash(tmp_path):
 
 @pytest.fixture
 def watched_server(tmp_path):
-    """A file server on loopback that keeps the paths it was asked for."""
+    """A file server on loopback; `asked` are the paths that were requested."""
     asked = []
 
     class Watched(_QuietFiles):
@@ -501,7 +501,7 @@ PLAYLISTS = {
     "name, scheme",
     [*((name, "address") for name in PLAYLISTS), ("a.m3u8", "path"), ("a.m3u8", "file URL"), ("a.ffconcat", "path")],
 )
-def test_a_playlist_is_no_recording_and_what_it_points_at_is_not_opened(tmp_path, watched_server, name, scheme):
+def test_a_playlist_is_refused_and_its_target_is_not_opened(tmp_path, watched_server, name, scheme):
     other = tmp_path / "other.wav"
     media.encode(SPEECH, other)
     target = {"address": watched_server.url("other.wav"), "path": other, "file URL": other.as_uri()}[scheme]
@@ -551,7 +551,7 @@ def test_a_hole_of_zeros_in_an_mp3_is_damage_too(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".mp3", ".ogg", ".webm", ".flac"])
-def test_of_a_file_cut_short_what_is_there_is_decoded(tmp_path, suffix):
+def test_a_truncated_file_is_decoded_up_to_its_end(tmp_path, suffix):
     media.encode(SPEECH, tmp_path / f"a{suffix}", rate=16_000)
     data = (tmp_path / f"a{suffix}").read_bytes()
     (tmp_path / "cut").write_bytes(data[: len(data) * 6 // 10 + 1])
@@ -560,7 +560,7 @@ def test_of_a_file_cut_short_what_is_there_is_decoded(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".m4a"])
-def test_an_mp4_cut_short_has_lost_its_index_and_is_refused(tmp_path, suffix):
+def test_a_truncated_mp4_has_lost_its_index_and_is_refused(tmp_path, suffix):
     media.encode(SPEECH, tmp_path / f"a{suffix}")
     data = (tmp_path / f"a{suffix}").read_bytes()
     (tmp_path / "cut").write_bytes(data[: len(data) // 2])
@@ -578,14 +578,14 @@ def test_tags_around_an_mp3_are_no_damage(tmp_path):
 
 
 def without_packets(path: Path, start: float = 3, end: float = 7) -> Path:
-    """A copy in which nothing was sent between `start` and `end` seconds."""
+    """A copy without the packets between `start` and `end` seconds."""
     copy = path.with_name(f"sparse{path.suffix}")
     media.remux(path, copy, container="matroska", without=(start, end))
     return copy
 
 
-def test_silence_that_was_never_sent_is_silence_not_damage(tmp_path):
-    """As recorders of calls write it: the track has no packets while nobody speaks."""
+def test_a_gap_without_packets_becomes_silence(tmp_path):
+    """Recorders of calls write no packets while nobody speaks."""
     media.encode(SPEECH, tmp_path / "whole.webm", rate=48_000)
     pcm = decoded(without_packets(tmp_path / "whole.webm"))
     assert abs(seconds(pcm) - seconds(SPEECH)) <= 0.06
@@ -593,8 +593,8 @@ def test_silence_that_was_never_sent_is_silence_not_damage(tmp_path):
     assert abs(lag(SPEECH[-2 * SAMPLE_RATE :], pcm[-2 * SAMPLE_RATE :])[0]) <= LOSSY_LAG
 
 
-def test_silence_that_was_never_sent_is_silence_on_eight_channels_too(tmp_path):
-    """Sound in eight planes; PyAV lists more of them than there are."""
+def test_a_gap_without_packets_becomes_silence_on_eight_channels_too(tmp_path):
+    """The samples are in eight planes; PyAV lists more planes than there are."""
     with av.open(str(tmp_path / "whole.mka"), "w", format="matroska") as container:
         track = container.add_stream("aac", rate=48_000, layout="7.1")
         frame = av.AudioFrame.from_ndarray(SPEECH.repeat(8)[None], format="s16", layout="7.1")
@@ -615,7 +615,7 @@ def test_a_recording_longer_than_allowed_is_refused(tmp_path):
     assert sum(map(len, blocks_of(tmp_path / "a.wav", max_seconds=10))) == len(SPEECH)
 
 
-def test_who_leaves_early_leaves_no_decoder_behind(tmp_path):
+def test_leaving_the_context_early_ends_the_decoder(tmp_path):
     media.encode(silence(300), tmp_path / "a.wav")
 
     async def leave():
@@ -629,7 +629,7 @@ def test_who_leaves_early_leaves_no_decoder_behind(tmp_path):
     asyncio.run(leave())
 
 
-def test_a_cancelled_job_leaves_no_decoder_behind(tmp_path):
+def test_cancelling_a_job_ends_its_decoder(tmp_path):
     media.encode(silence(300), tmp_path / "a.wav")
 
     async def job():
@@ -660,7 +660,7 @@ def test_a_decoder_that_dies_fails_the_file_not_the_worker(tmp_path):
         asyncio.run(kill())
 
 
-def test_a_decoder_that_gets_stuck_is_given_up(tmp_path, monkeypatch):
+def test_a_stuck_decoder_is_an_error(tmp_path, monkeypatch):
     media.encode(SPEECH, tmp_path / "a.wav")
     monkeypatch.setattr(audio, "STALL_SECONDS", 0.5)
 

@@ -40,7 +40,7 @@ def test_the_bank_holds_both_languages_and_silence(utterances):
     assert all(bool(u.words) == (u.language != "None") for u in utterances)
 
 
-def test_utterances_are_int16_and_no_longer_than_the_models_learned(utterances):
+def test_utterances_are_int16_and_no_longer_than_the_clips_of_the_training(utterances):
     assert all(u.pcm.dtype == np.int16 and u.pcm.ndim == 1 for u in utterances)
     assert all(0.5 <= u.duration <= speech.LONGEST for u in utterances)
 
@@ -58,7 +58,7 @@ def test_the_bank_is_read_back_sample_for_sample(utterances, tmp_path):
         assert np.array_equal(before.pcm, after.pcm)
 
 
-def test_a_bank_that_is_not_there_is_an_error(tmp_path):
+def test_a_missing_bank_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         bank.load(tmp_path)
 

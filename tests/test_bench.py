@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic: sides in turn, medians, tables; and a reference that leaves nothing out."""
+"""The tools of the benchmarks: sides in turn, medians, tables, long recordings, and a reference worker that drops no sound."""
 
 import json
 import sys
@@ -39,12 +39,12 @@ def test_the_cost_of_a_process_is_that_of_its_children_too():
     assert said == {"said": 1} and 0 < cost.cpu and cost.peak > 5
 
 
-def test_a_side_that_fails_is_told_not_measured():
+def test_a_side_that_fails_is_an_error_and_not_measured():
     with pytest.raises(RuntimeError, match="ended with 3"):
         cost_of(["-c", "raise SystemExit(3)"])
 
 
-def test_a_table_lines_up():
+def test_the_columns_of_a_table_are_aligned():
     assert table("t", ["", "wall s"], [["ours", 0.5], ["theirs", 12345.0]]) == "t\n-\n        wall s\nours       0.5\ntheirs   12345\n"
 
 
@@ -64,7 +64,7 @@ def test_a_long_recording_is_a_short_one_over_and_over(tmp_path, monkeypatch, su
     assert abs(seconds - 12) < 0.3
 
 
-def test_the_references_chunks_are_the_whole_recording(tmp_path, file_server):
+def test_the_chunks_of_the_reference_worker_cover_the_whole_recording(tmp_path, file_server):
     import soundfile
 
     pcm = np.concatenate([u.pcm for u in ENGLISH[:6]])

@@ -36,7 +36,7 @@ def refusal(folder: Path, role: str) -> str:
     return str(caught.value)
 
 
-# what is complete
+# accepted
 
 
 @pytest.mark.parametrize("role", FOLDERS)
@@ -44,19 +44,19 @@ def test_a_complete_checkpoint_passes(role):
     verify(MODELS / FOLDERS[role], role)
 
 
-def test_shards_pass_when_the_index_finds_them_all(copy):
+def test_shards_pass_where_all_in_the_index_are_there(copy):
     folder = copy("recogniser")
     shard(folder, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     verify(folder, "recogniser")
 
 
-def test_a_length_by_the_header_is_that_of_the_real_file():
+def test_the_length_by_the_header_is_the_size_of_the_real_file():
     path = MODELS / "asr" / "model.safetensors"
     assert safetensors_length(path) == path.stat().st_size
 
 
 def shard(folder: Path, *names: str) -> None:
-    """Give `folder` an index of `names`, each of which holds the same weights; enough for a check of files."""
+    """Replace the weights in `folder` by shards with these names and an index; each shard is a copy of all weights."""
     for name in names:
         shutil.copy(folder / "model.safetensors", folder / name)
     (folder / "model.safetensors").unlink()
@@ -64,7 +64,7 @@ def shard(folder: Path, *names: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_a_vocabulary_and_merges_do_for_a_tokenizer(copy):
+def test_vocab_json_and_merges_txt_are_enough_for_a_tokenizer(copy):
     folder = copy("recogniser")
     (folder / "tokenizer.json").unlink()
     verify(folder, "recogniser")
@@ -79,7 +79,7 @@ def test_a_chat_template_may_be_inside_the_tokenizer_configuration(copy):
     verify(folder, "recogniser")
 
 
-# what is not
+# refused
 
 
 @pytest.mark.parametrize("kept", [0, 4, 1000, -1], ids=["nothing", "half a length", "half a header", "all but a byte"])
@@ -91,7 +91,7 @@ def test_weights_cut_short_are_refused(copy, kept):
     assert re.search(r"model\.safetensors (has \d+ bytes; by its header it must have \d+|must begin with the header)", reason)
 
 
-def test_weights_with_something_behind_them_are_refused(copy):
+def test_weights_with_trailing_bytes_are_refused(copy):
     folder = copy("aligner")
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"\0")
@@ -111,14 +111,14 @@ def test_missing_weights_are_refused(copy):
     assert "model.safetensors is missing" in refusal(folder, "recogniser")
 
 
-def test_a_shard_that_the_index_names_and_nobody_downloaded_is_refused(copy):
+def test_a_missing_shard_of_the_index_is_refused(copy):
     folder = copy("recogniser")
     shard(folder, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert "model-00002-of-00002.safetensors is missing" in refusal(folder, "recogniser")
 
 
-def test_an_index_of_nothing_is_refused(copy):
+def test_an_index_without_shards_is_refused(copy):
     folder = copy("recogniser")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     assert "weight_map must say" in refusal(folder, "recogniser")
@@ -146,18 +146,18 @@ def test_a_recogniser_without_a_chat_template_is_refused(copy):
     assert "has no chat template" in refusal(folder, "recogniser")
 
 
-def test_recogniser_and_aligner_are_not_taken_for_each_other():
+def test_the_checkpoint_of_the_other_role_is_refused():
     assert "config.json is an aligner's" in refusal(MODELS / "aligner", "recogniser")
     assert "config.json is no aligner's" in refusal(MODELS / "asr", "aligner")
 
 
-def test_an_aligner_that_lost_its_timestamp_token_is_refused(copy):
+def test_an_aligner_without_a_timestamp_token_is_refused(copy):
     folder = copy("aligner")
     edit_config(folder, timestamp_token_id=None)
     assert "it must have timestamp_token_id" in refusal(folder, "aligner")
 
 
-def test_a_checkpoint_of_another_kind_is_refused(copy):
+def test_a_checkpoint_of_another_model_type_is_refused(copy):
     folder = copy("recogniser")
     edit_config(folder, model_type="whisper")
     assert "model_type is 'whisper'; it must be \"qwen3_asr\"" in refusal(folder, "recogniser")

@@ -1,4 +1,4 @@
-"""What a decoder still has and may do once it reads a stranger's file, seen from outside, and tried from within."""
+"""The rights and descriptors that a confined decoder has left: read from outside in /proc, and tried from inside."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from confine import NOBODY
 from material import silence
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-AS_USER = "import os\nif {user}:\n    os.setgroups([]), os.setgid({user}), os.setuid({user})\n"  # once all is imported: root's Python may be for root alone
+AS_USER = "import os\nif {user}:\n    os.setgroups([]), os.setgid({user}), os.setuid({user})\n"  # after the imports, because root's Python may be readable by root alone
 TRIES = """
 import encodings.idna, json, os, socket, sys
 sys.path.insert(0, {src!r})
@@ -48,8 +48,8 @@ NO_MORE = "OSError"  # EMFILE
 
 
 @pytest.fixture
-def alive(tmp_path, monkeypatch):
-    """/proc/PID of a decoder that has read all there is of a growing file, as its contents by name."""
+def confined(tmp_path, monkeypatch):
+    """The contents of /proc/PID, by name, of a decoder that waits for the rest of a growing file."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
     media.encode(silence(60), tmp_path / "a.wav")
     os.truncate(tmp_path / "a.wav", 30 * 2 * SAMPLE_RATE)
@@ -69,39 +69,39 @@ def alive(tmp_path, monkeypatch):
     return asyncio.run(look())
 
 
-def status(alive: dict, name: str) -> list[str]:
-    return alive["status"].partition(f"\n{name}:")[2].partition("\n")[0].split()
+def status(confined: dict, name: str) -> list[str]:
+    return confined["status"].partition(f"\n{name}:")[2].partition("\n")[0].split()
 
 
-def test_it_knows_nothing_of_the_workers_environment(alive):
-    assert alive["environ"] == ""
+def test_the_decoder_has_an_empty_environment(confined):
+    assert confined["environ"] == ""
 
 
-def test_it_can_gain_no_right(alive):
-    assert status(alive, "NoNewPrivs") == ["1"]
-    assert {*status(alive, "CapEff"), *status(alive, "CapPrm"), *status(alive, "CapInh"), *status(alive, "CapAmb")} == {"0" * 16}
+def test_the_decoder_has_no_capability_and_can_gain_no_right(confined):
+    assert status(confined, "NoNewPrivs") == ["1"]
+    assert {*status(confined, "CapEff"), *status(confined, "CapPrm"), *status(confined, "CapInh"), *status(confined, "CapAmb")} == {"0" * 16}
 
 
 @as_root
-def test_of_root_nobody_is_left(alive):
-    assert status(alive, "Uid") == status(alive, "Gid") == [str(NOBODY)] * 4 and status(alive, "Groups") == []
+def test_started_by_root_the_decoder_becomes_nobody(confined):
+    assert status(confined, "Uid") == status(confined, "Gid") == [str(NOBODY)] * 4 and status(confined, "Groups") == []
 
 
 @as_root
 @pytest.mark.skipif(subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0, reason="no right to namespaces here")
-def test_it_has_a_network_of_its_own(alive):
-    assert alive["network"] != os.readlink("/proc/self/ns/net")
+def test_the_decoder_has_a_network_of_its_own(confined):
+    assert confined["network"] != os.readlink("/proc/self/ns/net")
 
 
-def test_it_holds_a_pipe_on_either_side_a_report_and_the_file(alive, tmp_path):
-    (descriptor,) = alive["descriptors"].keys() - {0, 1, 2}
-    assert alive["descriptors"][descriptor] == str(tmp_path / "a.wav")
-    assert all(alive["descriptors"][n].startswith(("pipe:", "socket:")) for n in (0, 1)) and "(deleted)" in alive["descriptors"][2]
+def test_the_decoder_holds_its_two_pipes_its_report_and_the_file_only(confined, tmp_path):
+    (descriptor,) = confined["descriptors"].keys() - {0, 1, 2}
+    assert confined["descriptors"][descriptor] == str(tmp_path / "a.wav")
+    assert all(confined["descriptors"][n].startswith(("pipe:", "socket:")) for n in (0, 1)) and "(deleted)" in confined["descriptors"][2]
 
 
 @pytest.mark.parametrize("name", ["address space", "file size", "core file size", "open files", "processes"])
-def test_its_limits_are_closed(alive, name):
-    soft, hard = alive["limits"].partition(f"Max {name} ")[2].split()[:2]
+def test_the_decoder_cannot_raise_its_limits(confined, name):
+    soft, hard = confined["limits"].partition(f"Max {name} ")[2].split()[:2]
     assert soft == hard == {"address space": str(1024**3), "file size": str(1 << 16)}.get(name, "0")
 
 
@@ -115,13 +115,13 @@ def run(script: str, user: int, *descriptors: int, **names) -> bytes:
 
 
 @each_user
-def test_it_opens_no_file_and_no_socket_and_gets_no_memory(file_server, user):
+def test_after_confine_files_sockets_processes_rights_and_memory_are_denied(file_server, user):
     outcomes = json.loads(run(TRIES, user, port=file_server.url("").split(":")[2].strip("/")))
     assert outcomes == [NO_MORE, NO_MORE, NO_MORE, "BlockingIOError", "PermissionError", "MemoryError"]
 
 
 @each_user
-def test_it_decodes_all_the_same(tmp_path, user):
+def test_after_confine_a_file_is_still_decoded(tmp_path, user):
     media.encode(silence(1), tmp_path / "a.flac")
     with (tmp_path / "a.flac").open("rb") as file:
         assert run(DECODES, user, file.fileno(), descriptor=file.fileno()) == bytes(2 * SAMPLE_RATE)

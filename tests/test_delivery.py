@@ -1,4 +1,4 @@
-"""Results within what RunPod takes: measured as sent, reduced in fixed steps, valid JSON, whole in a bucket if there is one."""
+"""Results within RunPod's limit: measured as they are sent, reduced in fixed steps, valid JSON, uploaded whole to a bucket."""
 
 import asyncio
 import json
@@ -33,17 +33,17 @@ WHOLE = delivered(2**30)
 SMALLER = 900_000  # bytes, less than its compact form
 
 
-def test_what_fits_is_sent_whole():
+def test_a_result_that_fits_is_sent_whole():
     assert delivered(size_of(WHOLE)) == WHOLE and "reduced_to" not in WHOLE
 
 
-def test_one_byte_too_much_costs_offsets_and_lengths_first():
+def test_a_result_one_byte_over_the_limit_loses_offsets_and_lengths():
     output = delivered(size_of(WHOLE) - 1)
     assert output["reduced_to"] == "compact" and output["text"] == WHOLE["text"]
     assert output["segments"] == [{k: s[k] for k in ("start", "end", "text", "estimated")} for s in WHOLE["segments"]]
 
 
-def test_then_words_become_sentences():
+def test_the_next_reduction_replaces_words_by_sentences():
     compact = size_of(delivered(size_of(WHOLE) - 1))
     for level in ("word", "both"):
         output = delivered(compact - 1, replace(WORDS, segment_level=level))
@@ -51,13 +51,13 @@ def test_then_words_become_sentences():
         assert " ".join(s["text"] for s in output["segments"]) == output["text"] == WHOLE["text"]
 
 
-def test_then_only_the_text_is_left():
+def test_the_last_reduction_leaves_only_the_text():
     output = delivered(len(WHOLE["text"]) + 1000)
     assert (output["reduced_to"], output["segments"], output["text"]) == ("text", [], WHOLE["text"])
 
 
 @pytest.mark.parametrize("form", ["text", "srt", "vtt", "verbose_json"])
-def test_every_format_keeps_the_text_and_its_language_beside_it_and_nothing_twice(form):
+def test_every_format_comes_with_text_and_languages_and_without_segments(form):
     output = delivered(2**30, replace(WORDS, output_format=form))
     assert {key: output[key] for key in ("language_detected", "language_code", "languages", "text")} == {key: WHOLE[key] for key in ("language_detected", "language_code", "languages", "text")}
     assert set(output) - set(WHOLE) == ({form} if form != "text" else set())
@@ -65,7 +65,7 @@ def test_every_format_keeps_the_text_and_its_language_beside_it_and_nothing_twic
 
 
 @pytest.mark.parametrize("form", ["srt", "vtt", "verbose_json"])
-def test_of_a_format_that_is_too_large_the_text_is_left(form):
+def test_a_format_that_is_too_large_is_reduced_to_the_text(form):
     request = replace(WORDS, output_format=form)
     output = delivered(size_of(delivered(2**30, request)) - 1, request)
     assert form not in output and (output["reduced_to"], output["text"]) == ("text", WHOLE["text"])
@@ -81,7 +81,7 @@ def test_verbose_json_has_openais_fields_with_the_times_of_the_json():
     ]
 
 
-def test_a_text_that_is_too_large_itself_is_an_error_never_a_shorter_text():
+def test_a_text_over_the_limit_is_an_error_never_a_shorter_text():
     with pytest.raises(ResultTooLarge, match="send the recording in parts"):
         delivered(10_000)
 
@@ -110,26 +110,26 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), JSON, max_size=5))
-def test_pieces_of_json_make_what_the_sdk_would_send(output):
+def test_the_pieces_of_json_join_to_the_bytes_that_the_sdk_sends(output):
     with patch.object(delivery, "ENCODED_AT_ONCE", 2):
         assert b"".join(encoded(output)) == json.dumps(output, ensure_ascii=False).encode()
 
 
-def test_ten_hours_are_encoded_in_pieces_that_keep_the_event_loop_waiting_for_milliseconds_only():
+def test_ten_hours_are_encoded_in_pieces_of_under_200_kb():
     whole = merge([replace(chunk, start=chunk.start + 3600 * h) for h in range(10) for chunk in HOUR], 36_000).to_output()
     pieces = list(map(len, encoded(whole | {"text": ""})))
     assert sum(pieces) > 5_000_000 and max(pieces) < 200_000
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"], ids=repr)
-def test_what_is_no_valid_json_is_refused_not_sent(value):
+def test_a_value_that_is_not_valid_json_is_refused(value):
     with pytest.raises(ValueError):
         size_of({"value": value})
 
 
 @pytest.mark.parametrize("max_bytes", [2**30, SMALLER, len(WHOLE["text"]) + 1000])
 @pytest.mark.parametrize("form", ["json", "srt", "verbose_json"])
-def test_duration_and_usage_are_in_every_result_however_small(max_bytes, form):
+def test_duration_and_usage_are_in_every_result_however_reduced(max_bytes, form):
     output = delivered(max_bytes, replace(WORDS, output_format=form))
     assert (output["duration"], output["usage"]) == (3600, USAGE)
 
@@ -145,11 +145,11 @@ def test_the_requests_own_bucket_comes_before_the_workers():
 
 
 @pytest.mark.parametrize("config", [None, [], "s3", {}, S3 | {"accessId": 7}, S3 | {"bucketName": ""}], ids=repr)
-def test_an_incomplete_s3_config_is_none(config):
+def test_an_incomplete_s3_config_is_ignored(config):
     assert bucket_for({"s3Config": config}, SETTINGS) is None
 
 
-def test_a_bucket_that_cannot_be_reached_costs_no_text_but_a_warning():
+def test_a_failed_upload_keeps_the_text_and_adds_a_warning():
     """A loopback address in a request is refused before anything is sent to it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", raising=False)
@@ -157,6 +157,6 @@ def test_a_bucket_that_cannot_be_reached_costs_no_text_but_a_warning():
     assert output["text"] == WHOLE["text"] and "result_url" not in output and "could not be uploaded" in output["warnings"][0]
 
 
-def test_what_fits_goes_to_no_bucket(monkeypatch):
+def test_a_result_that_fits_is_not_uploaded(monkeypatch):
     monkeypatch.setattr(delivery, "_upload", lambda *_: pytest.fail("uploaded"))
     assert delivered(2**30, bucket=Bucket("https://s3.example.com", "id", "secret", "talks")) == WHOLE
