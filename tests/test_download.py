@@ -1,6 +1,6 @@
-"""Downloads from servers on loopback: what comes through, what is tried again, what is refused, and how it ends.
+"""Downloads from servers on loopback: bodies, retries, refusals, redirects, addresses, time limits, logs.
 
-Every server behaves in one way, which its test shows; nothing outside this machine is contacted.
+Each server behaves in one way, which its test shows. Nothing outside this machine is contacted.
 """
 
 import asyncio
@@ -170,7 +170,7 @@ def wait_until(condition, seconds: float = 5) -> bool:
     return condition()
 
 
-# what comes through
+# bodies
 
 
 def test_the_file_is_the_servers_bytes(serve, fetch):
@@ -191,13 +191,13 @@ def test_a_body_that_ends_with_the_connection_is_the_servers_bytes(serve, fetch)
     assert fetch(serve(lambda handler: reply(handler, body=SOUND, length=-1)).url()) == SOUND
 
 
-# what comes compressed, though that was not asked for
+# compressed bodies, which the request does not ask for
 
 
 @pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress)])
 @pytest.mark.parametrize("size", [0, 1, 700_000])
 def test_a_compressed_body_is_decompressed(serve, fetch, encoding, compress, size):
-    sound = SOUND[: size // 2] + bytes(size - size // 2)  # the half of it expands a thousandfold
+    sound = SOUND[: size // 2] + bytes(size - size // 2)  # the half of zeros expands a thousandfold
     assert fetch(serve(lambda handler: reply(handler, body=compress(sound), Content_Encoding=encoding)).url()) == sound
 
 
@@ -216,13 +216,13 @@ def test_the_size_of_a_compressed_file_is_unknown(serve, tmp_path):
 
 
 @pytest.mark.parametrize("body", [gzip.compress(SOUND)[:-1], gzip.compress(SOUND) + b"more", SOUND], ids=["cut", "more", "not at all"])
-def test_what_is_not_compressed_as_it_says_is_a_failed_download(serve, refusal, body):
+def test_a_body_that_is_not_compressed_as_its_header_says_is_a_failed_download(serve, refusal, body):
     message = refusal(serve(lambda handler: reply(handler, body=body, Content_Encoding="gzip")).url(), DownloadError)
     assert "not compressed as its header says" in message
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip"])
-def test_a_compression_that_nobody_uses_for_sound_is_refused_by_name(serve, refusal, encoding):
+def test_an_unsupported_compression_is_refused_by_name(serve, refusal, encoding):
     server = serve(lambda handler: reply(handler, body=SOUND, Content_Encoding=encoding))
     assert f"compressed with {encoding}" in refusal(server.url(), SourceRefused)
 
@@ -232,10 +232,10 @@ def test_an_encoding_that_is_no_compression_changes_nothing(serve, fetch, encodi
     assert fetch(serve(lambda handler: reply(handler, body=SOUND, Content_Encoding=encoding)).url()) == SOUND
 
 
-# while it comes
+# during the download
 
 
-def test_the_file_can_be_read_while_it_comes(serve, tmp_path):
+def test_the_file_can_be_read_while_it_is_downloaded(serve, tmp_path):
     rest = threading.Event()
 
     def in_two(handler):
@@ -255,7 +255,7 @@ def test_the_file_can_be_read_while_it_comes(serve, tmp_path):
     asyncio.run(run())
 
 
-def test_a_size_that_the_server_does_not_tell_is_unknown(serve, tmp_path):
+def test_a_size_that_the_server_does_not_send_is_unknown(serve, tmp_path):
     def chunked(handler):
         start_chunked(handler)
         send_chunk(handler, SOUND[:1000])
@@ -269,7 +269,7 @@ def test_a_size_that_the_server_does_not_tell_is_unknown(serve, tmp_path):
     assert asyncio.run(size()) is None
 
 
-def test_who_reads_a_file_whose_rest_does_not_come_is_stopped(serve, tmp_path):
+def test_a_failed_download_ends_the_context_with_its_error(serve, tmp_path):
     async def read():
         async with download(serve(lambda h: reply(h, body=SOUND[:1000], length=len(SOUND))).url(), tmp_path, max_bytes=10**6, timeout=20):
             await asyncio.sleep(60)
@@ -279,7 +279,7 @@ def test_who_reads_a_file_whose_rest_does_not_come_is_stopped(serve, tmp_path):
     assert type(caught.value.exceptions[0]) is DownloadError
 
 
-def test_who_has_read_enough_ends_the_download(serve, tmp_path):
+def test_leaving_the_context_ends_the_download(serve, tmp_path):
     async def read():
         async with download(serve(drip).url(), tmp_path, max_bytes=10**6, timeout=60):
             pass
@@ -288,11 +288,11 @@ def test_who_has_read_enough_ends_the_download(serve, tmp_path):
     assert wait_until(lambda: not running_downloads())
 
 
-def test_an_empty_file_is_no_failure_of_the_download(serve, fetch):
+def test_an_empty_file_is_downloaded(serve, fetch):
     assert fetch(serve(lambda handler: reply(handler)).url()) == b""
 
 
-def test_the_client_says_who_it_is_and_wants_the_bytes_as_they_are(serve, fetch):
+def test_the_request_names_the_worker_and_asks_for_no_compression(serve, fetch):
     server = serve(whole)
     fetch(server.url())
     ((path, headers),) = server.requests
@@ -301,32 +301,33 @@ def test_the_client_says_who_it_is_and_wants_the_bytes_as_they_are(serve, fetch)
     assert "Authorization" not in headers
 
 
-# what is tried again
+# retries
 
 
 @pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504, 522])
-def test_a_passing_failure_of_the_server_is_tried_again(serve, fetch, code):
+def test_a_temporary_failure_of_the_server_is_retried(serve, fetch, code):
     server = serve(status(code), status(code), whole)
     assert fetch(server.url()) == SOUND and len(server.requests) == 3
 
 
-def test_a_body_cut_short_is_tried_again(serve, fetch):
+def test_a_truncated_body_is_retried(serve, fetch):
     server = serve(lambda handler: reply(handler, body=SOUND[:1000], length=len(SOUND)), whole)
     assert fetch(server.url()) == SOUND and len(server.requests) == 2
 
 
-def test_two_lengths_are_the_servers_mistake_not_the_addresss(serve, refusal):
+def test_two_content_lengths_are_a_failed_download(serve, refusal):
     server = serve(lambda handler: reply(handler, body=SOUND, Content_length="9", **{"Content-length": "8"}))
     assert "connection failed" in refusal(server.url(), DownloadError) and len(server.requests) == 3
 
 
 @pytest.mark.parametrize("other", [b"another talk" * 100, SOUND[:500], SOUND[:999] + b"?" + SOUND[1000:]], ids=["other", "shorter", "one byte"])
-def test_a_file_that_is_another_one_when_asked_again_is_refused_for_its_beginning_may_be_decoded_already(serve, refusal, other):
+def test_a_file_that_changed_between_two_attempts_is_a_failed_download(serve, refusal, other):
+    """The beginning of the first one may have been decoded by then."""
     server = serve(lambda handler: reply(handler, body=SOUND[:1000], length=len(SOUND)), lambda handler: reply(handler, body=other))
     assert "changed between two attempts" in refusal(server.url(), DownloadError)
 
 
-def test_a_chunked_body_cut_short_is_tried_again(serve, fetch):
+def test_a_truncated_chunked_body_is_retried(serve, fetch):
     def cut(handler):
         start_chunked(handler)
         handler.wfile.write(b"%x\r\n" % len(SOUND) + SOUND[:1000])
@@ -335,18 +336,18 @@ def test_a_chunked_body_cut_short_is_tried_again(serve, fetch):
     assert fetch(server.url()) == SOUND and len(server.requests) == 2
 
 
-def test_a_connection_closed_without_an_answer_is_tried_again(serve, fetch):
+def test_a_connection_closed_without_an_answer_is_retried(serve, fetch):
     assert fetch(serve(lambda handler: None, whole).url()) == SOUND
 
 
-def test_after_three_tries_the_failure_is_told_with_its_reason(serve, refusal):
+def test_after_three_attempts_the_failure_is_reported_with_its_reason(serve, refusal):
     server = serve(status(500))
     message = refusal(server.url(), DownloadError)
     assert len(server.requests) == 3
     assert message == "audio_url could not be fetched from 127.0.0.1: the server answered 500, 3 times."
 
 
-def test_a_body_always_cut_short_is_a_failed_download_not_a_short_file(serve, refusal):
+def test_a_body_truncated_at_every_attempt_is_a_failed_download(serve, refusal):
     refusal(serve(lambda handler: reply(handler, body=SOUND[:1000], length=len(SOUND))).url(), DownloadError)
 
 
@@ -356,11 +357,11 @@ def test_a_refused_connection_is_a_failed_download(serve, refusal):
     assert "connection failed" in refusal(server.url(), DownloadError)
 
 
-# what is refused
+# refusals
 
 
 @pytest.mark.parametrize("code", [204, 206, 304, 400, 401, 403, 404, 410, 451])
-def test_what_is_not_the_file_is_refused_at_once(serve, refusal, code):
+def test_a_final_status_is_refused_without_a_retry(serve, refusal, code):
     server = serve(status(code))
     assert f"127.0.0.1 answered {code}" in refusal(server.url(), SourceRefused)
     assert len(server.requests) == 1
@@ -386,13 +387,13 @@ def test_a_body_over_the_cap_without_a_length_is_refused_while_it_comes(serve, r
     assert (tmp_path / "source").stat().st_size <= 10**6
 
 
-def test_a_file_of_exactly_the_cap_is_let_through(serve, fetch, refusal):
+def test_a_file_of_exactly_the_cap_is_downloaded(serve, fetch, refusal):
     server = serve(whole)
     assert fetch(server.url(), max_bytes=len(SOUND)) == SOUND
     refusal(server.url(), DownloadTooLarge, max_bytes=len(SOUND) - 1)
 
 
-def test_a_full_disk_is_not_called_a_failed_connection_fault_injected_at_open(serve, refusal, monkeypatch):
+def test_a_full_disk_is_reported_as_such_fault_injected(serve, refusal, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -406,7 +407,7 @@ def test_a_full_disk_is_not_called_a_failed_connection_fault_injected_at_open(se
 
 
 def redirects(count: int):
-    """To itself so many times, then the file."""
+    """Answers: `count` redirects to the same server, then the file."""
 
     def answer(handler, n):
         reply(handler, 302, Location=f"/{n}{SECRET}") if n < count else whole(handler)
@@ -431,17 +432,17 @@ HEADERS = {"Authorization": "Bearer SECRET", "cookie": "a=b", "User-Agent": "cur
 
 
 def sent(server, number: int) -> dict:
-    """What the request of that number had of HEADERS."""
+    """Those of HEADERS that the request of that number had."""
     return {name: value for name, value in server.requests[number][1].items() if HEADERS.get(name) == value}
 
 
-def test_the_requests_own_headers_go_to_its_host_with_every_attempt_and_redirect(serve, fetch):
+def test_the_requests_headers_are_sent_with_every_attempt_and_redirect_to_the_same_origin(serve, fetch):
     server = serve(lambda handler: reply(handler, 302, Location=SECRET), status(503), whole)
     assert fetch(server.url(), headers=HEADERS) == SOUND
     assert [sent(server, i) for i in range(3)] == [HEADERS] * 3
 
 
-def test_the_requests_own_headers_go_to_no_other_origin(serve, fetch):
+def test_the_requests_headers_are_sent_to_no_other_origin(serve, fetch):
     """Another port is another origin."""
     first = serve(lambda handler: reply(handler, 302, Location=other.url()), whole)
     other = serve(lambda handler: reply(handler, 302, Location=first.url()))
@@ -449,7 +450,7 @@ def test_the_requests_own_headers_go_to_no_other_origin(serve, fetch):
     assert sent(first, 0) == HEADERS and sent(other, 0) == {} and "curl" not in str(other.requests)
 
 
-def test_the_requests_own_headers_are_not_logged(serve, fetch, caplog):
+def test_the_requests_headers_are_not_logged(serve, fetch, caplog):
     caplog.set_level(logging.DEBUG)
     assert fetch(serve(whole).url(), headers=HEADERS) == SOUND
     assert "SECRET" not in caplog.text and "curl/8" not in caplog.text
@@ -468,7 +469,7 @@ def test_the_body_of_a_redirect_is_not_read(serve, fetch):
     assert fetch(serve(endless, whole).url()) == SOUND
 
 
-def test_a_password_in_the_url_is_for_its_host_alone(serve, fetch):
+def test_a_password_in_the_url_is_sent_to_its_host_only(serve, fetch):
     other = serve(whole)
     server = serve(lambda handler: reply(handler, 302, Location=other.url()))
     fetch(server.url().replace("//", "//us%40er:pass@"))
@@ -481,25 +482,25 @@ def test_a_password_in_the_url_is_for_its_host_alone(serve, fetch):
 
 @pytest.fixture
 def names(monkeypatch):
-    """Addresses of names, injected into the resolver."""
+    """Host name → addresses, injected into the resolver."""
     known, look_up = {}, socket.getaddrinfo
     at = lambda host, *args, **more: [info for address in known.get(host, [host]) for info in look_up(address, *args, **more)]  # noqa: E731
     monkeypatch.setattr(socket, "getaddrinfo", at)
     return known
 
 
-def test_a_host_is_looked_for_at_each_of_its_addresses(serve, fetch, names):
+def test_every_address_of_a_host_is_tried(serve, fetch, names):
     server, names["two.test"] = serve(whole), ["127.0.0.2", "127.0.0.1"]  # nobody listens at the first
     assert fetch(f"http://two.test:{server.port}{SECRET}") == SOUND
     assert server.requests[0][1]["Host"] == f"two.test:{server.port}"
 
 
-def test_a_host_that_is_at_none_of_its_addresses_is_a_failed_download(serve, refusal, names):
+def test_a_host_that_answers_at_no_address_is_a_failed_download(serve, refusal, names):
     server, names["two.test"] = serve(whole), ["127.0.0.2", "127.0.0.3"]
     assert "connection failed" in refusal(f"http://two.test:{server.port}{SECRET}", DownloadError)
 
 
-def test_the_certificate_must_be_for_the_name_though_the_connection_is_to_an_address(serve, fetch, refusal, names, monkeypatch, tmp_path):
+def test_the_certificate_is_checked_against_the_host_name(serve, fetch, refusal, names, monkeypatch, tmp_path):
     make_certificate(tmp_path / "pem", "named.test")
     context, asked_for = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), []
     context.load_cert_chain(tmp_path / "pem")
@@ -536,23 +537,23 @@ def public_only(monkeypatch):
 PRIVATE = [
     *("127.0.0.1", "127.1", "2130706433", "0x7f.1", "localhost", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1"),
     *("169.254.169.254", "100.64.0.1", "224.0.0.1", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[fe80::1]", "[fd00::1]"),
-    *("192.0.0.192", "168.63.129.16", "192.88.99.1", "[2002:7f00:1::]", "[fec0::1]", "[::ffff:192.0.0.192]"),  # let through by the SDK
+    *("192.0.0.192", "168.63.129.16", "192.88.99.1", "[2002:7f00:1::]", "[fec0::1]", "[::ffff:192.0.0.192]"),  # the SDK accepts these
 ]
 
 
 @pytest.mark.parametrize("host", PRIVATE)
-def test_no_address_that_is_not_public_is_contacted(serve, refusal, public_only, host):
+def test_an_address_that_is_not_public_is_never_contacted(serve, refusal, public_only, host):
     server = serve(whole)
     message = refusal(f"http://{host}:{server.port}{SECRET}", AddressRefused)
     assert "not a public http or https address" in message and server.requests == []
 
 
-def test_a_host_that_does_not_resolve_is_told_apart(refusal):
+def test_a_host_that_does_not_resolve_has_an_error_of_its_own(refusal):
     assert refusal(f"http://nowhere.invalid{SECRET}", HostNotFound) == "The host of audio_url does not resolve: nowhere.invalid."
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".invalid", "nul\0.invalid", "*"])
-def test_a_host_that_can_be_no_name_is_one_of_our_errors(fetch, host):
+def test_an_invalid_host_name_is_a_download_error(fetch, host):
     with pytest.raises(DownloadError) as refused:
         fetch(f"http://{host}{SECRET}")
     assert "SECRET" not in str(refused.value)
@@ -592,7 +593,7 @@ def test_retries_end_with_the_time_allowed(serve, refusal, monkeypatch):
 
 @contextmanager
 def running(url: str, folder: Path):
-    """A loop in which a download has begun."""
+    """(runner, task) of an event loop in which a download is running."""
 
     async def begin():
         task = asyncio.create_task(fetched(url, folder, max_bytes=10**6, timeout=60))
@@ -643,7 +644,7 @@ def test_64_downloads_at_once_share_one_thread(serve, tmp_path):
     assert sum(name.startswith("resolver") for name in names) <= module.RESOLVERS < 64
 
 
-def test_servers_that_drip_headers_take_no_thread_from_the_pool_of_other_work(serve, fetch, refusal):
+def test_servers_that_send_headers_slowly_occupy_no_thread_of_the_shared_pool(serve, fetch, refusal):
     slow, quick = serve(drip_headers), serve(whole)
 
     async def together():
@@ -673,7 +674,7 @@ def flood(handler, block: bytes) -> None:
 
 
 @pytest.mark.parametrize("endless", [chunks_of_one_byte, empty_gzip_members], ids=lambda f: f.__name__)
-def test_floods_hold_up_neither_the_jobs_loop_nor_other_downloads(serve, endless, tmp_path):
+def test_endless_bodies_block_neither_the_jobs_event_loop_nor_other_downloads(serve, endless, tmp_path):
     floods, quick, gaps = [serve(endless) for _ in range(4)], serve(whole), []
 
     async def beside_floods():
@@ -702,12 +703,12 @@ def test_floods_hold_up_neither_the_jobs_loop_nor_other_downloads(serve, endless
     assert wait_until(lambda: not running_downloads())
 
 
-def test_interim_answers_without_end_are_not_read_on(serve, refusal):
+def test_endless_interim_answers_are_a_failed_download(serve, refusal):
     server = serve(lambda handler: flood(handler, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000))
     assert "connection failed, 3 times" in refusal(server.url(), DownloadError)
 
 
-def test_interim_answers_before_the_file_change_nothing(serve, fetch):
+def test_interim_answers_before_the_file_are_skipped(serve, fetch):
     def after_some(handler):
         handler.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
         whole(handler)
@@ -715,7 +716,7 @@ def test_interim_answers_before_the_file_change_nothing(serve, fetch):
     assert fetch(serve(after_some).url()) == SOUND
 
 
-def test_a_head_that_does_not_end_is_no_answer_in_time(serve, refusal, monkeypatch):
+def test_headers_that_do_not_end_are_no_answer_in_time(serve, refusal, monkeypatch):
     monkeypatch.setattr(web, "CONNECT_SECONDS", 0.1)
     monkeypatch.setattr(web, "READ_SECONDS", 0.2)
     server = serve(drip_headers)
@@ -726,7 +727,7 @@ def test_a_head_that_does_not_end_is_no_answer_in_time(serve, refusal, monkeypat
 # the log
 
 
-def test_a_malformed_header_is_not_logged_with_the_url_that_it_came_from(serve, refusal, caplog):
+def test_a_malformed_header_puts_no_url_into_the_log(serve, refusal, caplog):
     def broken(handler):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 700000\r\n\r\n" + SOUND)
 
@@ -735,7 +736,7 @@ def test_a_malformed_header_is_not_logged_with_the_url_that_it_came_from(serve, 
     assert "SECRET" not in caplog.text and "private" not in caplog.text
 
 
-def test_neither_a_url_nor_where_it_redirects_is_logged(serve, fetch, caplog):
+def test_neither_the_url_nor_the_target_of_a_redirect_is_logged(serve, fetch, caplog):
     caplog.set_level(logging.DEBUG)
     assert fetch(serve(each=redirects(1)).url()) == SOUND
     assert "SECRET" not in caplog.text and "private" not in caplog.text

@@ -29,7 +29,7 @@ FORMATS = {  # as recordings come: suffix → rate, channels, bit rate
     "m4a": (44_100, 2, 128_000),
     "opus": (48_000, 1, 64_000),
 }
-# mean distance of word boundaries in tests/models/README.md's recordings, cut by a simple splitter
+# mean distance of word boundaries from the truth in the recordings of tests/models/README.md, cut by a simple splitter
 MEAN_OFF_MS = {"English": 56, "Chinese": 50}
 
 per_language = pytest.mark.parametrize("language", POOLS)
@@ -60,7 +60,7 @@ def run(worker, url: str, **fields) -> dict:
 
 
 def case_of(worker, file_server, language: str, formats: dict) -> Case:
-    """A recording in that language, through the whole worker in each format; WAV among them."""
+    """A recording in that language, transcribed by the whole worker in each format; one of them must be WAV."""
     generate, calls = worker.asr._engine.generate, []
 
     def counted(*args, **kwargs):
@@ -105,7 +105,7 @@ def drawn(whole: Utterance, pool: list[Utterance]) -> list[Utterance]:
 
 
 @per_language
-def test_the_recording_is_what_the_issue_asks_for(cases, worker, language):
+def test_the_recording_has_five_minutes_and_over_forty_chunks(cases, worker, language):
     case = cases[language]
     assert case.whole.duration >= 300 and worker.settings.chunk_limit_seconds == 8 and len(case.chunks) > 40
 
@@ -173,8 +173,8 @@ def boundaries_off_ms(case: Case) -> np.ndarray:
 
 
 @per_language
-def test_the_repair_brings_boundaries_no_further_from_the_truth(cases, worker, language):
-    """The model's own marks, and upstream's repair of them, beside ours."""
+def test_the_repair_moves_boundaries_no_further_from_the_truth(cases, worker, language):
+    """Compares the model's raw marks, the package's repair of them, and ours."""
     case = cases[language]
 
     async def heard():
@@ -204,7 +204,7 @@ def test_healthy_audio_costs_one_engine_call_a_chunk(cases, language):
 
 @per_language
 def test_every_merged_time_is_the_chunks_own_time_plus_its_offset(cases, worker, language):
-    """Each chunk again, as if it were a recording of its own."""
+    """Each chunk is transcribed once more as a recording of its own."""
     case = cases[language]
 
     async def alone():

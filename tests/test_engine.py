@@ -1,4 +1,4 @@
-"""Where the worker runs and what vLLM is given: by GPU memory, by setting, and refused where it cannot fit."""
+"""vLLM's arguments by GPU memory and settings, the choice of the device, and refusals where the models do not fit."""
 
 import os
 import re
@@ -69,7 +69,7 @@ def test_larger_gpus_take_more_at_once(options):
     assert [o.max_num_batched_tokens for o in chosen] == [4096, 8192, 8192, 8192, 16384, 16384]
 
 
-def test_settings_come_before_what_the_memory_suggests(options):
+def test_settings_override_what_follows_from_the_memory(options):
     chosen = options(80, max_num_seqs=7, max_num_batched_tokens=9000, gpu_memory_utilization=0.5)
     assert (chosen.max_num_seqs, chosen.max_num_batched_tokens, chosen.gpu_memory_utilization) == (7, 9000, 0.5)
 
@@ -82,12 +82,12 @@ def test_a_gpu_too_small_for_both_models_is_refused_with_what_they_need(options)
     )
 
 
-def test_a_share_that_leaves_the_aligner_too_little_is_refused_with_the_most_there_is(options):
+def test_a_share_that_leaves_the_aligner_too_little_is_refused_with_the_largest_possible(options):
     with pytest.raises(SettingsError, match=r"0.95 of the GPU's 24.0 GiB leaves 1.2 GiB; aligner needs 5.8 GiB, so it must be at most 0.76"):
         options(24, gpu_memory_utilization=0.95)
 
 
-def test_a_share_too_small_for_one_chunk_is_refused_with_the_least_there_is(options):
+def test_a_share_too_small_for_one_chunk_is_refused_with_the_smallest_possible(options):
     with pytest.raises(SettingsError, match=r"0.10 of the GPU's 24.0 GiB is 2.4 GiB; asr needs 4.8 GiB, so it must be at least 0.20"):
         options(24, gpu_memory_utilization=0.1)
 
@@ -98,7 +98,7 @@ def test_on_a_cpu_there_are_no_graphs_and_no_bfloat16(model, aligner):
     assert "cudagraph_capture_sizes" not in args
 
 
-# Where the worker runs: DEVICE, and what vLLM finds
+# the device: DEVICE against the device of the installed vLLM
 
 
 @pytest.mark.parametrize("found", ["cuda", "cpu"])
@@ -128,15 +128,15 @@ def test_a_device_that_vllm_cannot_run_on_is_refused_with_what_is_needed(wanted,
 
 
 @pytest.mark.parametrize("driver", [13000, 13020, 14000])
-def test_a_driver_of_torchs_cuda_or_newer_will_do(driver):
+def test_a_driver_for_torchs_cuda_or_a_newer_one_is_accepted(driver):
     check_driver(driver, "13.0")
 
 
-def test_an_older_driver_of_the_same_major_version_will_do():
+def test_an_older_driver_of_the_same_major_version_is_accepted():
     check_driver(12080, "12.9")
 
 
-def test_a_driver_for_an_older_cuda_than_torchs_is_refused_with_both():
+def test_a_driver_for_an_older_major_version_is_refused_with_both_versions():
     with pytest.raises(SettingsError, match=r"driver is for CUDA up to 12\.8, torch is built for 13\.0"):
         check_driver(12080, "13.0")
 
@@ -154,7 +154,7 @@ def test_the_longest_chunk_with_the_longest_context_and_answer_fits_the_model_le
     assert chosen.engine_args()["max_num_batched_tokens"] >= chosen.max_model_len
 
 
-# what vLLM knows of the model's class
+# the model info: what vLLM caches about the model's class
 
 BAKED, VOLUME = "image/modelinfos/model.json", "volume/modelinfos/model.json"
 
@@ -170,26 +170,26 @@ def bring(folder: Path, **files: str) -> str:
     return (folder / VOLUME).read_text() if (folder / VOLUME).exists() else ""
 
 
-def test_a_volume_gets_what_the_image_has(tmp_path):
+def test_a_new_volume_gets_the_model_info_of_the_image(tmp_path):
     assert bring(tmp_path, baked="new") == "new"
 
 
-def test_an_older_images_answer_on_a_volume_is_replaced(tmp_path):
+def test_the_model_info_of_an_older_image_on_a_volume_is_replaced(tmp_path):
     assert bring(tmp_path, baked="new", volume="old") == "new"
 
 
-def test_without_an_image_a_cache_stays_as_it_is(tmp_path):
+def test_without_baked_model_info_a_cache_stays_as_it_is(tmp_path):
     assert bring(tmp_path, volume="mine") == "mine"
     assert not (tmp_path / "image").exists()
 
 
-def test_a_cache_that_cant_be_written_to_keeps_no_worker_from_starting(tmp_path):
+def test_a_cache_that_cannot_be_written_does_not_stop_the_start(tmp_path):
     (tmp_path / "volume").write_text("a file where the folder should be")
     assert bring(tmp_path, baked="new") == ""
 
 
-def test_what_the_build_bakes_spares_a_start_the_subprocess(tmp_path):
-    """The Dockerfile's own command, then the worker's step, then vLLM's question with its subprocess forbidden."""
+def test_with_the_baked_model_info_vllm_starts_no_subprocess(tmp_path):
+    """Runs the Dockerfile's own command, then the worker's step, then vLLM's inspection with its subprocess forbidden."""
     dockerfile = (Path(__file__).parent.parent / "Dockerfile").read_text()
     (command,) = re.findall(r"python3 -c '(.*inspect_model_cls\(\))'", re.sub(r"\\\n *", "", dockerfile))
     code = f"""

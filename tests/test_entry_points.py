@@ -29,7 +29,7 @@ START_SECONDS = 400  # a bound for a slow machine, not a figure
 
 
 def members(session: int) -> list[str]:
-    """Processes left of a session; an ending one is given a moment."""
+    """Processes left of a session; those that are ending get 10 s."""
     for _ in range(100):
         left = [f"{p.pid} {p.name()}" for p in psutil.process_iter() if _session_of(p.pid) == session]
         if not left:
@@ -57,27 +57,27 @@ def test_importing_the_handler_loads_no_model_library():
     assert out.stdout.strip().splitlines()[-1] == "[]"
 
 
-def test_a_setting_that_cannot_be_is_told_before_anything_is_loaded():
+def test_an_invalid_setting_ends_the_start_before_anything_is_loaded():
     environment = os.environ | {"CHUNK_LIMIT_SECONDS": "400"}
     out = subprocess.run([sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=120)
     assert out.returncode == 1 and "CHUNK_LIMIT_SECONDS is 400; it must be from 2 to 180" in out.stderr
     assert "Traceback" not in out.stderr
 
 
-def test_a_device_that_vllm_cannot_run_on_is_told_in_one_sentence():
+def test_a_device_that_vllm_cannot_run_on_ends_the_start_with_one_sentence():
     out = subprocess.run([sys.executable, HANDLER], env=os.environ | {"DEVICE": "cuda"}, capture_output=True, text=True, timeout=START_SECONDS)
     assert out.returncode == 1 and out.stderr.splitlines()[-1].startswith("error: DEVICE is 'cuda', but vLLM is installed in its build for CPUs")
     assert "Traceback" not in out.stderr
 
 
-def test_without_a_gpu_a_line_says_that_the_cpu_is_used():
+def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
     environment = os.environ | {"DEVICE": "auto", "MODEL_NAME": "no/such-model", "HF_HUB_OFFLINE": "1"}  # so that it ends soon
     out = subprocess.run([sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=START_SECONDS)
     assert out.returncode == 1 and "no GPU that this vLLM can use: the models run on the CPU" in out.stdout
 
 
 class Closing:
-    """Stands for the recogniser and the aligner, and notes how it was ended."""
+    """Stand-in for recogniser and aligner; records how it was ended."""
 
     capacity = 1
 
@@ -92,7 +92,7 @@ class Closing:
 
 
 def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
-    """Or the process would never end: the interpreter waits for the engine's."""
+    """Otherwise the worker would hang: the interpreter waits for the engine's process."""
     import handler
 
     async def broken():
@@ -137,7 +137,7 @@ def test_the_demo_prints_what_is_said_in_the_bundled_recording_and_writes_its_pa
 
 @pytest.fixture
 def cached_models(tmp_path_factory) -> Iterator[tuple[dict[str, str], Hub]]:
-    """The environment of a worker that has both models in the hub's cache, and the hub that it could ask."""
+    """(environment of a worker that has both models in the hub's cache, the stand-in hub)."""
     cache = tmp_path_factory.mktemp("cache")
     for name in ("asr", "aligner"):
         snapshot = cache / f"models--tiny--{name}" / "snapshots" / COMMIT
@@ -148,8 +148,8 @@ def cached_models(tmp_path_factory) -> Iterator[tuple[dict[str, str], Hub]]:
         yield names | {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}, hub
 
 
-def test_a_test_input_json_is_run_a_failed_job_is_a_failed_exit_and_nothing_is_left(tmp_path, file_server, cached_models):
-    """And a start whose models are at hand asks the hub nothing: neither the worker nor the libraries in its two processes."""
+def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(tmp_path, file_server, cached_models):
+    """Also with both models in the cache nothing is requested from the hub, by the worker or a library in its two processes."""
     models, hub = cached_models
     (tmp_path / "test_input.json").write_text(json.dumps({"input": {"audio_url": file_server.url("missing.wav")}}))
     # a short path: the engine's sockets live in it, and a socket's name has 107 characters
@@ -173,7 +173,7 @@ def test_the_test_input_beside_the_handler_is_a_job_with_a_sample_of_runpods():
 
 
 def test_rp_serve_api_answers_runsync_and_ends_with_its_children(speech_url, tmp_path):
-    """Port 0 is not for this server of the SDK: a free port is asked of the system first."""
+    """The SDK's server does not take port 0, so the test asks the system for a free port first."""
     import socket
 
     with socket.socket() as probe:

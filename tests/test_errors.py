@@ -9,7 +9,7 @@ import errors
 from errors import WorkerError
 
 ALL = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, WorkerError)]
-STABLE = {  # what clients rely on: code → worth sending the same job again
+STABLE = {  # code → retryable; clients rely on both
     "internal_error": False,
     "settings_invalid": False,
     "input_invalid": False,
@@ -24,7 +24,7 @@ STABLE = {  # what clients rely on: code → worth sending the same job again
     "audio_too_long": False,
     "recognition_failed": True,
     "engine_dead": True,
-    "transcript_incomplete": False,  # but after a timeout
+    "transcript_incomplete": False,  # True after a timeout
     "alignment_failed": True,
     "deadline_exceeded": True,
     "result_too_large": False,
@@ -32,7 +32,7 @@ STABLE = {  # what clients rely on: code → worth sending the same job again
 
 
 def drawn_tree() -> dict[str, tuple[str | None, str, bool]]:
-    """Of each class in the module's docstring: (name of its parent, code, retryable)."""
+    """Class name in the module's docstring → (name of its parent, code, retryable)."""
     found, above = {}, []
     for line in errors.__doc__.splitlines():
         if drawn := re.match(r"([│├└─ ]*)([A-Z]\w+)\s*(\w+)?\s*(retryable)?$", line):
@@ -42,7 +42,7 @@ def drawn_tree() -> dict[str, tuple[str | None, str, bool]]:
     return found
 
 
-def test_codes_and_what_may_be_retried_stay_what_they_are():
+def test_codes_and_their_retryable_flags_are_stable():
     assert {c.code: c.retryable for c in ALL} == STABLE
 
 
@@ -57,13 +57,13 @@ def test_the_tree_in_the_docstring_is_the_tree():
 
 
 @pytest.mark.parametrize("reasons, retryable", [(["engine_error"], False), (["timeout"], True), (["engine_error", "timeout"], True)])
-def test_an_incomplete_transcript_is_worth_another_try_only_after_a_timeout(reasons, retryable):
+def test_an_incomplete_transcript_is_retryable_only_after_a_timeout(reasons, retryable):
     spans = [{"start": i, "end": i + 1, "reason": reason} for i, reason in enumerate(reasons)]
     assert errors.Incomplete.in_spans(spans).to_output()["retryable"] is retryable
 
 
 @pytest.mark.parametrize("error", ALL)
-def test_every_error_says_what_it_means(error):
+def test_every_error_has_a_docstring(error):
     assert error.__doc__ and error.__doc__ is not WorkerError.__doc__ or error is WorkerError
 
 

@@ -1,6 +1,6 @@
-"""The fallback rules by themselves: what is a fault, which further decode it is worth, and which candidate is delivered.
+"""The fallback rules by themselves: faults, the further decode for each, and the choice of the candidate.
 
-`recognise` and `align` are scripted here; test_scripted.py runs the same rules through whole jobs.
+`recognise` and `align` are scripted here; test_scripted.py tests the same rules in whole jobs.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ LOOP = "and so I think. " * 100
 
 
 def chunk_of(seconds: float, *speech: tuple[float, float], start: float = 0) -> AudioChunk:
-    """A chunk with speech at these seconds of it, or all along."""
+    """A chunk with speech between these seconds of it, or from its first to its last."""
     spans = tuple((round(a * SAMPLE_RATE), round(b * SAMPLE_RATE)) for a, b in speech or [(0, seconds)])
     return AudioChunk(0, round(start * SAMPLE_RATE), silence(seconds), spans)
 
@@ -35,7 +35,7 @@ def said(text: str, finish_reason: str = "stop", language: str | None = "English
 
 
 class Script:
-    """`recognise` that answers by the seconds it is asked about, and keeps what it was asked."""
+    """A `recognise` that returns or raises `answer(chunk, vocabulary and context, temperature)`, and records its calls."""
 
     def __init__(self, answer):
         self._answer, self.asked, self.terms = answer, [], []
@@ -54,7 +54,7 @@ class Script:
 
 
 async def spread(chunk, text, language, spectrum):
-    """Words over the whole chunk, as if they had been measured there."""
+    """An `align` that spreads the words over the whole chunk, with measured times."""
     units = list(re.finditer(r"\S+", text))
     step = chunk.duration / len(units)
     return tuple(Word(u[0], chunk.start + i * step, chunk.start + (i + 1) * step, u.start()) for i, u in enumerate(units)), None
@@ -65,7 +65,7 @@ def run(answer, chunk, context="", align=spread, terms=()):
     return asyncio.run(best_results(chunk, None, context, Vocabulary(terms), script, align)), script
 
 
-# what is a fault
+# faults
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def test_an_answer_that_ends_by_itself_at_a_speakable_rate_is_no_fault(text, sec
         (said("Thanks."), 15, None),
     ],
 )
-def test_faults_by_name(heard, seconds, fault):
+def test_each_fault_has_its_name(heard, seconds, fault):
     assert fault_in(heard, "", seconds) == fault
 
 
 @pytest.mark.parametrize("letters_per_second, fault", [(30, None), (50, "too_much")])
-def test_rates_count_the_seconds_of_the_chunk(letters_per_second, fault):
+def test_too_much_is_letters_per_second_of_the_chunk(letters_per_second, fault):
     assert fault_in(said(LETTERS[: letters_per_second * 30]), "", 30) == fault
 
 
@@ -119,12 +119,12 @@ def test_rates_count_the_seconds_of_the_chunk(letters_per_second, fault):
     [
         ("Names: Tango, Whiskey.", "names tango whiskey. Alpha", True),
         ("a long context that ends with these last few words", "Ends with these last few words. Alpha", True),
-        ("Tango", "Tango alpha bravo", False),  # one word may well be said
+        ("Tango", "Tango alpha bravo", False),  # a single word is probably spoken
         ("Names: Tango, Whiskey.", "Tango, Whiskey.", False),
         ("", "Alpha", False),
     ],
 )
-def test_an_echo_is_a_text_that_begins_like_its_context(context, text, echo):
+def test_an_echo_is_a_text_that_begins_like_its_context_or_with_the_end_of_it(context, text, echo):
     assert bool(echoed(context, (), text)) is echo
 
 
@@ -140,7 +140,7 @@ NAMES = ("Kubernetes", "Žižek", "Qwen", "Łukasz Nowak", "Tango")
         (NAMES, "Łukasz Nowak, Tango.", "łukasznowaktango"),
         (("Žižek", "Lacan"), "Žižek, Lacan.", "žižeklacan"),  # all of a short list
         (("淋巴结", "臀位", "积液", "颈部"), "淋巴结 臀位 积液 颈部", "淋巴结臀位积液"),
-        (("Qwen",), "Qwen.", ""),  # one term may well be said
+        (("Qwen",), "Qwen.", ""),  # a single term is probably spoken
         (NAMES, "Qwen.", ""),
         (("International Business Machines",), "International Business Machines.", ""),
         (NAMES, "Kubernetes and Žižek and Qwen and Łukasz Nowak and Tango.", ""),
@@ -151,7 +151,7 @@ NAMES = ("Kubernetes", "Žižek", "Qwen", "Łukasz Nowak", "Tango")
         ((), "Kubernetes, Žižek, Qwen.", ""),
     ],
 )
-def test_an_echo_of_a_vocabulary_is_terms_one_after_another_as_they_stand_in_the_list(terms, text, echo):
+def test_an_echo_of_a_vocabulary_is_a_run_of_terms_in_the_order_of_the_list(terms, text, echo):
     assert echoed("", terms, text) == echo
 
 
@@ -170,7 +170,7 @@ def test_a_loop_is_collapsed_to_what_it_repeats(text, once):
     assert collapsed(text) == once
 
 
-# which further decode
+# further decodes
 
 
 def test_a_healthy_answer_costs_no_further_decode():
@@ -178,7 +178,7 @@ def test_a_healthy_answer_costs_no_further_decode():
     assert len(script.asked) == 1 and [r.retries for r in results] == [()]
 
 
-def test_no_text_is_an_honest_answer_and_not_asked_again():
+def test_an_answer_without_text_is_accepted():
     results, script = run(lambda *_: said(""), chunk_of(60))
     assert len(script.asked) == 1 and (results[0].text, results[0].retries, results[0].failure) == ("", (), None)
 
@@ -199,14 +199,14 @@ def test_an_echoed_vocabulary_is_left_out_of_the_next_decode():
     assert [(r.text, r.retries, r.outcome) for r in results] == [("One two three four five.", ("context_echo",), "mended")]
 
 
-def test_speech_behind_an_echoed_vocabulary_is_heard_without_it():
+def test_speech_behind_an_echoed_vocabulary_is_delivered_without_the_echo():
     speech = "One two three four five six seven."
     results, _ = run(lambda c, given, t: said(f"{ECHO} {speech}" if "Qwen" in given else speech), chunk_of(9), terms=NAMES)
     assert [(r.text, r.outcome) for r in results] == [(speech, "mended")]
 
 
-def test_terms_that_were_truly_said_one_after_another_cost_a_decode_and_keep_their_spelling():
-    """Without the vocabulary they are heard too, spelt as they sound."""
+def test_terms_that_were_said_in_the_order_of_the_list_keep_their_spelling():
+    """The decode without the vocabulary has them too, spelt by sound; so the first answer stands."""
     sounds = "Cubernetis, Jijek, Quen and Lucas Novak danced a tango."
     results, script = run(lambda c, given, t: said(f"{ECHO} Tango." if "Qwen" in given else sounds), chunk_of(6), terms=NAMES)
     assert script.terms == [NAMES, ()]
@@ -219,20 +219,20 @@ def test_speech_with_terms_in_it_costs_no_further_decode(text):
     assert len(script.asked) == 1 and [(r.text, r.retries) for r in results] == [(text, ())]
 
 
-def test_an_echo_that_nothing_is_heard_in_stead_of_is_kept_and_marked():
-    """As any text that was obtained."""
+def test_an_echo_is_kept_and_marked_where_the_further_decode_has_no_text():
+    """Text that was obtained is delivered."""
     results, _ = run(lambda c, given, t: said(ECHO if "Qwen" in given else ""), chunk_of(6), terms=NAMES)
     assert [(r.text, r.retries, r.outcome) for r in results] == [(ECHO, ("context_echo",), "kept")]
 
 
 @pytest.mark.parametrize("seconds", [3, 30])
-def test_a_vocabulary_echoed_over_and_over_is_left_out_of_the_halves_and_of_the_other_sampling(seconds):
+def test_a_looping_echo_leaves_the_vocabulary_out_of_halves_and_another_sampling(seconds):
     results, script = run(lambda c, given, t: said(ECHO * 50 if "Qwen" in given else "one two"), chunk_of(seconds), terms=NAMES)
     assert script.terms == [NAMES, *[()] * (2 if seconds == 30 else 1)]
     assert [(r.text, r.retries, r.outcome) for r in results] == [("one two", ("loop",), "mended")] * len(results)
 
 
-def test_the_halves_of_a_loop_and_another_sampling_have_the_vocabulary_but_no_context():
+def test_halves_and_another_sampling_have_the_vocabulary_but_no_context():
     answer = lambda c, given, t: said(LOOP, "length") if c.duration > 20 else said("from here on")
     _, script = run(answer, chunk_of(30), "what went before", terms=NAMES)
     assert script.terms == [NAMES] * 3 and [asked[2] for asked in script.asked] == ["what went before", "", ""]
@@ -240,7 +240,7 @@ def test_the_halves_of_a_loop_and_another_sampling_have_the_vocabulary_but_no_co
     assert script.terms == [NAMES] * 2 and [asked[2] for asked in script.asked] == ["what went before", ""]
 
 
-def test_a_chunk_that_was_refused_and_a_tail_are_asked_about_without_the_vocabulary():
+def test_a_refused_chunk_and_a_tail_are_decoded_without_the_vocabulary():
     answers = iter([RecognitionError("refused"), said("one two")])
     _, script = run(lambda *_: next(answers), chunk_of(6), terms=NAMES)
     assert script.terms == [NAMES, ()]
@@ -259,34 +259,34 @@ def test_a_loop_in_a_long_chunk_is_narrowed_down_in_halves():
     assert script.extra_seconds == 64 + 32 + 16 and max(asked[3] for asked in script.asked) > 0
 
 
-def test_a_loop_in_a_short_chunk_is_sampled_once():
+def test_a_loop_in_a_short_chunk_is_sampled_once_more():
     results, script = run(lambda c, given, temperature: said("one two") if temperature else said(LOOP, "length"), chunk_of(15))
     assert len(script.asked) == 2 and [(r.text, r.retries, r.outcome) for r in results] == [("one two", ("loop",), "mended")]
 
 
-def test_too_little_is_sampled_once_and_never_added_up_from_pieces():
+def test_too_little_is_sampled_once_more_and_never_halved():
     results, script = run(lambda *_: said("Thanks."), chunk_of(60))
     assert [asked[:2] for asked in script.asked] == [(0, 60)] * 2 and script.asked[1][3] > 0
     assert [(r.text, r.retries, r.outcome) for r in results] == [("Thanks.", ("too_little",), "kept")]
 
 
-def test_an_engine_that_refuses_a_chunk_once_is_asked_again():
+def test_a_chunk_that_the_engine_refused_is_decoded_once_more():
     answers = iter([RecognitionError("refused"), said("one two")])
     results, _ = run(lambda *_: next(answers), chunk_of(6))
     assert [(r.text, r.retries, r.outcome) for r in results] == [("one two", ("engine_error",), "mended")]
 
 
-def test_a_timeout_is_not_asked_again_and_fails_the_chunk():
+def test_a_timeout_fails_the_chunk_without_a_further_decode():
     results, script = run(lambda *_: TimeoutError(), chunk_of(6))
     assert len(script.asked) == 1 and [(r.failure, r.text) for r in results] == [("timeout", "")]
 
 
-def test_a_dead_engine_ends_it_all():
+def test_a_dead_engine_is_raised():
     with pytest.raises(EngineDead):
         run(lambda *_: EngineDead("dead"), chunk_of(60))
 
 
-# which candidate
+# the choice of the candidate
 
 
 def test_a_second_attempt_never_replaces_a_better_first_one():
@@ -297,12 +297,12 @@ def test_a_second_attempt_never_replaces_a_better_first_one():
     assert [(r.text, r.outcome, r.failure) for r in results] == [("Well. and so I think.", "kept", None)]
 
 
-def test_a_text_is_not_given_up_for_none():
+def test_a_faulty_text_is_better_than_no_text():
     results, _ = run(lambda c, *_: said("Thanks. " + LOOP, "length") if c.duration == 60 else said(""), chunk_of(60))
     assert [(r.text, r.retries, r.outcome) for r in results] == [("Thanks. and so I think.", ("loop",), "kept")]
 
 
-def test_candidates_compare_by_what_is_unanswered_then_by_text_then_by_what_is_faulty():
+def test_candidates_compare_by_unanswered_seconds_then_by_text_then_by_faulty_seconds():
     short, long = chunk_of(10), chunk_of(50)
     worst_last = [
         (Answer(short, "a"), Answer(long, "b")),
@@ -323,7 +323,7 @@ ANY_ANSWER = st.sampled_from(
 @given(st.floats(0.1, 180), st.data())
 @settings(max_examples=300, deadline=None)
 def test_whatever_the_engine_answers_the_results_tile_the_chunk_and_cost_at_most_twice_its_audio(seconds, data):
-    """And a text, once obtained, is never lost to none."""
+    """And where any answer had text, a text is delivered."""
     texts = []
 
     def answer(chunk, context, temperature):
@@ -343,11 +343,11 @@ def test_whatever_the_engine_answers_the_results_tile_the_chunk_and_cost_at_most
 
 
 async def until_second_ten(chunk, text, language, spectrum):
-    """Words that end at second 10 of the recording, in a chunk that begins before that."""
+    """An `align` whose last word ends at second 10 of the recording, in a chunk that begins before that."""
     return (await spread(chunk.split(10 * SAMPLE_RATE)[0] if chunk.start < 10 < chunk.end else chunk, text, language, spectrum))
 
 
-def test_only_the_stretch_behind_the_last_word_is_heard_again():
+def test_only_the_stretch_behind_the_last_word_is_decoded_again():
     answer = lambda c, *_: said("one two three four") if c.start == 0 else said("five six seven eight nine ten eleven")
     results, script = run(answer, chunk_of(40, (0, 9.9), (10.5, 39)), align=until_second_ten)
     assert [asked[:2] for asked in script.asked] == [(0, 40), (10.2, 40)]
@@ -356,13 +356,13 @@ def test_only_the_stretch_behind_the_last_word_is_heard_again():
     ]  # fmt: skip
 
 
-def test_music_behind_the_last_word_is_asked_about_once_and_changes_nothing():
+def test_music_behind_the_last_word_costs_one_decode_and_changes_nothing():
     results, script = run(lambda c, *_: said("one two three four") if c.start == 0 else said(""), chunk_of(40), align=until_second_ten)
     assert len(script.asked) == 2 and [(r.end, r.text, r.retries) for r in results] == [(40, "one two three four", ())]
 
 
 @pytest.mark.parametrize("tail", [said(LOOP, "length"), said("Thanks for watching."), RecognitionError("no")], ids=["loop", "hardly a word", "none"])
-def test_an_unhealthy_tail_is_not_added_but_said_to_be_doubtful(tail):
+def test_a_faulty_tail_is_not_added_and_the_chunk_is_marked_doubtful(tail):
     answer = lambda c, *_: said("one two three four") if c.start == 0 else tail
     results, script = run(answer, chunk_of(40), align=until_second_ten)
     assert len(script.asked) == 2
@@ -370,7 +370,7 @@ def test_an_unhealthy_tail_is_not_added_but_said_to_be_doubtful(tail):
 
 
 async def piled_at_second_10(chunk, text, language, spectrum):
-    """As the real aligner does at times: of a long chunk it gives the last two words no time of their own."""
+    """Like the real aligner at times: in a long chunk the last two words get no time of their own."""
     words, _ = await until_second_ten(chunk, text, language, spectrum)
     last = len(words) - 2 if chunk.duration > 30 else len(words)
     return tuple(replace(word, estimated=i >= last) for i, word in enumerate(words)), None
@@ -385,30 +385,30 @@ async def piled_at_second_10(chunk, text, language, spectrum):
         ("two three four five six seven eight nine", "one"),  # three are repeated, and two of them have no time
     ],
 )
-def test_a_word_that_was_timed_too_early_and_is_heard_again_in_the_tail_is_not_doubled(tail, front):
+def test_a_word_that_was_timed_too_early_and_comes_again_in_the_tail_is_not_doubled(tail, front):
     answer = lambda c, *_: said("one two three four") if c.start == 0 else said(tail)
     results, _ = run(answer, chunk_of(40), align=piled_at_second_10)
     assert [r.text for r in results] == [front, tail] and [r.retries for r in results] == [(), ("tail_missing",)]
 
 
-def test_words_with_a_measured_time_were_said_twice():
+def test_a_word_with_a_measured_time_that_comes_again_in_the_tail_was_said_twice():
     answer = lambda c, *_: said("well thank you") if c.start == 0 else said("Thank you all, thank you very much, ladies and gentlemen.")
     results, _ = run(answer, chunk_of(40), align=until_second_ten)
     assert [r.text for r in results] == ["well thank you", "Thank you all, thank you very much, ladies and gentlemen."]
 
 
-def test_where_the_tail_holds_all_that_was_said_nothing_is_left_in_front():
+def test_where_the_tail_repeats_every_word_no_text_is_left_in_front():
     answer = lambda c, *_: said("one two three four five six seven eight")
     results, _ = run(answer, chunk_of(40), align=piled_at_second_10)
     assert [(r.text, len(r.words)) for r in results] == [("", 0), ("one two three four five six seven eight", 8)]
 
 
-def test_two_seconds_of_speech_behind_the_last_word_are_none_of_its_business():
+def test_up_to_two_seconds_of_speech_behind_the_last_word_cost_no_decode():
     _, script = run(lambda *_: said("one two three four"), chunk_of(11.9), align=until_second_ten)
     assert len(script.asked) == 1
 
 
-def test_estimated_words_at_the_end_are_as_long_as_the_measured_ones():
+def test_estimated_words_at_the_end_take_as_long_per_letter_as_the_measured_ones():
     words = [Word("four", 1, 1.4, 0), Word("five", 1.5, 1.9, 5), Word("eleven", 1.9, 30, 10, estimated=True)]
     assert words_end(words) == pytest.approx((1.9, 1.9 + 6 * 0.1))
     assert words_end(words[2:]) == (None, None)

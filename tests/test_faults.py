@@ -1,6 +1,6 @@
-"""Every fault at every chunk of a job: text is delivered where there is any, and no job says success with text missing.
+"""Every fault in the first, a middle, the last and every chunk: text is delivered where there is any, and a gap is never a success.
 
-The faults are injected at `engine.generate`; chunks that are not meant go to the real engine.
+The faults are injected at `engine.generate`; the other chunks go to the real engine.
 """
 
 import asyncio
@@ -43,16 +43,16 @@ def recording(worker, file_server):
 
 
 class Faulty:
-    """Answers in the engine's stead for some chunks and their pieces, the first `times` times each, and counts all calls."""
+    """Replaces the engine's first `times` answers for each chosen chunk and its pieces; counts all calls for each chunk."""
 
-    def __init__(self, worker, chunks, meant, answer, times):
+    def __init__(self, worker, chunks, chosen, answer, times):
         self._real, self._render = worker.asr._engine.generate, worker.asr._rendered
         self._chunks = chunks
-        self._left = {i: times for i in range(len(chunks)) if meant(i, len(chunks))}
+        self._left = {i: times for i in range(len(chunks)) if chosen(i, len(chunks))}
         self._answer, self.calls = answer, [0] * len(chunks)
 
     async def rendered(self, chunk, prompt_ids):
-        """vLLM's input, with the chunk that it is of, or is a piece of."""
+        """((index of the chunk that `chunk` is or is a piece of, vLLM's input), spectrum)."""
         i = next(i for i, whole in enumerate(self._chunks) if whole.start <= chunk.start < whole.end)
         prompt, spectrum = await self._render(chunk, prompt_ids)
         return (i, prompt), spectrum
@@ -81,7 +81,7 @@ def run(worker, recording, monkeypatch):
         monkeypatch.setattr(worker.asr, "_rendered", faulty.rendered)
         monkeypatch.setattr(worker.asr._engine, "generate", faulty)
         output = asyncio.run(worker.handler({"id": "test", "input": {"audio_url": url, **fields}}))
-        worker.asr._submit(asyncio.sleep(0.05)).result()  # what a failed job had sent comes to its end before the next test
+        worker.asr._submit(asyncio.sleep(0.05)).result()  # the requests of a failed job end before the next test
         return output, faulty.calls
 
     return run
@@ -99,17 +99,17 @@ def test_a_healthy_recording_costs_no_extra_call(run, recording):
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("fault", ANSWERS)
-def test_a_fault_that_comes_once_is_mended_and_noted(run, healthy_text, position, fault):
+def test_a_fault_that_occurs_once_is_mended_and_reported(run, healthy_text, position, fault):
     output, calls = run(position, fault, times=1)
     assert max(calls) <= 3 and "error" not in output
     assert {reason for r in output["retries"] for reason in r["reasons"]} == {fault}
     said, heard = [[plain(w) for w in text.split()] for text in (healthy_text, output["text"])]
-    assert abs(len(said) - len(heard)) <= 0.1 * len(said)  # halves may hear a word otherwise
+    assert abs(len(said) - len(heard)) <= 0.1 * len(said)  # in halves a word may be recognised differently
 
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("fault, delivered", [("cut_off", "One"), ("loop", "one two"), ("too_much", ENGLISH[0].text)])
-def test_a_text_whose_fault_stays_is_delivered_and_marked(run, recording, position, fault, delivered):
+def test_a_text_that_stays_faulty_is_delivered_and_marked(run, recording, position, fault, delivered):
     output, calls = run(position, fault, times=9)
     chunks = [c for i, c in enumerate(recording[1]) if POSITIONS[position](i, len(recording[1]))]
     assert "error" not in output and output["text"].count(delivered) == len(chunks) and max(calls) == 2
@@ -129,19 +129,19 @@ def test_a_chunk_without_any_answer_fails_the_job_at_once_with_its_span(run, rec
 
 
 @pytest.mark.parametrize("position", ["first", "middle", "last"])
-def test_with_allow_partial_the_rest_comes_with_what_failed(run, recording, healthy_text, position):
+def test_with_allow_partial_the_rest_is_delivered_with_its_failed_spans(run, recording, healthy_text, position):
     output, _ = run(position, "engine_error", times=9, allow_partial=True)
     assert output["text"] and len(output["text"]) < len(healthy_text) and "error" not in output
     assert [s["reason"] for s in output["failed_spans"]] == ["engine_error"]
     assert [r["outcome"] for r in output["retries"]] == ["failed"]
 
 
-def test_with_allow_partial_and_nothing_transcribed_the_job_fails_all_the_same(run, recording):
+def test_with_allow_partial_a_job_without_any_text_fails(run, recording):
     output, _ = run("all", "engine_error", times=9, allow_partial=True)
     assert output["error_code"] == "transcript_incomplete" and len(output["failed_spans"]) == len(recording[1])
 
 
-def test_after_the_first_chunk_that_failed_for_good_no_other_is_begun(worker, recording, run, monkeypatch):
+def test_a_failed_chunk_ends_the_job_before_the_others_are_decoded(worker, recording, run, monkeypatch):
     monkeypatch.setattr(worker, "gate", Gate(1))
     output, calls = run("first", "engine_error", times=9)
     assert calls[0] == 2 and sum(calls[1:]) <= 1 and output["error_code"] == "transcript_incomplete"

@@ -1,4 +1,4 @@
-"""The command that puts the models into an image: which ones, and a download that is whole or said not to be."""
+"""builder/fetch_models.py: which models it fetches, and downloads that are complete or reported as incomplete."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def test_the_environment_names_both_models_and_their_revisions():
     assert models_in(environ) == [Model("recogniser", "some/asr", "main"), Model("aligner", "some/aligner", "v2")]
 
 
-def test_the_defaults_are_the_workers():
+def test_the_defaults_are_those_of_the_workers_settings():
     names = ("model_name", "aligner_name", "model_revision", "aligner_revision")
     assert defaults(SETTINGS) == {f.name.upper(): f.default for f in fields(Settings) if f.name in names}
 
@@ -65,7 +65,7 @@ def test_a_configuration_that_its_own_class_refuses_is_refused(tmp_path):
         load_config(tmp_path)
 
 
-def test_help_says_which_variables_count():
+def test_help_names_the_environment_variables():
     named = set(re.findall(r"[A-Z_]{6,}", python([str(SCRIPT), "--help"], os.environ).stdout))
     assert {"MODEL_NAME", "ALIGNER_NAME", "MODEL_REVISION", "ALIGNER_REVISION", "HF_HOME", "HF_TOKEN"} <= named
 
@@ -79,7 +79,7 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-# the command, but for qwen-asr's configuration class (importing it takes half a minute) and without pauses
+# the command without pauses and without qwen-asr's configuration class, whose import takes half a minute
 FETCH = """
 import sys, fetch_models, weights
 fetch_models.load_config = lambda folder: None
@@ -104,7 +104,7 @@ def snapshot(cache: Path, model: str) -> Path:
     return cache / "hub" / f"models--tiny--{model}" / "snapshots" / COMMIT
 
 
-def test_what_arrived_is_compared_with_the_hub_and_reported_with_its_commit(hub, tmp_path):
+def test_a_download_is_compared_with_the_hub_and_reported_with_its_commit(hub, tmp_path):
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 0, run.stderr
     begin, end, report = run.stdout.splitlines()[:3]
@@ -114,7 +114,7 @@ def test_what_arrived_is_compared_with_the_hub_and_reported_with_its_commit(hub,
     assert re.fullmatch(told, report)
 
 
-def test_what_was_fetched_once_is_found_offline_and_said_not_to_be_compared(hub, tmp_path):
+def test_a_fetched_model_is_found_offline_and_reported_as_not_compared(hub, tmp_path):
     python(["-c", FETCH], environment(hub, tmp_path))
     requests_online = len(hub.requests)
     run = python(["-c", FETCH], environment(hub, tmp_path, HF_HUB_OFFLINE="1"))
@@ -123,14 +123,14 @@ def test_what_was_fetched_once_is_found_offline_and_said_not_to_be_compared(hub,
     assert run.stdout.splitlines()[0].endswith("complete, in the hub's cache, hashes not compared with the hub's")
 
 
-def test_a_hub_that_tells_no_hashes_is_said_not_to_be_compared_with(hub, tmp_path):
+def test_files_without_a_hash_on_the_hub_are_reported_as_not_compared(hub, tmp_path):
     hub.tells_hashes = False
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[2].endswith("complete, 11 of 11 files not compared, because the hub gave no hash")
 
 
-def test_half_a_file_of_an_earlier_try_is_gone_on_with(hub, tmp_path):
+def test_a_partial_file_of_an_earlier_download_is_resumed(hub, tmp_path):
     weights = MODELS / "asr" / "model.safetensors"
     blobs = snapshot(tmp_path, "asr").parent.parent / "blobs"
     blobs.mkdir(parents=True)
@@ -141,7 +141,7 @@ def test_half_a_file_of_an_earlier_try_is_gone_on_with(hub, tmp_path):
     assert [*blobs.glob("*.incomplete")] == []
 
 
-def test_after_a_broken_connection_the_hub_is_asked_again_and_wrong_bytes_are_fetched_anew(hub, tmp_path):
+def test_a_broken_connection_and_wrong_bytes_are_each_retried(hub, tmp_path):
     hub.faults = ["cut", "wrong"]
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 0, run.stderr
@@ -149,7 +149,7 @@ def test_after_a_broken_connection_the_hub_is_asked_again_and_wrong_bytes_are_fe
     assert (snapshot(tmp_path, "asr") / "model.safetensors").read_bytes() == (MODELS / "asr" / "model.safetensors").read_bytes()
 
 
-def test_wrong_bytes_time_and_again_end_the_build(hub, tmp_path):
+def test_wrong_bytes_at_every_attempt_end_the_build(hub, tmp_path):
     hub.faults = ["wrong"] * 3
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 1 and hub.faults == []
@@ -158,7 +158,7 @@ def test_wrong_bytes_time_and_again_end_the_build(hub, tmp_path):
     assert not (snapshot(tmp_path, "asr") / "model.safetensors").exists()
 
 
-def test_bytes_that_changed_in_the_cache_are_fetched_anew(hub, tmp_path):
+def test_a_file_that_changed_in_the_cache_is_fetched_again(hub, tmp_path):
     python(["-c", FETCH], environment(hub, tmp_path))
     (snapshot(tmp_path, "aligner") / "merges.txt").resolve().write_text("#version: 0.2\n")
     run = python(["-c", FETCH], environment(hub, tmp_path))
@@ -167,12 +167,12 @@ def test_bytes_that_changed_in_the_cache_are_fetched_anew(hub, tmp_path):
     assert (snapshot(tmp_path, "aligner") / "merges.txt").read_bytes() == (MODELS / "aligner" / "merges.txt").read_bytes()
 
 
-def test_the_wrong_model_is_refused_though_it_is_whole(hub, tmp_path):
+def test_a_complete_model_of_the_wrong_role_is_refused(hub, tmp_path):
     run = python(["-c", FETCH], environment(hub, tmp_path, MODEL_NAME="tiny/aligner"))
     assert run.returncode == 1 and re.match(r"error: .*config\.json is an aligner's", run.stderr)
 
 
-def test_the_token_is_shown_to_the_hub_and_nowhere_else(hub, tmp_path):
+def test_the_token_is_sent_to_the_hub_and_written_nowhere(hub, tmp_path):
     run = python(["-c", FETCH], environment(hub, tmp_path, HF_TOKEN="hf_secret"))
     assert run.returncode == 0, run.stderr
     assert {token for _, _, token, _ in hub.requests} == {"Bearer hf_secret"}
@@ -180,12 +180,12 @@ def test_the_token_is_shown_to_the_hub_and_nowhere_else(hub, tmp_path):
     assert not any(b"hf_secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_without_a_token_none_is_made_up(hub, tmp_path):
+def test_without_a_token_none_is_sent(hub, tmp_path):
     python(["-c", FETCH], environment(hub, tmp_path, HF_TOKEN=""))
     assert {token for _, _, token, _ in hub.requests} == {None}
 
 
-def test_a_model_that_the_hub_does_not_have_is_named_and_asked_for_once(hub, tmp_path):
+def test_a_model_that_the_hub_does_not_have_is_reported_after_one_request(hub, tmp_path):
     run = python([str(SCRIPT)], environment(hub, tmp_path, MODEL_NAME="tiny/none"))
     assert run.returncode == 1 and len(hub.requests) == 1
     assert run.stderr == (
@@ -194,7 +194,7 @@ def test_a_model_that_the_hub_does_not_have_is_named_and_asked_for_once(hub, tmp
 
 
 def test_the_lines_that_the_dockerfile_keeps_of_the_settings_are_enough(hub, tmp_path):
-    """Its own pattern, on a copy of the file, with nothing else of src/settings.py in reach."""
+    """Applies the Dockerfile's own pattern, and reads the defaults from nothing but the lines that it keeps."""
     (pattern,) = re.findall(r"^RUN grep -E '(.+)' \S*settings\.py\b", (SCRIPT.parent.parent / "Dockerfile").read_text(), re.MULTILINE)
     kept = subprocess.run(["grep", "-E", pattern, SETTINGS], capture_output=True, text=True, check=True).stdout
     (tmp_path / "settings.py").write_text(kept)

@@ -1,4 +1,4 @@
-"""Failures that nobody can explain: three in a row and the worker checks itself, and gives up where that fails."""
+"""Unexplained failures: after three in a row the worker checks itself, and gives up where the check fails."""
 
 import asyncio
 
@@ -36,35 +36,35 @@ async def fail(worker: Worker, part: str = "engine", times: int = 3) -> None:
         await worker.health.failed(part)
 
 
-async def test_two_failures_in_a_row_are_not_looked_into(worker):
+async def test_two_failures_in_a_row_start_no_check(worker):
     await fail(worker, times=2)
     worker.health.worked("engine")
     await fail(worker, times=2)
     assert worker.checks == 0
 
 
-async def test_the_third_is_and_a_worker_that_works_goes_on_counting_anew(worker):
+async def test_the_third_failure_starts_a_check_and_a_check_that_passes_resets_the_count(worker):
     await fail(worker, times=5)
     assert worker.checks == 1
     await fail(worker, times=1)
     assert (worker.checks, worker.given_up) == (2, 0)
 
 
-async def test_what_works_says_nothing_of_the_other_part(worker):
+async def test_a_success_of_one_part_does_not_reset_the_count_of_the_other(worker):
     for _ in range(3):
         worker.health.worked("engine")
         await worker.health.failed("aligner")
     assert worker.checks == 1
 
 
-async def test_a_check_that_fails_is_a_dead_engine_for_the_job_and_ends_the_worker(worker):
+async def test_a_failed_check_raises_engine_dead_and_gives_up_the_worker(worker):
     worker.broken = True
     with pytest.raises(EngineDead):
         await fail(worker)
     assert (worker.checks, worker.given_up) == (1, 1)
 
 
-async def test_a_check_that_does_not_answer_has_failed(worker, monkeypatch):
+async def test_a_check_that_times_out_has_failed(worker, monkeypatch):
     monkeypatch.setattr(health, "CHECK_SECONDS", 0.01)
     worker.health = Health(lambda: asyncio.sleep(3600), worker.give_up)
     with pytest.raises(EngineDead):
@@ -72,7 +72,7 @@ async def test_a_check_that_does_not_answer_has_failed(worker, monkeypatch):
     assert worker.given_up == 1
 
 
-async def test_chunks_that_fail_together_are_answered_by_one_check(worker):
+async def test_failures_at_the_same_time_share_one_check(worker):
     worker.broken = True
     answers = await asyncio.gather(*(worker.health.failed("engine") for _ in range(100)), return_exceptions=True)
     assert worker.checks == 1 and [type(a) for a in answers] == [type(None)] * 2 + [EngineDead] * 98

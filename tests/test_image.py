@@ -1,4 +1,4 @@
-"""The files that RunPod reads, against each other and against the code: what would otherwise show at a release."""
+"""The files of the image and of the Hub, checked against each other and the code: faults that would show only at a release."""
 
 import json
 import re
@@ -26,9 +26,9 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 INSTRUCTIONS = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.M)
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
 READMES = ("README.md", "README_zh-CN.md")
-# CUDA versions that hosts may have, by RunPod's documentation; the filter matches exactly, so a newer one must be listed too
+# CUDA versions of hosts in RunPod's documentation; the filter matches exactly, so newer ones must be listed too
 CUDA_VERSIONS = ["12.0", "12.1", "12.2", "12.3", "12.4", "12.5", "12.6", "12.7", "12.8", "12.9", "13.0", "13.1", "13.2", "13.3"]
-# what qwen-asr asks for and nothing but its demo and its vLLM reader of files imports
+# dependencies of qwen-asr that only its demo and its reader of files import
 ONLY_FOR_THE_DEMO = {"gradio", "flask", "sox", "pytz", "qwen-omni-utils"}
 
 # RunPod Hub publishing guide, https://docs.runpod.io/hub/publishing-guide: key → type, or the values there are
@@ -73,7 +73,7 @@ def assert_schema(value: dict, schema: tuple[dict, dict]) -> None:
 
 
 def input_values(entry: dict) -> list:
-    """Every value that the form suggests or borders on."""
+    """The values that the form offers: default, bounds, options."""
     bounds = [entry[name] for name in ("default", "min", "max") if name in entry]
     return bounds + [option["value"] for option in entry.get("options", [])]
 
@@ -121,7 +121,7 @@ def test_the_worker_starts_with_every_value_that_an_input_offers(key):
 
 @settings(deadline=None)
 @given(st.fixed_dictionaries({}, optional={key: st.sampled_from(input_values(entry)) for key, entry in INPUTS.items()}))
-def test_no_combination_of_values_keeps_the_worker_from_starting(chosen):
+def test_the_worker_starts_with_every_combination_of_values(chosen):
     started = load_settings({key: str(value) for key, value in chosen.items()})
     assert started.chunk_target_seconds <= started.chunk_limit_seconds
 
@@ -151,7 +151,7 @@ def test_tests_json_follows_the_publishing_guide():
         assert_schema(entry, STATIC_SCHEMA)
 
 
-def test_hub_tests_run_where_the_hub_lets_the_worker_run():
+def test_hub_tests_run_with_the_cuda_versions_and_gpu_count_of_the_worker():
     assert TESTS["config"]["allowedCudaVersions"] == HUB["config"]["allowedCudaVersions"]
     assert TESTS["config"]["gpuCount"] == HUB["config"]["gpuCount"]
 
@@ -165,7 +165,7 @@ def test_the_worker_takes_the_input_of_a_hub_test(test):
 
 
 def position(pattern: str) -> int:
-    """Where the Dockerfile does that; it must do it exactly once."""
+    """Offset of the only match of `pattern` in the Dockerfile; fails where there is none or more than one."""
     (match,) = re.finditer(pattern, INSTRUCTIONS, flags=re.M)
     return match.start()
 
@@ -203,13 +203,13 @@ def test_every_build_is_for_the_platform_of_runpods_hosts(path):
     assert builds and all("--platform linux/amd64" in build for build in builds)
 
 
-def test_the_requirements_name_the_vllm_of_the_base_image_and_all_that_the_worker_needs_of_qwen_asr():
-    """The image takes qwen-asr without its dependencies."""
+def test_the_requirements_name_every_dependency_of_qwen_asr_that_the_worker_needs():
+    """The image installs qwen-asr without its dependencies."""
     asked = {re.match(r"[\w.-]+", line)[0] for line in requires("qwen-asr") if "extra ==" not in line}
     assert asked - ONLY_FOR_THE_DEMO <= set(re.findall(r"^([\w.-]+)==", REQUIREMENTS, flags=re.M))
 
 
-def test_the_build_goes_from_what_changes_seldom_to_what_changes_often():
+def test_the_build_steps_that_change_often_come_last():
     steps = [r"pip install\b.*--no-deps", r"python3 check_image", r"python3 \S+fetch_models", r"inspect_model_cls", r"^COPY src/ \.$"]
     positions = [position(step) for step in steps]
     assert positions == sorted(positions)
@@ -221,7 +221,7 @@ def test_a_model_chosen_for_the_build_is_the_workers_too(name):
 
 
 @pytest.mark.parametrize("default", ["model_name", "aligner_name"])
-def test_only_the_settings_know_the_default_models(default):
+def test_only_the_settings_name_the_default_models(default):
     name = getattr(load_settings({}), default)
     files = [ROOT / "Dockerfile", *ROOT.glob("src/*.py"), *ROOT.glob("builder/*.*")]
     assert [path.name for path in files if name in path.read_text()] == ["settings.py"]
@@ -232,18 +232,18 @@ def test_the_worker_tells_the_version_that_the_image_is_labelled_with():
     assert position(r'\bimage\.version="\$\{VERSION\}"$')
 
 
-def test_weights_lie_where_the_worker_looks_and_what_a_worker_fetches_does_not_mix_with_them():
+def test_baked_weights_lie_where_the_worker_looks_and_apart_from_what_it_fetches():
     baked = position(rf"\bHF_HOME={weights.BAKED.parent}$")
     assert baked < position(r"python3 \S+fetch_models\.py") < position(r"\bHF_HOME=/var/cache/huggingface\b")
     assert "/runpod-volume" not in INSTRUCTIONS and "HF_HUB_OFFLINE" not in INSTRUCTIONS
 
 
-def test_what_vllm_knows_of_the_models_class_is_baked_where_the_worker_looks_for_it():
+def test_vllms_model_info_is_baked_where_the_worker_looks_for_it():
     assert position(rf"\bVLLM_CACHE_ROOT={engine.IMAGE_CACHE}\b") < position(r"\binspect_model_cls\(\)")
 
 
-def test_what_vllm_compiles_has_a_place_that_an_endpoint_can_change():
-    """The Dockerfile's own is in the container; no volume is named in the image, for not every endpoint has one."""
+def test_an_endpoint_can_change_the_folder_of_what_vllm_compiles():
+    """The default folder is in the container, because not every endpoint has a volume."""
     (folder,) = re.findall(r"\bVLLM_CACHE_ROOT=(\S+)", INSTRUCTIONS)
     assert folder == str(engine.IMAGE_CACHE) and "/runpod-volume" not in folder
     for readme in READMES:
@@ -260,14 +260,14 @@ def test_the_build_context_holds_what_is_copied_and_nothing_else():
 # builder/check_image.py
 
 
-def test_every_package_that_the_code_imports_is_tried():
+def test_the_check_imports_every_package_that_the_code_imports():
     modules = {name for path in ROOT.glob("src/*.py") for name in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)}
     ours = {path.stem for path in ROOT.glob("src/*.py")}
     assert modules - ours - sys.stdlib_module_names <= set(check_image.IMPORTED)
 
 
-def test_the_check_finds_what_an_environment_without_a_gpu_lacks():
-    """The tests' own environment: torch of another CUDA in it, not beside it. Everything imports and has its version."""
+def test_the_check_reports_what_differs_in_an_environment_without_a_gpu():
+    """Checks the tests' own environment: no vllm, and a torch for another CUDA inside it. All other packages pass."""
     import torch
 
     command = [sys.executable, check_image.__file__, ROOT / "requirements.txt"]

@@ -1,6 +1,6 @@
 """The Dockerfile, built as it is by Docker or Buildah on a stub of its base image: order, arguments, secret, contents.
 
-The stub has a shell and a python3 that writes down how it was called. A build takes about two seconds.
+The stub has a shell and a python3 that records its calls. A build takes about two seconds.
 """
 
 import json
@@ -110,7 +110,7 @@ def write_stub(folder: Path) -> None:
 
 
 def write_context(folder: Path) -> Path:
-    """The files of a checkout that the build may see, and some beside them that it must not."""
+    """A checkout: the files that the build needs, and some that must not get into the image."""
     for name in ("Dockerfile", ".dockerignore", "requirements.txt", "builder", "src"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
@@ -216,7 +216,7 @@ def test_the_image_says_what_it_is(images):
     assert (labels["version"], labels["source"]) == ("1.2.3", "http://git.example")
 
 
-def test_the_build_reads_the_default_models_from_the_settings_and_nothing_else_of_them(images):
+def test_of_the_settings_the_build_reads_the_default_models_only(images):
     lines = images["plain"].files["models/settings.py"].decode().splitlines()
     assert [line.split(":")[0].strip() for line in lines] == ["model_name", "aligner_name", "model_revision", "aligner_revision"]
 
@@ -230,8 +230,8 @@ def test_the_worker_is_told_the_model_that_the_build_was_told(images):
     assert "MODEL_NAME=Qwen/Qwen3-ASR-1.7B" in images["mirrors"].config["config"]["Env"]
 
 
-def test_a_change_in_the_code_makes_its_own_layer_again_and_none_before_it(images):
-    """The layer after it has the bytecode of the code."""
+def test_a_change_in_the_code_rebuilds_its_own_layer_and_none_before_it(images):
+    """The layer behind it, with the bytecode, changes too."""
     differ = [a != b for a, b in zip(images["plain"].ids, images["changed"].ids, strict=True)]
     code = [("app/vad.py" in layer) for layer in images["changed"].layers].index(True)
     assert not any(differ[:code]) and differ[code]

@@ -1,4 +1,4 @@
-"""The time that a job is allowed. Its progress is tested where there is a platform: test_runpod.py."""
+"""The time that a job is allowed. Its progress needs a platform and is tested in test_runpod.py."""
 
 import asyncio
 
@@ -18,17 +18,17 @@ def run(seconds: float, **job: object) -> str:
     return asyncio.run(lasts(seconds, job))
 
 
-def test_a_job_that_takes_longer_than_its_execution_timeout_less_a_fifth_fails_and_says_so():
+def test_a_job_over_its_execution_timeout_less_the_margin_fails():
     with pytest.raises(DeadlineExceeded, match="executionTimeout of 50 ms"):
         run(10, policy={"executionTimeout": 50})
 
 
-def test_a_job_within_its_time_is_let_be():
+def test_a_job_within_its_time_is_not_interrupted():
     assert run(0.01, policy={"executionTimeout": 60_000}) == "done"
 
 
 @pytest.mark.parametrize("milliseconds, seconds", [(600_000, 595), (25_000, 20), (10_000, 8), (5_000, 4)])
-def test_a_fifth_of_the_time_but_no_more_than_five_seconds_is_kept_to_answer_in(milliseconds, seconds):
+def test_the_margin_is_a_fifth_of_the_timeout_and_at_most_five_seconds(milliseconds, seconds):
     assert seconds_allowed({"policy": {"executionTimeout": milliseconds}}) == seconds
 
 
@@ -38,7 +38,7 @@ def test_a_policy_without_a_timeout_limits_nothing(policy):
     assert seconds_allowed({"policy": policy}) is None and run(0, policy=policy) == "done"
 
 
-def test_a_timeout_from_within_is_not_taken_for_the_jobs_own():
+def test_a_timeout_error_from_inside_passes_through():
     async def fails() -> None:
         async with time_allowed({"policy": {"executionTimeout": 60_000}}):
             raise TimeoutError

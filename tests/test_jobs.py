@@ -1,4 +1,4 @@
-"""Whole jobs that are not plain sailing: each gives its clear error or the right empty result, and leaves nothing."""
+"""Whole jobs with unusual input or injected faults: each has its own error or the right result, and leaves nothing behind."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ NOTHING = {"language_detected": None, "language_code": None, "languages": [], "t
 
 
 def without_cost(output: dict) -> dict:
-    """But for the seconds in it, which are never the same, a result is."""
+    """A result without its usage, whose seconds differ from run to run."""
     return {key: value for key, value in output.items() if key != "usage"}
 
 
@@ -50,7 +50,7 @@ def temporary(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def run(worker, temporary):
-    """Run a job; whatever comes of it, no temp file and no new child process may be left."""
+    """Run a job, and check that it leaves no temp file and no new child process."""
 
     def run(job_input) -> dict:
         before = {p.pid for p in psutil.Process().children(recursive=True)}
@@ -97,12 +97,12 @@ def test_a_local_file_that_is_not_there_or_too_large_is_refused(worker, run, mon
 
 
 @pytest.mark.parametrize("pcm", [silence(5), noise(5, 20), noise(1, 2000), noise(6, 2000), silence(0.1), noise(0.1)], ids=["silence", "hiss", "noise", "much noise", "0.1 s", "0.1 s of noise"])
-def test_where_nothing_is_said_the_result_is_empty_not_an_error(run, serve, pcm):
+def test_a_recording_without_speech_gives_an_empty_result_not_an_error(run, serve, pcm):
     output = run({"audio_url": serve("nothing.wav", pcm)})
     assert without_cost(output) == NOTHING | {"duration": len(pcm) / SAMPLE_RATE}
 
 
-def test_nothing_said_in_a_forced_language_is_no_language_either(run, serve):
+def test_silence_in_a_forced_language_has_no_language(run, serve):
     output = run({"audio_url": serve("silence.wav", silence(5)), "language": "English"})
     assert without_cost(output) == NOTHING | {"duration": 5}
 
@@ -121,17 +121,17 @@ def test_a_tenth_of_a_second_of_speech_is_a_result_within_its_bounds(run, serve)
         (b"just some words, no sound" * 100, "audio_undecodable", "known format"),
     ],
 )
-def test_a_file_that_is_no_audio_is_told_apart(run, serve, content, code, part):
+def test_a_file_that_is_not_audio_has_its_own_error(run, serve, content, code, part):
     output = run({"audio_url": serve("file.mp3", content)})
     assert output["error_code"] == code and part in output["error"] and output["retryable"] is False
 
 
-def test_404_names_the_hosts_answer(run, file_server):
+def test_a_404_is_reported_without_the_query_of_the_url(run, file_server):
     output = run({"audio_url": file_server.url("missing.wav?token=secret")})
     assert output["error_code"] == "source_refused" and "404" in output["error"] and "secret" not in output["error"]
 
 
-def test_a_host_that_does_not_resolve(run):
+def test_a_host_that_does_not_resolve_is_named(run):
     output = run({"audio_url": "http://no-such-host.invalid/a.wav"})
     assert output["error_code"] == "host_not_found" and "no-such-host.invalid" in output["error"]
 
@@ -192,14 +192,14 @@ async def never(*_, **__):
     yield
 
 
-def test_a_chunk_that_never_returns_hits_its_own_deadline_fault_injected(run, serve, worker, monkeypatch):
+def test_a_chunk_without_an_answer_times_out_fault_injected(run, serve, worker, monkeypatch):
     monkeypatch.setattr(worker, "settings", replace(worker.settings, chunk_timeout_seconds=1.0))
     monkeypatch.setattr(worker.asr._engine, "generate", never)
     output = run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)})
     assert output["error_code"] == "transcript_incomplete" and [s["reason"] for s in output["failed_spans"]] == ["timeout"]
 
 
-def test_an_aligner_that_never_returns_costs_times_not_text_fault_injected(run, serve, worker, monkeypatch):
+def test_an_aligner_without_an_answer_costs_times_not_text_fault_injected(run, serve, worker, monkeypatch):
     async def hangs(*_):
         await asyncio.sleep(3600)
 
@@ -213,7 +213,7 @@ def test_an_aligner_that_never_returns_costs_times_not_text_fault_injected(run, 
 
 @pytest.fixture
 def gave_up(worker, monkeypatch) -> list[str]:
-    """Fresh counts of failures; instead of ending the engine that all tests share, it is told here."""
+    """Fresh counts of failures. Giving up adds to this list, and does not end the engine that all tests share."""
     told = []
     monkeypatch.setattr(worker, "health", Health(worker.fitness_check, lambda: told.append("given up")))
     monkeypatch.setattr(health, "CHECK_SECONDS", 0.2)
@@ -239,7 +239,7 @@ def test_a_broken_gpu_is_noticed_at_the_third_aligner_error_fault_injected(run, 
     assert outputs[0]["text"] == ENGLISH[0].text and gave_up == ["given up"]
 
 
-def test_an_aligner_that_fails_for_a_known_reason_is_not_broken(run, serve, worker, monkeypatch, gave_up):
+def test_aligner_errors_with_a_known_reason_do_not_count_fault_injected(run, serve, worker, monkeypatch, gave_up):
     def too_much(**_):
         raise torch.OutOfMemoryError("injected")
 
@@ -248,17 +248,17 @@ def test_an_aligner_that_fails_for_a_known_reason_is_not_broken(run, serve, work
     assert not [o for o in (run(job) for _ in range(4)) if "error" in o] and gave_up == []
 
 
-def test_giving_up_ends_the_engines_process_and_no_other(worker):
+def test_the_process_that_is_killed_on_giving_up_is_the_engines(worker):
     assert [type(p).__name__ for p in worker.asr._processes] == ["SpawnProcess"]
     assert all(p.is_alive() and "EngineCore" in p.name for p in worker.asr._processes)
 
 
-def test_the_engines_process_is_spawned_by_our_choice_not_vllms(worker):
+def test_the_engines_process_is_started_by_spawn(worker):
     assert asr.ENVIRONMENT["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
-def test_the_fitness_check_fails_where_the_engine_talks_nonsense_fault_injected(worker, monkeypatch):
+def test_the_fitness_check_fails_where_an_answer_does_not_end_fault_injected(worker, monkeypatch):
     asyncio.run(worker.fitness_check())
     monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [("language English<asr_text>" + "!" * 200, "length")]))
     with pytest.raises(RecognitionError, match="did not come to an end"):
@@ -319,7 +319,7 @@ def test_a_job_whose_chunk_waits_at_the_gate_decodes_no_further(serve, worker, m
     assert 0 < first < 30 and later == [first, first]
 
 
-def test_a_garbage_collection_passes_over_what_was_loaded_or_it_would_stop_every_job(worker):
+def test_garbage_collection_skips_the_loaded_modules_and_models(worker):
     assert gc.get_freeze_count() > 10 * len(gc.get_objects()) and gc.isenabled()
 
 
@@ -339,7 +339,7 @@ def test_the_engines_process_does_not_import_the_worker(tmp_path):
     assert said.stdout == f"imported as __main__\n0 {script}\n", said.stderr
 
 
-def test_a_jobs_files_are_removed_beside_the_event_loop_not_in_it(worker, monkeypatch):
+def test_a_jobs_files_are_removed_outside_the_event_loop(worker, monkeypatch):
     removing, remove = [], tempfile.TemporaryDirectory.cleanup
     monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", lambda folder: removing.append(threading.current_thread()) or remove(folder))
 
@@ -352,7 +352,7 @@ def test_a_jobs_files_are_removed_beside_the_event_loop_not_in_it(worker, monkey
     assert len(removing) == 1 and removing[0] is not threading.main_thread()
 
 
-def test_with_a_dead_engine_no_more_jobs_are_taken_and_the_worker_is_told_to_end_fault_injected(worker, monkeypatch):
+def test_with_a_dead_engine_the_worker_takes_no_job_and_ends_itself_fault_injected(worker, monkeypatch):
     assert worker.jobs_at_once(1) == max(2, worker.asr.capacity // 4)
     told = []
     before = signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
@@ -363,7 +363,7 @@ def test_with_a_dead_engine_no_more_jobs_are_taken_and_the_worker_is_told_to_end
         signal.signal(signal.SIGTERM, before)
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_details_from_the_client_and_the_log_fault_injected(run, serve, worker, monkeypatch, capfd):
+def test_an_unexpected_error_is_reported_and_logged_without_its_message_fault_injected(run, serve, worker, monkeypatch, capfd):
     message = "secret words"
 
     def breaks(*_):
@@ -399,7 +399,7 @@ def test_a_cancelled_job_leaves_nothing_behind(worker, serve, temporary):
     assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
 
 
-def test_jobs_side_by_side_give_what_they_give_alone(worker, serve):
+def test_jobs_side_by_side_have_the_results_that_they_have_alone(worker, serve):
     inputs = [{"audio_url": serve(f"side-{i}.wav", np.concatenate([u.pcm for u in ENGLISH[i : i + 4]]))} for i in range(0, 16, 4)]
 
     async def together():

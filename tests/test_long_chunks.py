@@ -1,7 +1,7 @@
-"""Whole jobs in chunks of up to 28 s, with the checkpoints in models/long, trained on for that length.
+"""Whole jobs in chunks of up to 28 s, with the checkpoints in models/long, which were trained further for that length.
 
-Their figures at that length are those of models/README.md; what is seen here is whether long chunks are cut, heard and put
-together whole, with several windows of the encoder in each.
+Their accuracy is given in models/README.md. These tests show that long chunks, each with several windows of the encoder, are
+cut, recognised and merged whole.
 """
 
 import shutil
@@ -23,7 +23,7 @@ MEAN_OFF_MS = {"English": 210, "Chinese": 320}
 
 @pytest.fixture(scope="module")
 def long_worker(worker, tmp_path_factory) -> Iterator:
-    """The handler module with the long checkpoints in the place of the others. Only their weights are other."""
+    """The handler module with the long checkpoints, which differ from the others in their weights only."""
     folder = tmp_path_factory.mktemp("long")
     for kind in ("asr", "aligner"):
         shutil.copytree(MODELS / kind, folder / kind)
@@ -48,7 +48,7 @@ def cases(long_worker, file_server) -> dict[str, Case]:
 
 @per_language
 def test_chunks_are_long_and_each_costs_one_decode(cases, language):
-    """And one more its tail where this aligner cannot place the last words."""
+    """A second decode is for a tail, where this aligner cannot place the last words."""
     durations = [chunk.duration for chunk in cases[language].chunks]
     assert np.median(durations) > 16 and max(durations) <= LIMIT_SECONDS
     again = cases[language].outputs["wav"].get("retries", [])
@@ -57,7 +57,7 @@ def test_chunks_are_long_and_each_costs_one_decode(cases, language):
 
 
 @per_language
-def test_no_word_is_lost_or_doubled_at_any_cut_of_long_chunks(cases, language):
+def test_no_word_is_lost_or_doubled_at_any_cut_between_long_chunks(cases, language):
     assert_words_are_whole_at_every_cut(cases[language])
 
 

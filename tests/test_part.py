@@ -1,4 +1,4 @@
-"""Parts of a recording and single channels: the same samples and times as of the whole, and no more decoded than is needed."""
+"""Parts of a recording and single channels: the samples and times of the whole, and nothing decoded behind the end of the part."""
 
 import asyncio
 import random
@@ -96,13 +96,13 @@ def test_a_decoder_ends_at_the_end_of_the_part_where_the_rest_never_arrives(minu
     assert np.array_equal(part, decoded(minutes[suffix], start=10, end=20)[0]) and warning is None
 
 
-def test_a_start_behind_the_end_of_the_recording_says_where_that_is(minutes):
+def test_a_start_behind_the_end_of_the_recording_is_refused_with_that_end(minutes):
     for start in (60, 1e6):
         message = refusal(minutes[".flac"], EmptyAudio, start=start)
         assert message == f"start is {start:.3f}, but the audio at audio_url ends at 60.000 seconds."
 
 
-def test_only_a_part_that_is_cut_short_is_warned_of(minutes, tmp_path):
+def test_missing_sound_gives_a_warning_only_inside_the_part(minutes, tmp_path):
     content = minutes[".wav"].read_bytes()
     (tmp_path / "cut.wav").write_bytes(content[: len(content) // 2])
     assert decoded(tmp_path / "cut.wav", end=25)[1] is None
@@ -146,14 +146,14 @@ def test_a_part_over_the_limit_is_refused_before_it_is_decoded_where_the_file_de
 
 
 @pytest.mark.parametrize("channels", [1, 2, 6, 12])
-def test_each_channel_is_heard_alone_bit_by_bit(tmp_path, channels):
+def test_each_channel_is_extracted_bit_by_bit(tmp_path, channels):
     sound = np.stack([np.roll(MINUTE[: 5 * SAMPLE_RATE], 1000 * i) for i in range(channels)], axis=1)
     soundfile.write(tmp_path / "a.wav", sound, SAMPLE_RATE)
     for channel in {0, channels // 2, channels - 1}:
         assert np.array_equal(decoded(tmp_path / "a.wav", channel=channel)[0], sound[:, channel])
 
 
-def test_of_a_recording_with_one_channel_it_is_the_same_as_the_mix(minutes):
+def test_channel_0_of_a_mono_recording_is_the_mix(minutes):
     for suffix in (".flac", ".opus", ".m4a"):
         assert np.array_equal(decoded(minutes[suffix], channel=0)[0], decoded(minutes[suffix])[0])
 
@@ -167,13 +167,13 @@ def test_a_channel_of_a_compressed_recording_holds_nothing_of_the_other(tmp_path
 
 
 @pytest.mark.parametrize("channels, told", [(1, "only 1 channel, number 0."), (2, "only 2 channels, numbers 0 to 1.")])
-def test_a_channel_that_is_not_there_is_refused_with_those_that_are(tmp_path, channels, told):
+def test_a_missing_channel_is_refused_with_those_that_exist(tmp_path, channels, told):
     media.encode(MINUTE[:SAMPLE_RATE], tmp_path / "a.wav", channels=channels)
     for channel in (channels, 7, 511):
         assert refusal(tmp_path / "a.wav", InvalidRequest, channel=channel) == f"channel is {channel}; the audio at audio_url has {told}"
 
 
-def test_a_channel_that_is_not_there_to_the_end_is_refused_too(tmp_path):
+def test_a_channel_that_ends_before_the_part_is_refused(tmp_path):
     """Two recordings joined by hand, the second one mono."""
     for name, channels in {"a.mp3": 2, "b.mp3": 1}.items():
         media.encode(MINUTE[: 10 * SAMPLE_RATE], tmp_path / name, rate=44_100, channels=channels)
@@ -211,7 +211,7 @@ def test_subtitles_and_verbose_json_of_a_part_have_the_times_of_the_file_and_its
 # whole jobs
 
 DEMO = "demo.mp3"
-MEAN_OFF_SECONDS = 0.1  # these aligners' times of a word depend on what else is in its chunk
+MEAN_OFF_SECONDS = 0.1  # with the tiny aligner a word's time depends on the rest of its chunk
 IN_PAUSES = [(0, 31.5), (6, 22.5), (12.4, 40.5), (14.8, 15.4), (27.3, None), (40.5, 3600)]
 
 
@@ -246,7 +246,7 @@ def test_progress_counts_the_seconds_of_the_part(worker, demo, tmp_path):
     assert (transcript.spans[0].start, transcript.spans[-1].end) == (6, 22.5)
 
 
-def test_what_failed_in_a_part_is_told_in_times_of_the_file_fault_injected(worker, demo, monkeypatch):
+def test_failed_spans_of_a_part_have_times_of_the_file_fault_injected(worker, demo, monkeypatch):
     async def never(*_):
         raise TimeoutError
 
@@ -258,7 +258,7 @@ def test_what_failed_in_a_part_is_told_in_times_of_the_file_fault_injected(worke
 
 @pytest.fixture
 def stuck_server(tmp_path):
-    """A file server whose files stop in the middle, and neither end nor break off."""
+    """A file server that sends half of a file, and then neither the rest nor an end."""
     over = threading.Event()
 
     class Stuck(_QuietFiles):
@@ -298,7 +298,7 @@ def test_a_download_ends_with_the_decoder_while_chunks_are_still_recognised(work
     assert run(worker, stuck_server.url(DEMO), start=6, end=22.5)["segments"] == []
 
 
-def test_two_who_speak_at_once_are_told_apart_by_their_channels(worker, file_server):
+def test_two_who_speak_at_once_are_transcribed_by_channel(worker, file_server):
     speakers = [next(u for u in pool if 4 < u.duration < 6) for pool in (ENGLISH, CHINESE)]
     length = max(len(u.pcm) for u in speakers)
     soundfile.write(file_server.folder / "call.wav", np.stack([np.pad(u.pcm, (0, length - len(u.pcm))) for u in speakers], axis=1), SAMPLE_RATE)
@@ -316,6 +316,6 @@ def test_two_who_speak_at_once_are_told_apart_by_their_channels(worker, file_ser
     ],
     ids=str,
 )
-def test_a_part_that_cannot_be_had_is_an_error_of_its_own(worker, demo, fields, code, part):
+def test_an_impossible_part_or_channel_has_its_own_error(worker, demo, fields, code, part):
     output = run(worker, demo, **fields)
     assert output["error_code"] == code and part in output["error"] and output["retryable"] is False

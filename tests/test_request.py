@@ -1,4 +1,4 @@
-"""The contract's input: what is accepted, as what, and errors that name the field and its value but no URL query."""
+"""The contract's input: accepted values and what they become, and errors that name field and value but no query of a URL."""
 
 import ast
 import base64
@@ -112,30 +112,30 @@ NO_FLAGS = [0, 1, 0.0, "true", "false", "", [True], {}]
 
 @pytest.mark.parametrize("field", ["audio_url", "language", "initial_context"])
 @pytest.mark.parametrize("value", NO_STRINGS, ids=repr)
-def test_what_must_be_a_string_is_nothing_else(field, value):
+def test_a_string_field_of_another_type_is_refused(field, value):
     shown = {dict: "an object", list: "a list"}.get(type(value), repr(value))
     assert refusal({"audio_url": URL, field: value}).startswith(f"{field} is {shown}")
 
 
 @pytest.mark.parametrize("field", ["use_previous_context", "allow_partial", "punctuation"])
 @pytest.mark.parametrize("value", NO_FLAGS, ids=repr)
-def test_a_flag_is_true_or_false_and_nothing_like_it(field, value):
+def test_a_flag_other_than_true_or_false_is_refused(field, value):
     message = refusal({"audio_url": URL, field: value})
     assert message.startswith(f"{field} is ") and message.endswith("it must be true or false.")
 
 
 @pytest.mark.parametrize("value", ["words", "WORD", "", 1, True, ["word"], {}], ids=repr)
-def test_a_segment_level_is_one_of_three(value):
+def test_an_unknown_segment_level_is_refused_with_the_three(value):
     assert refusal({"audio_url": URL, "segment_level": value}).endswith("it must be one of: word, sentence, both.")
 
 
 @pytest.mark.parametrize("value", [*OUTPUT_FORMATS, None])
-def test_an_output_format_is_one_of_five(value):
+def test_each_of_the_five_output_formats_is_accepted(value):
     assert parse(output_format=value).output_format == (value or "json")
 
 
 @pytest.mark.parametrize("value", ["JSON", "txt", "", "webvtt", " srt", 1, False, ["srt"], {}], ids=repr)
-def test_any_other_output_format_is_refused_with_those_there_are(value):
+def test_an_unknown_output_format_is_refused_with_the_five(value):
     message = refusal({"audio_url": URL, "output_format": value})
     assert message.startswith("output_format is ") and message.endswith("it must be one of: json, text, srt, vtt, verbose_json.")
 
@@ -165,7 +165,7 @@ def test_an_end_is_a_number_of_seconds_beyond_the_start(start, end):
 
 @pytest.mark.parametrize("field", ["start", "end"])
 @pytest.mark.parametrize("value", NO_SECONDS, ids=lambda value: repr(value)[:20])
-def test_what_is_no_number_of_seconds_is_refused(field, value):
+def test_a_start_or_end_that_is_no_number_of_seconds_is_refused(field, value):
     message = refusal({"audio_url": URL, field: value})
     assert message.startswith(f"{field} is ") and message.endswith("; it must be a number of seconds, from 0 to 1000000.")
 
@@ -177,12 +177,12 @@ def test_an_end_that_is_not_beyond_the_start_is_refused_with_both(start, end):
 
 
 @pytest.mark.parametrize("value, channel", [("mix", None), (None, None), (0, 0), (1, 1), (5, 5), (511, 511)], ids=repr)
-def test_a_channel_is_a_number_or_the_mix_of_all(value, channel):
+def test_a_channel_is_a_number_or_the_mix(value, channel):
     assert parse(channel=value).channel == channel
 
 
 @pytest.mark.parametrize("value", NO_CHANNELS, ids=lambda value: repr(value)[:20])
-def test_what_is_no_channel_is_refused(value):
+def test_an_invalid_channel_is_refused(value):
     message = refusal({"audio_url": URL, "channel": value})
     assert message.startswith("channel is ") and message.endswith("; it must be 'mix' or the number of a channel, from 0 to 511.")
 
@@ -191,7 +191,7 @@ def test_what_is_no_channel_is_refused(value):
 
 
 @pytest.mark.parametrize("job_input", [{}, {"audio_url": None}, {"url": URL}], ids=repr)
-def test_a_missing_url_is_called_missing(job_input):
+def test_a_missing_url_is_reported_as_missing(job_input):
     assert refusal(job_input).startswith("audio_url is missing; it must be ")
 
 
@@ -209,7 +209,7 @@ def test_a_missing_url_is_called_missing(job_input):
         "https://example.com/" + "a" * (LONGEST_URL - 20),
     ],
 )
-def test_http_and_https_urls_are_taken_as_they_are(url):
+def test_http_and_https_urls_are_kept_as_they_are(url):
     assert parse_request({"audio_url": url}).audio_url == url
 
 
@@ -230,7 +230,7 @@ def test_white_space_around_a_url_is_dropped():
     ],
     ids=ascii,
 )
-def test_what_is_no_http_url_is_refused_with_its_value(url):
+def test_a_url_that_is_not_http_or_https_is_refused_with_its_value(url):
     message = refusal({"audio_url": url})
     assert message.startswith("audio_url is '") and message.endswith("; it must be the http or https URL of a recording.")
     message.encode()
@@ -250,7 +250,7 @@ def test_a_file_may_come_in_base64_or_as_a_data_url(data):
 
 
 @pytest.mark.parametrize("encoded", ["QUJD\nQUJD", "QUJ", "QUJD=", "Q-_D", "QUJD QUJD", "data:audio/wav;base64,QUJD", "QÜJD", "\ud800"], ids=ascii)
-def test_base64_is_taken_strictly(encoded):
+def test_malformed_base64_is_refused(encoded):
     assert refusal({"audio_base64": encoded}).startswith("audio_base64 holds no valid base64; it must be ")
     if not encoded.startswith("data:"):
         assert refusal({"audio_url": f"data:;base64,{encoded}"}).startswith("audio_url holds no valid base64; it must be ")
@@ -268,7 +268,7 @@ def test_base64_is_taken_strictly(encoded):
         ({"audio_url": URL, "audio_base64": "QUJD"}, "audio_url and audio_base64 are both given"),
     ],
 )
-def test_what_is_no_file_in_the_request_is_refused(job_input, begins):
+def test_an_unusable_file_in_the_request_is_refused(job_input, begins):
     assert refusal(job_input).startswith(begins)
 
 
@@ -279,13 +279,13 @@ LOCAL = [
 
 
 @pytest.mark.parametrize(("given", "path"), LOCAL)
-def test_a_path_is_taken_only_where_the_worker_allows_it(given, path):
+def test_a_path_is_accepted_only_where_the_worker_allows_it(given, path):
     assert parse_request({"audio_url": given}, local_files=True).audio_url == f"file://{path}"
     assert "must be the http or https URL" in refusal({"audio_url": given})
 
 
 @pytest.mark.parametrize("url", ["ftp://example.com/a.mp3", "s3://bucket/a.mp3", "http://", "", "/a\0b", "file://[a", "https://example.com:0/"], ids=ascii)
-def test_where_local_files_are_allowed_other_addresses_are_not(url):
+def test_where_local_files_are_allowed_other_schemes_are_still_refused(url):
     with pytest.raises(InvalidRequest, match="must be the http or https URL"):
         parse_request({"audio_url": url}, local_files=True)
     assert parse_request({"audio_url": URL}, local_files=True).audio_url == URL
@@ -302,7 +302,7 @@ def test_where_local_files_are_allowed_other_addresses_are_not(url):
     ],
     ids=lambda headers: ascii(headers)[:40],
 )  # fmt: skip
-def test_headers_of_the_download_are_taken_as_they_are(headers):
+def test_headers_of_the_download_are_kept_as_they_are(headers):
     assert parse(audio_headers=headers).audio_headers == headers
 
 
@@ -325,7 +325,7 @@ def test_headers_are_for_a_download_only():
     assert refusal({"audio_base64": "QUJD", "audio_headers": {"A": "b"}}).startswith("audio_headers are given without")
 
 
-def test_what_is_secret_in_a_request_is_not_in_its_repr():
+def test_headers_and_file_are_not_in_the_repr_of_a_request():
     request = parse(audio_headers={"Authorization": "Bearer SECRET"})
     assert "SECRET" not in repr(request) and "QUJD" not in repr(parse_request({"audio_base64": "QUJD"}))
 
@@ -367,7 +367,7 @@ def test_a_context_is_kept_as_it_is_but_for_lone_surrogates():
     assert parse(initial_context="a\ud800b\udc00").initial_context == "ab"
 
 
-def test_a_context_has_a_longest_length():
+def test_a_context_over_the_longest_length_is_refused():
     assert len(parse(initial_context="天" * LONGEST_CONTEXT).initial_context) == LONGEST_CONTEXT
     assert str(LONGEST_CONTEXT + 1) in refusal({"audio_url": URL, "initial_context": "天" * (LONGEST_CONTEXT + 1)})
 
@@ -414,7 +414,7 @@ def test_a_vocabulary_is_a_list_of_names_and_terms(value, terms):
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_a_wrong_vocabulary_is_refused_with_the_item_and_what_would_be_right(value, message):
+def test_a_wrong_vocabulary_is_refused_with_the_item_and_what_it_must_be(value, message):
     assert refusal({"audio_url": URL, "vocabulary": value}) == message
 
 

@@ -46,7 +46,7 @@ def start_without_packages(*arguments: str | Path, **environ: str) -> subprocess
     return subprocess.run([sys.executable, "-S", *arguments], env=environment, capture_output=True, text=True, timeout=60)
 
 
-# Against the code
+# requirements.txt against the code
 
 
 def imported() -> set[str]:
@@ -74,7 +74,7 @@ def test_every_pin_has_its_reason_beside_it():
     assert all(re.fullmatch(r"#.*|[\w.-]+==\S+ +# .{10,}", line) for line in lines)
 
 
-# Against the lock
+# requirements.txt against the lock
 
 
 def test_the_lock_has_every_pin_and_vllms_cpu_build_in_the_place_of_vllm():
@@ -94,7 +94,7 @@ def test_setup_and_lock_have_the_same_uv():
     assert f"UV_VERSION={LOCKED['uv']}\n" in SETUP
 
 
-# Against the package index
+# requirements.txt against the package index
 
 
 def test_requirements_txt_resolves_on_a_machine_with_a_gpu():
@@ -103,10 +103,10 @@ def test_requirements_txt_resolves_on_a_machine_with_a_gpu():
     assert any(line.startswith("nvidia-cublas") for line in found), "torch without CUDA"
 
 
-# Without its packages
+# a start without packages
 
 
-def test_nothing_is_missing_here():
+def test_in_the_tests_environment_no_package_is_missing():
     assert missing_packages() == ""
 
 

@@ -1,6 +1,6 @@
-"""The real worker under the real SDK in production mode, served by the stand-in platform, asked by the real clients.
+"""The real worker under the real SDK in production mode, with the real clients; only the platform is a stand-in.
 
-Jobs that must be slow are long recordings; nothing here is faked but the platform.
+Jobs that must be slow are long recordings.
 """
 
 import json
@@ -129,7 +129,7 @@ def running_long(worker, long) -> Iterator[str]:
 
 
 def test_the_engine_is_up_and_has_passed_the_fitness_check_before_the_first_take(worker):
-    """The stand-in was asked for a job only then: see `started`."""
+    """`started` returns once the worker has asked the platform for a job."""
     log = worker.log
     assert "ready after" in log and log.index("ready after") < log.index("Running 1 fitness check") < log.index("All fitness checks passed")
 
@@ -221,7 +221,7 @@ def test_the_readmes_webhook_gets_what_status_shows(platform, recordings, hook):
 
 
 def test_nothing_is_streamed_and_the_final_answer_is_a_plain_object(platform, short):
-    """A generator handler would make a list of every job's output."""
+    """With a generator as handler, the output of every job would be a list."""
     job_id = platform.submit(short | {"stream": True})
     assert isinstance(platform.wait(job_id, 60)["output"], dict)
     assert requests.get(f"{platform.url}/stream/{job_id}", timeout=30).json() == {"status": "COMPLETED", "stream": []}
@@ -279,7 +279,7 @@ def test_progress_rises_at_most_once_a_second_and_ends_before_the_result(platfor
 # cancel and deadline
 
 
-def test_a_cancelled_job_leaves_no_file_and_no_decoder_and_the_others_do_not_notice(worker, platform, recordings, running_long):
+def test_a_cancelled_job_leaves_no_file_and_no_decoder_and_another_job_completes(worker, platform, recordings, running_long):
     other = platform.submit({"audio_url": recordings["minutes"]})
     until(lambda: platform.jobs[other].progress)
     platform.cancel(running_long)
