@@ -1,7 +1,7 @@
-"""What the tiny checkpoints cannot hear: laughter, chants, music, thirty languages' rates, loops; as scripted recordings.
+"""Speech that the tiny checkpoints cannot recognise, as scripted recordings: laughter, chants, music, other languages, loops.
 
-Each scenario stands in the first, a middle and the last chunk of a recording of three minutes, amid plain English. No job
-may fail, no word that was said may be missing, healthy speech costs no further decode, a loop at most twice its audio.
+Each scenario is the first, a middle or the last chunk of a recording of three minutes; the rest is plain English. No job may
+fail and no spoken word may be missing. Healthy speech costs no further decode, a loop at most twice its audio.
 
     bash tests/run.sh tests/test_scripted.py -s      prints the table
 """
@@ -27,7 +27,7 @@ MINUTE = SECTION_SECONDS
 class Scenario:
     section: Callable[[], Section]
     extra: float = 0  # seconds of audio that further decodes may cost
-    outcomes: tuple[str, ...] = ()  # of what the output says was asked again
+    outcomes: tuple[str, ...] = ()  # of the output's retries, in order
     added: str = ""  # delivered but not said
     fields: dict = None  # of the request
 
@@ -96,7 +96,7 @@ SCENARIOS = HEALTHY | DOUBTED | LOOPING
 
 @pytest.fixture
 def run(worker, file_server, monkeypatch):
-    """(output, recording) of a job with the scenario's section in a position."""
+    """Run a job with the scenario's section in a position; gives (output, recording)."""
     monkeypatch.setattr(worker, "settings", replace(worker.settings, chunk_target_seconds=60, chunk_limit_seconds=180))
 
     def run(scenario: Scenario, position: str) -> tuple[dict, Recording]:
@@ -131,7 +131,7 @@ def extra_seconds(recording: Recording) -> float:
     return sum(b - a for a, b in recording.asked) - chunks
 
 
-def test_there_are_enough_of_them():
+def test_there_are_at_least_sixty_cases():
     assert len(SCENARIOS) * len(POSITIONS) >= 60
 
 

@@ -1,10 +1,10 @@
-"""Hostile requests, servers and files: the code that each gets, and that nothing else happens.
+"""Hostile requests, servers and files: the error code of each, and that nothing else happens.
 
-Every row of `CASES` goes through `handler.handler` as a client's job does, with all guards on, as on RunPod; none gets
-as far as a model. The internet is injected: public.test has a public address, and what connects to that address reaches
-the row's own server on loopback. A connection to any other address is noted and refused. Nobody may reach the trap, a
-second server on loopback, or open the secret, a recording of speech on the disk: the decoder, a real child process, is
-not bound by the injected internet, so these two watch it.
+Every row of `CASES` is a job for `handler.handler` with all guards on, as on RunPod; none reaches a model. The internet is
+injected: public.test has a public address, and a connection to that address reaches the row's own server on loopback. A
+connection to any other address is recorded and refused. The decoder is a real child process, to which the injection does not
+apply. Two things show that it stays inside: nobody connects to the trap, a second server on loopback, and nobody opens the
+secret, a recording of speech on the disk.
 """
 
 import asyncio
@@ -55,8 +55,8 @@ from settings import load_settings
 from test_download import fetched
 from web import MAX_REDIRECTS
 
-PUBLIC = "1.1.1.1"  # where public.test is; nothing is ever sent there
-NAMES = {  # host: its addresses at each look-up, the last ones from then on
+PUBLIC = "1.1.1.1"  # the address of public.test; nothing is ever sent there
+NAMES = {  # host: its addresses at each look-up; the last entry holds for all further ones
     "public.test": [[PUBLIC]],
     "localhost": [["::1", "127.0.0.1"]],
     "localhost.": [["127.0.0.1"]],
@@ -67,7 +67,7 @@ NAMES = {  # host: its addresses at each look-up, the last ones from then on
     "mapped.test": [["::ffff:169.254.169.254"]],
     "rebinding.test": [[PUBLIC], ["127.0.0.1"]],
 }
-SECRET_PATH = "/private/talk.mp3?sig=SECRET#token=SECRET"  # behind every host; nobody is told of it, no log holds it
+SECRET_PATH = "/private/talk.mp3?sig=SECRET#token=SECRET"  # in every URL; must be in no message and in no log
 URL = "http://public.test:{port}" + SECRET_PATH
 CONTEXT = "names that only the client may know"
 SETTINGS = load_settings({"MODEL_NAME": "none", "ALIGNER_NAME": "none"})
@@ -78,16 +78,16 @@ RETRYABLE = {c.code: c.retryable for c in vars(errors).values() if isinstance(c,
 
 @dataclass(frozen=True)
 class Place:
-    """Where things are while a row runs."""
+    """Ports and paths of a row while it runs."""
 
     port: int  # of the row's server
     trap: int  # port of the trap
     secret: Path
     over: threading.Event  # set when the row is over
-    turns: Iterator[int] = field(default_factory=itertools.count)  # of the server
+    turns: Iterator[int] = field(default_factory=itertools.count)  # numbers of the requests to the server
 
     def fill(self, text: str) -> str:
-        """Put in what a hostile text points at."""
+        """Fill in the addresses and paths that a hostile text points at."""
         known = {"port": self.port, "trap": self.trap, "address": f"http://127.0.0.1:{self.trap}/a.wav", "path": self.secret}
         for name, value in (known | {"file": self.secret.as_uri(), "name": self.secret.name}).items():
             text = text.replace(f"{{{name}}}", str(value))
@@ -99,35 +99,35 @@ Answer = Callable[[Place], Iterable[bytes]]
 
 @dataclass(frozen=True)
 class Case:
-    """A hostile job and what becomes of it."""
+    """A hostile job and its expected outcome."""
 
     name: str
-    code: str | None  # None: not refused, for there is nothing in it but so many seconds of silence
-    seconds: float | None = None
+    code: str | None  # None: not refused
+    seconds: float | None = None  # of silence in a recording that is not refused
     url: str = URL
     answer: Answer = lambda _: []  # what the server sends, to each request
     environ: dict[str, str] = field(default_factory=dict)
     limits: dict[str, float] = field(default_factory=dict)  # settings
 
 
-# the bytes of files
+# building files byte by byte
 
 
 SECOND = bytes(2 * SAMPLE_RATE)  # of silence
 
 
 def wav(rate: int = SAMPLE_RATE, channels: int = 1, bits: int = 16, data: bytes = SECOND, claimed: int | None = None) -> bytes:
-    """`claimed`: the size of its samples according to its headers."""
+    """`claimed`: the size of the samples in its header, in bytes."""
     size, frame = len(data) if claimed is None else claimed, channels * bits // 8
     head = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * frame & 0xFFFFFFFF, frame & 0xFFFF, bits)
     return b"RIFF" + struct.pack("<I", min(size + 36, 0xFFFFFFFF)) + b"WAVEfmt " + head + b"data" + struct.pack("<I", size) + data
 
 
-ENDLESS = wav(data=b"", claimed=0xFFFFFFFF)  # the beginning of a recording that goes on and on; a decoder waits for the rest
+ENDLESS = wav(data=b"", claimed=0xFFFFFFFF)  # the start of a recording without an end: a decoder waits for the rest
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
-    """One of those that MP4 and QuickTime files consist of."""
+    """A box, of which MP4 and QuickTime files consist."""
     return struct.pack(">I", 8 + sum(map(len, parts))) + kind + b"".join(parts)
 
 
@@ -136,7 +136,7 @@ def full_box(kind: bytes, *parts: bytes, flags: int = 0) -> bytes:
 
 
 def mov(source: bytes = full_box(b"url ", flags=1), duration: int = SAMPLE_RATE, samples: int = SAMPLE_RATE) -> bytes:
-    """A second of silence in QuickTime; `source`: where its samples are, flag 1 for in this file."""
+    """A second of silence in QuickTime; `source` is the reference to its samples, with flag 1 for this file."""
     start, shape = box(b"ftyp", b"qt  ", bytes(4), b"qt  "), struct.pack(">9I", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     movie = full_box(b"mvhd", struct.pack(">5I", 0, 0, 1000, duration, 1 << 16), bytes(12), shape, bytes(28))
     track = full_box(b"tkhd", struct.pack(">5I", 0, 0, 1, 0, duration), bytes(16), shape, bytes(8), flags=7)
@@ -161,7 +161,7 @@ def samples_elsewhere(url: str) -> bytes:
 
 
 def alias(path: str) -> bytes:
-    """QuickTime's way to say that the samples are in another file."""
+    """QuickTime's reference to samples in another file."""
     name, there = Path(path).name.encode(), path.encode()
     record = bytes(10) + b"\3vol".ljust(28, b"\0") + bytes(12) + bytes([len(name)]) + name.ljust(63, b"\0")
     record += bytes(16) + struct.pack(">2H", 1, 1) + bytes(16)
@@ -193,7 +193,7 @@ def avi_with_subtitles(text: str) -> bytes:
 
 
 def ebml(kind: int, *parts: bytes | int | float) -> bytes:
-    """One of the elements that Matroska files consist of."""
+    """An element, of which Matroska files consist."""
     body = b"".join(struct.pack(">Q", p) if isinstance(p, int) else struct.pack(">d", p) if isinstance(p, float) else p for p in parts)
     return kind.to_bytes((kind.bit_length() + 7) // 8, "big") + (1 << 56 | len(body)).to_bytes(8, "big") + body
 
@@ -210,7 +210,7 @@ def matroska(
 
 
 def linked(path: str) -> bytes:
-    """A file that says that it goes on in another, and began in a third."""
+    """A file that names another file before it and one after it."""
     return matroska(ebml(0x73A4, b"1" * 16), ebml(0x3EB923, b"2" * 16), ebml(0x3E83BB, path.encode()), ebml(0x3C83AB, path.encode()))
 
 
@@ -229,7 +229,7 @@ def silent_film() -> bytes:
 
 
 def hours_of_opus() -> bytes:
-    """One packet of silence, again and again."""
+    """11 minutes: one packet of silence, repeated."""
     file = io.BytesIO()
     with av.open(file, "w", format="ogg") as container:
         track = container.add_stream("libopus", rate=48_000, layout="mono")
@@ -244,7 +244,7 @@ def hours_of_opus() -> bytes:
 
 
 def claiming(suffix: str, mark: bytes, offset: int, claim: bytes) -> bytes:
-    """A second of silence whose header says something else: `claim` so many bytes behind `mark`."""
+    """A second of silence with `claim` in its header, `offset` bytes behind `mark`."""
     data = bytearray(encoded(suffix, 1))
     start = data.index(mark) + offset
     data[start : start + len(claim)] = claim
@@ -350,7 +350,7 @@ def chunked(body: bytes, size: str | None = None) -> bytes:
 
 
 def drip(start: bytes, drop: bytes = b"1") -> Answer:
-    """`start`, then a byte every 50 ms, for ever."""
+    """Sends `start`, then a byte every 50 ms without end."""
 
     def answer(place: Place) -> Iterable[bytes]:
         yield start
@@ -361,7 +361,7 @@ def drip(start: bytes, drop: bytes = b"1") -> Answer:
 
 
 def flood(start: bytes, block: bytes) -> Answer:
-    """`start`, then `block` as often as the client takes it, for ever."""
+    """Sends `start`, then `block` without end, as fast as the client reads."""
 
     def answer(place: Place) -> Iterable[bytes]:
         yield start
@@ -372,7 +372,7 @@ def flood(start: bytes, block: bytes) -> Answer:
 
 
 def cut_short(then: bytes) -> Answer:
-    """Some of a recording, and at the second request `then`."""
+    """Sends a part of a recording, and `then` at the second request."""
     return lambda place: [reply(then) if next(place.turns) else reply(wav()[:20_000], length=len(wav()))]
 
 
@@ -413,7 +413,7 @@ def packed(size: int, *encodings: str) -> bytes:
 
 
 REBINDING = "http://rebinding.test:{port}" + SECRET_PATH
-BOMBS = {  # what is compressed in a way that nobody uses for sound is not decompressed at all
+BOMBS = {  # an unsupported compression is refused without decompressing
     **dict.fromkeys([("gzip",), ("deflate",)], "download_too_large"),
     **dict.fromkeys([("gzip", "gzip"), ("br",), ("zstd",), ("zstd", "br", "gzip")], "source_refused"),
 }
@@ -541,12 +541,12 @@ PLAYLISTS = [
 
 
 def refers(name: str, make: Callable[[str], bytes], target: str, code: str | None, seconds: float | None = None) -> Case:
-    """A binary file made around the name of something else."""
+    """A binary file with a reference to `target`."""
     return Case(name, code, seconds, answer=lambda place: [reply(make(place.fill(target)))])
 
 
 ZLIB_BLOCKS = ebml(0x6D80, ebml(0x6240, ebml(0x5031, 0), ebml(0x5032, 1), ebml(0x5033, 0), ebml(0x5034, ebml(0x4254, 0))))
-LONG = [  # more than allowed; each in less than a megabyte
+LONG = [  # longer than allowed, in less than a megabyte each
     file("11 minutes of silence in FLAC", "audio_too_long", lambda: encoded(".flac", 660)),
     file("11 minutes of silence in Opus", "audio_too_long", hours_of_opus),
     file("4 hours in 16000 samples, at 1 Hz", "audio_too_long", wav(rate=1)),
@@ -608,11 +608,11 @@ NO_AUDIO = [
 CASES = [*URLS, *SERVERS, *PLAYLISTS, *REFERENCES, *CLAIMS, *LONG, *NO_AUDIO]
 
 
-# the injected internet and those who watch
+# the injected internet, and what notices an access
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Answers each request, whatever it is, with `answer`; keeps their heads."""
+    """Answers every request with `answer`; records the heads of the requests."""
 
     daemon_threads = True
 
@@ -644,7 +644,7 @@ class _Conversation(socketserver.BaseRequestHandler):
 
 
 class Internet:
-    """Names and connections of this process, injected: `NAMES`, and at PUBLIC, whatever the port, the row's server."""
+    """Injected look-ups and connections of this process: names by NAMES; PUBLIC, on any port, is the row's server."""
 
     def __init__(self, monkeypatch, port: Callable[[], int]):
         self.dialled: set[str] = set()
@@ -671,7 +671,7 @@ class Internet:
 
 
 class Watch:
-    """Notices who opens a file, in whatever process."""
+    """Notices that any process opens a file, by inotify."""
 
     def __init__(self, path: Path):
         libc = ctypes.CDLL(None, use_errno=True)
@@ -689,7 +689,7 @@ class Watch:
 
 
 class NoModels:
-    """In the place of the recogniser and the aligner."""
+    """Replaces recogniser and aligner; any use of a model fails."""
 
     def vocabulary(self, terms: tuple[str, ...]) -> Vocabulary:
         return Vocabulary(terms)
@@ -715,7 +715,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 5) -> bool:
 
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory) -> Path:
-    """A recording that nobody may open; if somebody did, the speech in it would be sent to a model."""
+    """A recording that nobody may open. If it were decoded, the speech in it would reach a model, and the test would fail."""
     path = tmp_path_factory.mktemp("elsewhere") / "secret.wav"
     soundfile.write(path, ENGLISH[0].pcm, SAMPLE_RATE)
     return path
@@ -723,7 +723,7 @@ def secret(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def as_on_runpod(monkeypatch):
-    """tests/run.sh lets the other tests fetch from loopback."""
+    """Undo that tests/run.sh allows downloads from loopback; no proxies, short waits."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name == "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS":
             monkeypatch.delenv(name)
@@ -748,14 +748,14 @@ def place_of(case: Case, secret: Path, monkeypatch):
 # the table
 
 
-def test_the_table_is_long_and_every_row_is_one_of_a_kind():
+def test_the_table_has_200_rows_with_different_names():
     assert len(CASES) >= 200 and len({case.name for case in CASES}) == len(CASES)
     assert {case.code for case in CASES} <= {None, *RETRYABLE}
     assert all((case.code is None) == (case.seconds is not None) for case in CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case.name)[1:-1])
-def test_a_hostile_job_gets_its_code_and_nothing_else(case, secret, monkeypatch, tmp_path, capfd, caplog):
+def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(case, secret, monkeypatch, tmp_path, capfd, caplog):
     caplog.set_level(logging.DEBUG)  # of libraries too
     monkeypatch.chdir(secret.parent)  # where a name without a path leads
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -797,7 +797,7 @@ def test_a_hostile_job_gets_its_code_and_nothing_else(case, secret, monkeypatch,
 # what the table relies on
 
 
-def test_those_who_watch_do_see(secret, monkeypatch):
+def test_watch_and_trap_notice_an_access(secret, monkeypatch):
     with closing(Watch(secret)) as watch, place_of(Case("", None), secret, monkeypatch) as (_, _, trap, internet):
         assert not watch.opened() and trap.connections == 0
         secret.read_bytes()

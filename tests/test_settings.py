@@ -9,7 +9,7 @@ import pytest
 from errors import SettingsError
 from settings import ALIGNER_LIMIT_SECONDS, Settings, load_settings
 
-OTHER = {  # a right value of every setting that is not its default
+OTHER = {  # of every setting a valid value that is not its default, as text and as read
     "MODEL_NAME": ("tests/models/asr", "tests/models/asr"),
     "ALIGNER_NAME": ("tests/models/aligner", "tests/models/aligner"),
     "MODEL_REVISION": ("5eb144179a02", "5eb144179a02"),
@@ -42,14 +42,14 @@ def refusal(**environ: str) -> str:
     return str(refused.value)
 
 
-def test_nothing_must_be_set():
+def test_no_setting_is_required():
     settings = load_settings({})
     assert (settings.model_name, settings.aligner_name) == ("Qwen/Qwen3-ASR-0.6B", "Qwen/Qwen3-ForcedAligner-0.6B")
     assert (settings.chunk_target_seconds, settings.chunk_limit_seconds) == (60, ALIGNER_LIMIT_SECONDS)
     assert settings.device == "auto"
 
 
-def test_this_table_holds_every_setting():
+def test_the_table_of_this_test_holds_every_setting():
     assert {*OTHER, *BUCKET} == {f.name.upper() for f in fields(Settings)}
 
 
@@ -80,25 +80,25 @@ def test_an_empty_value_counts_as_not_set(blank):
 
 @pytest.mark.parametrize("variable", NUMBERS)
 @pytest.mark.parametrize("value", ["many", "1,5", "0x10", "60s", "1 2", "None"])
-def test_what_is_no_number_is_refused_with_name_value_and_what_is_right(variable, value):
+def test_a_value_that_is_no_number_is_refused_with_its_name(variable, value):
     assert re.fullmatch(rf"{variable} is {value!r}; it must be a (whole )?number\.", refusal(**{variable: value}))
 
 
 @pytest.mark.parametrize("value", ["2.5", "1e3", "NaN", "inf"])
-def test_counts_are_whole_numbers(value):
+def test_a_count_that_is_no_whole_number_is_refused(value):
     assert refusal(MAX_CONCURRENCY=value) == f"MAX_CONCURRENCY is {value!r}; it must be a whole number."
 
 
 @pytest.mark.parametrize("variable", [f.name.upper() for f in fields(Settings) if f.type is float])
 @pytest.mark.parametrize("value", ["NaN", "nan", "inf", "-inf", "Infinity", "1e999"])
-def test_numbers_are_finite(variable, value):
+def test_a_number_that_is_not_finite_is_refused(variable, value):
     message = refusal(**{variable: value})
     assert variable in message and f"{float(value):g}" in message and "must be from" in message
 
 
 @pytest.mark.parametrize("variable", NUMBERS)
 @pytest.mark.parametrize("value", ["-1", "99999999999999"])
-def test_what_is_out_of_range_is_refused_with_name_value_and_range(variable, value):
+def test_a_value_out_of_range_is_refused_with_its_name_and_the_range(variable, value):
     message = refusal(**{variable: value})
     low, high = map(float, re.fullmatch(rf"{variable} is \S+; it must be from (\S+) to (\S+)\.", message).groups())
     assert math.isfinite(low) and low < high and not low <= float(value) <= high
@@ -115,7 +115,7 @@ def test_a_chunk_target_above_its_limit_is_lowered_and_logged(caplog):
     assert caplog.messages == ["CHUNK_TARGET_SECONDS is 20, above CHUNK_LIMIT_SECONDS; it is lowered to 10."]
 
 
-def test_a_chunk_limit_below_the_targets_default_is_enough_by_itself():
+def test_a_chunk_limit_below_the_default_target_lowers_the_target():
     assert load_settings({"CHUNK_LIMIT_SECONDS": "30"}).chunk_target_seconds == 30
 
 
@@ -127,6 +127,6 @@ def test_the_message_shows_a_large_value_as_it_was_given():
     assert "1234567890123456" in refusal(MAX_DOWNLOAD_BYTES="1234567890123456")
 
 
-def test_settings_do_not_change_once_they_are_read():
+def test_settings_cannot_be_changed():
     with pytest.raises(AttributeError):
         load_settings({}).device = "cpu"

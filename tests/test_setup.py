@@ -10,13 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SETUP = ROOT / "builder" / "setup.sh"
-ABSENT = "libabsent.so.1"  # what no system has
+ABSENT = "libabsent.so.1"  # a library that no system has
 (NAME, VERSION), = re.findall(r"^LIBNUMA_WHEEL=(\S+)==(\S+)", SETUP.read_text(), flags=re.M)  # fmt: skip
 
 
 @pytest.fixture
 def wheels(tmp_path) -> Path:
-    """A folder with a wheel of that name and version; the library in it, where auditwheel puts it, is libsndfile."""
+    """A folder with a wheel of that name and version. In the place of libnuma, where auditwheel puts it, is libsndfile."""
     import _soundfile_data
 
     (library,) = Path(_soundfile_data.__file__).parent.glob("libsndfile*.so")
@@ -44,7 +44,7 @@ def test_where_the_system_has_the_library_nothing_is_changed(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_where_it_has_none_python_finds_that_of_the_wheel(tmp_path, wheels):
+def test_where_the_system_has_none_python_finds_the_one_of_the_wheel(tmp_path, wheels):
     load = f"\"$PYTHON\" -c 'import ctypes; print(ctypes.CDLL(\"{ABSENT}\").sf_open.__name__)'"
     out = find_libnuma(ABSENT, tmp_path, load, UV_FIND_LINKS=str(wheels))
     assert out.stdout.splitlines() == [f"{tmp_path}/.venv/libnuma:/before", "sf_open"]
@@ -57,7 +57,7 @@ def test_the_wheel_is_fetched_once(tmp_path, wheels):
     assert again.returncode == 0 and again.stderr == ""
 
 
-def test_where_it_cannot_be_had_the_last_line_says_what_to_install(tmp_path):
+def test_where_the_wheel_cannot_be_fetched_the_last_line_says_what_to_install(tmp_path):
     out = find_libnuma(ABSENT, tmp_path)
     assert out.returncode == 1 and out.stdout == ""
     assert f"needs {ABSENT}: install libnuma1 (Debian, Ubuntu) or numactl-libs" in out.stderr.splitlines()[-1]

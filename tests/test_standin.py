@@ -1,4 +1,4 @@
-"""The stand-in platform with the real SDK: a toy worker, the Python client, the JavaScript client."""
+"""The stand-in platform with the real SDK in a toy worker, the Python client and the JavaScript client."""
 
 import json
 import shutil
@@ -92,14 +92,14 @@ def worker(served, tmp_path_factory) -> Iterator[subprocess.Popen]:
 
 @pytest.fixture
 def platform(served, worker) -> Platform:
-    """The platform with its toy worker, and no knob turned."""
+    """The platform with its toy worker and its default limits."""
     served.reply_limit, served.fail_results = REPLY_LIMIT, 0
     return served
 
 
 @pytest.fixture
 def alone() -> Iterator[Platform]:
-    """A platform whose worker the test starts, or none."""
+    """A platform without a worker; the test may start one."""
     platform = Platform()
     yield platform
     platform.close()
@@ -107,7 +107,7 @@ def alone() -> Iterator[Platform]:
 
 @pytest.fixture
 def hold(tmp_path) -> Iterator[tuple[dict, Callable]]:
-    """(input of a job that runs until told, the call that tells it)."""
+    """(input of a job that runs until it is released, function that releases it)."""
     gate = tmp_path / "gate"
     yield {"until": str(gate)}, gate.touch
     gate.touch()
@@ -148,7 +148,7 @@ def test_a_webhook_gets_what_status_shows_once_the_job_has_ended(platform, hook)
 
 
 @pytest.mark.parametrize(("answers", "posts"), [([500], 2), ([404, 500], 3), ([500, 500, 500], 3)])
-def test_a_webhook_is_tried_three_times(platform, hook, answers, posts):
+def test_a_webhook_is_posted_up_to_three_times(platform, hook, answers, posts):
     url, bodies, statuses = hook
     statuses += answers
     platform.wait(platform.submit({}, webhook=url))
@@ -290,12 +290,12 @@ def test_waiting_for_a_job_that_does_not_end_is_bounded(alone):
     assert answer == {"id": job_id, "status": "IN_QUEUE"}
 
 
-def test_requests_that_mean_nothing_are_refused(alone):
+def test_malformed_requests_are_refused(alone):
     assert requests.post(f"{alone.url}/run", json={"audio_url": "x"}, timeout=10).status_code == 400
     assert requests.get(f"{alone.url}/status/nobody", timeout=10).status_code == 404
 
 
-def test_a_job_taken_by_a_worker_that_died_waiting_goes_to_the_next(alone):
+def test_the_open_poll_of_a_dead_worker_takes_no_job(alone):
     with pytest.raises(requests.Timeout):
         requests.get(f"{alone.url}/job-take/dead?gpu=SIM", timeout=0.2)
     job_id = alone.submit({})

@@ -1,4 +1,4 @@
-"""Text, units and marks → words: upstream's repair, faster; the contract of the times, whatever the marks; units in the text."""
+"""Text, units and marks → words: the same repair as upstream, valid times for any marks, units located in the text."""
 
 import pytest
 from hypothesis import given, settings
@@ -125,7 +125,7 @@ def test_units_that_are_not_in_the_text_as_a_whole_are_left_out(text, units, fou
         ("一二三四", ["二", "四"], ["一*", "二", "三*", "四"]),
     ],
 )
-def test_what_matches_keeps_its_times_and_what_does_not_is_estimated_between_its_neighbours(text, units, expected):
+def test_units_in_the_text_keep_their_times_and_other_words_are_estimated_between_them(text, units, expected):
     """A star marks the estimated ones."""
     marks = [t for i in range(len(units)) for t in (1000 * i + 100, 1000 * i + 900)]
     found = words(chunk_lasting(10), text, units, marks)
@@ -161,7 +161,7 @@ def test_word_times_are_the_chunks_own_plus_its_offset():
     assert (word.start, word.end) == (30.11, 30.59)
 
 
-def test_as_many_marks_as_two_a_unit_are_required():
+def test_a_wrong_number_of_marks_is_refused():
     with pytest.raises(AlignError):
         words(chunk_lasting(2), "alpha bravo", ["alpha", "bravo"], [0, 80])
 

@@ -44,13 +44,13 @@ def test_texts_join_as_their_scripts_are_written(texts, joined):
     assert join(texts)[0] == joined
 
 
-def test_empty_texts_leave_no_trace():
+def test_empty_texts_add_no_space():
     assert join(["One.", "", "", "Two."])[0] == "One. Two."
     assert join([])[0] == join([""])[0] == ""
 
 
 @given(st.lists(st.text().map(str.strip)))
-def test_joining_tells_where_each_text_begins(texts):
+def test_join_gives_the_offset_of_each_text(texts):
     joined, offsets = join(texts)
     assert [joined[o : o + len(t)] for o, t in zip(offsets, texts)] == texts
 
@@ -68,11 +68,11 @@ def test_the_speech_of_a_language_is_summed():
     assert merged(chunks).language == "English"
 
 
-def test_a_chunk_in_which_nothing_was_heard_has_no_say():
+def test_a_chunk_without_text_does_not_count_for_the_language():
     assert merged([chunk("", 0, 100), chunk("天", 2, 1, "Chinese")]).language == "Chinese"
 
 
-def test_nothing_heard_is_an_empty_transcript_without_a_language():
+def test_chunks_without_text_are_an_empty_transcript_without_a_language():
     nothing = {"language_detected": None, "language_code": None, "languages": [], "text": "", "segments": []}
     assert merged([]).to_output() == nothing | {"duration": 0}
     assert merged([chunk(""), chunk("", 2)]).to_output() == nothing | {"duration": 4}
@@ -157,7 +157,7 @@ mixed = st.text(st.sampled_from("ab3 '’-.,\n\u0301天五。ガｶﾞาัว�
 @given(mixed)
 @example("'")
 @example("\u0301a")
-def test_units_are_slices_in_order_that_hold_every_letter_and_number_and_no_space_beside_one(text):
+def test_units_are_slices_in_order_that_hold_every_letter_and_number_and_no_space(text):
     spans = units_in(text)
     assert all(a < b for a, b in spans) and all(end <= start for (_, end), (start, _) in zip(spans, spans[1:]))
     covered = {i for a, b in spans for i in range(a, b)}

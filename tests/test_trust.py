@@ -1,4 +1,4 @@
-"""What a transcript promises: an account of every second, slices of the text, sentences, languages, honest times."""
+"""Promises of a transcript: every second accounted for, segments that are slices of the text, sentences, languages, valid times."""
 
 import asyncio
 from types import SimpleNamespace
@@ -80,7 +80,7 @@ def test_segments_are_slices_of_the_text_and_with_punctuation_hold_all_of_it(lan
 
 
 @pytest.mark.parametrize("language", SPOKEN)
-def test_words_without_punctuation_are_slices_that_begin_and_end_in_a_letter(language):
+def test_words_without_punctuation_are_slices_that_begin_with_a_letter_and_end_before_punctuation(language):
     output = merge([chunk_result(SPOKEN[language], 0, language)], 4).to_output()
     for s in output["segments"]:
         assert output["text"][s["offset"] :][: s["length"]] == s["text"]
@@ -121,7 +121,7 @@ def test_a_long_pause_ends_a_sentence():
     assert [(s["text"], s["start"], s["end"]) for s in output["segments"]] == [("and then", 0.0, 1.0), ("he went", 4.0, 5.0)]
 
 
-def test_a_sentence_has_a_longest():
+def test_a_sentence_has_a_longest_length():
     found = sentences("word " * 200 + "end.", seconds=60)
     assert len(found) > 2 and all(len(s) <= 240 for s in found) and " ".join(found) == "word " * 200 + "end."
 
@@ -154,7 +154,7 @@ def test_the_account_tiles_the_recording(parts, tail):
 # times
 
 
-def test_a_hundred_thousand_arrays_of_raw_marks_break_no_promise():
+def test_times_are_valid_for_a_hundred_thousand_arrays_of_raw_marks():
     rng = np.random.default_rng(4)
     violations = 0
     for case in range(100_000):
@@ -211,7 +211,7 @@ def job(worker, file_server):
 
 @pytest.fixture
 def say(worker, monkeypatch):
-    """Let the engine answer these, one a call, in its stead; then the real one again."""
+    """Replace the engine's next answers by these texts, one for each call."""
 
     def say(*texts):
         real, left = worker.asr._engine.generate, list(texts)
@@ -236,7 +236,7 @@ def test_a_language_without_an_aligner_is_timed_by_its_speech_with_one_warning_t
     assert not [s for s in output["segments"] if 1.7 < s["start"] < 2.4]
 
 
-def test_alternating_languages_give_their_timeline(job):
+def test_alternating_languages_are_given_for_every_word(job):
     turns = [u for pair in zip(*([u for u in pool if u.duration > 4] for pool in (ENGLISH, CHINESE))) for u in pair][:6]
     output = job(np.concatenate([part for u in turns for part in (u.pcm, silence(1.6))]))
     by_word = [s["language"] for s in output["segments"]]
@@ -252,7 +252,7 @@ def test_one_language_is_not_repeated_at_every_segment(job):
     assert [e["language"] for e in output["languages"]] == ["English"] and "language" not in output["segments"][0]
 
 
-def test_a_short_outlier_is_heard_again_in_the_language_of_the_rest_text_injected(job, say):
+def test_a_lone_short_chunk_in_another_language_is_recognised_again_in_that_of_the_rest_text_injected(job, say):
     short = min(ENGLISH, key=lambda u: u.duration)
     long = [u for u in ENGLISH if u.duration > 4][:2]
     say("language Chinese<asr_text>天地")
@@ -262,14 +262,14 @@ def test_a_short_outlier_is_heard_again_in_the_language_of_the_rest_text_injecte
     assert [plain(s["text"]) for s in output["segments"][: len(short.words)]] == [plain(w.text) for w in short.words]
 
 
-def test_two_short_phrases_in_another_language_are_no_slip(job):
+def test_two_short_chunks_in_another_language_keep_it(job):
     long = [u for u in ENGLISH if u.duration > 4][:3]
     short = sorted(CHINESE, key=lambda u: u.duration)[:2]
     output = job(np.concatenate([part for u in (long[0], short[0], long[1], short[1], long[2]) for part in (u.pcm, silence(2))]))
     assert {e["language"] for e in output["languages"]} == {"English", "Chinese"} and "retries" not in output
 
 
-def test_speech_behind_the_last_word_is_heard_by_itself_text_injected(job, say):
+def test_speech_behind_the_last_word_is_recognised_by_itself_text_injected(job, say):
     u = max(ENGLISH, key=lambda u: u.words[-1].end - u.words[0].start)
     say("language English<asr_text>" + " ".join(w.text for w in u.words[:2]))
     output = job(u.pcm)

@@ -20,7 +20,7 @@ PCM = np.concatenate([part for u in ENGLISH[:5] for part in (u.pcm, silence(0.5)
 
 @pytest.fixture
 def job(worker, file_server, monkeypatch):
-    """Run a job on five utterances; gives its output and the prompts and answers of the engine, as the engine counted them."""
+    """Run a job on five utterances; gives (output, [(prompt tokens, answer tokens)] of the engine's calls)."""
     soundfile.write(file_server.folder / "usage.wav", PCM, SAMPLE_RATE)
     monkeypatch.setattr(fallback, "TAIL_SECONDS", 1e9)
 
@@ -49,7 +49,7 @@ def test_the_counts_of_a_job_are_those_of_the_engine_and_of_the_recording(job):
     assert usage["output_tokens"] == sum(said for _, said in decodes) > len(output["text"].split())
 
 
-def test_a_decode_over_again_is_a_retry(job):
+def test_a_further_decode_is_a_retry(job):
     output, decodes = job(("language English<asr_text>" + "and so I think. " * 100, "stop"))
     usage = output["usage"]
     assert usage["decodes"] == usage["chunks"] + usage["retries"] > usage["chunks"] and usage["retries"] == len(output["retries"])
@@ -63,7 +63,7 @@ def test_a_job_spends_time_in_every_stage_and_its_factor_is_the_total_by_the_aud
     assert usage["real_time_factor"] == pytest.approx(usage["total_seconds"] / usage["audio_seconds"], abs=1e-3)
 
 
-def test_models_are_named_as_in_the_settings_with_their_revisions_and_a_folder_by_its_own_name_only(tmp_path, worker, job):
+def test_models_have_their_name_and_revision_and_a_local_folder_its_last_part(tmp_path, worker, job):
     usage = Usage().to_output(1, SETTINGS)
     assert (usage["model"], usage["model_revision"]) == ("Qwen/Qwen3-ASR-0.6B", "v1")
     assert (usage["aligner"], usage["aligner_revision"]) == ("Qwen/Qwen3-ForcedAligner-0.6B", "main")
@@ -87,7 +87,7 @@ def test_seconds_of_one_stage_add_up_while_its_calls_run_side_by_side():
     assert told["total_seconds"] <= round(time.monotonic() - began, 3) + 0.001
 
 
-def test_a_call_that_fails_has_cost_its_time_and_a_decode():
+def test_a_failed_call_counts_with_its_time_and_as_a_decode():
     async def refuse():
         await asyncio.sleep(0.01)
         raise ValueError
@@ -99,5 +99,5 @@ def test_a_call_that_fails_has_cost_its_time_and_a_decode():
     assert (told["decodes"], told["output_tokens"]) == (1, 0) and told["recognition_seconds"] >= 0.01
 
 
-def test_a_job_that_fails_tells_no_usage(job):
+def test_a_failed_job_has_no_usage(job):
     assert "usage" not in job(vocabulary=7)[0]

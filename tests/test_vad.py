@@ -51,7 +51,7 @@ def test_no_chunk_is_longer_than_the_limit(pcm):
 
 @given(recordings())
 @settings(max_examples=40, deadline=None)
-def test_what_no_chunk_holds_is_silence_to_the_detector(pcm):
+def test_samples_in_no_chunk_are_silence_to_the_detector(pcm):
     chunks = split(pcm)
     splitter = Splitter(RULES)
     padded = np.pad(pcm, (0, -len(pcm) % FRAME))
@@ -63,7 +63,7 @@ def test_what_no_chunk_holds_is_silence_to_the_detector(pcm):
 
 @given(recordings(), st.integers(1, 3 * SAMPLE_RATE))
 @settings(max_examples=40, deadline=None)
-def test_how_the_samples_come_in_blocks_changes_nothing(pcm, block):
+def test_the_size_of_the_blocks_changes_nothing(pcm, block):
     def spans(chunks):
         return [(c.offset, len(c.pcm), c.speech_seconds, c.forced_cut) for c in chunks]
 
@@ -108,7 +108,7 @@ def test_an_hour_of_silence_is_not_held_in_memory():
         assert len(splitter._held) <= (MARGIN + 1) * FRAME * 2
 
 
-def test_long_silence_between_speech_is_left_out_and_its_length_kept():
+def test_long_silence_between_speech_is_left_out_and_later_times_stay_right():
     pcm = np.concatenate([voice(2), silence(60), voice(2)])
     first, second = split(pcm)
     assert first.end < 3 and 61 < second.start <= 62 and second.end == pytest.approx(64)
@@ -134,7 +134,7 @@ def test_speech_seconds_tell_speech_from_pauses():
     assert 2.0 <= chunk.speech_seconds < 2.5 < chunk.duration
 
 
-def test_the_stream_gives_the_same_chunks():
+def test_split_at_pauses_gives_the_chunks_of_the_splitter():
     async def blocks():
         for i in range(0, len(pcm), 5000):
             yield pcm[i : i + 5000]

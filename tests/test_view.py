@@ -25,7 +25,7 @@ def word(text: str, start: float, **more: object) -> dict:
     return {"start": start, "end": start + 0.4, "text": text} | more
 
 
-# everything that the page shows differently, three scripts, and a text that tries to break out of it
+# every state that the page marks, three scripts, and a text that tries to become markup
 RESULT = {
     "language_detected": "English",
     "language_code": "en",
@@ -120,7 +120,7 @@ def test_runpods_envelope_gives_the_same_page():
         ({"text": "One.", "segments": [], "reduced_to": "text"}, "no segments, so no times"),
     ],
 )
-def test_what_is_no_transcript_is_told_in_one_sentence(answer, said):
+def test_a_result_without_a_transcript_is_refused_with_one_sentence(answer, said):
     with pytest.raises(view.Unviewable, match=said):
         view.result_in(answer)
 
@@ -136,7 +136,7 @@ def test_what_is_no_transcript_is_told_in_one_sentence(answer, said):
         ({"retries": "loop"}, "retries is 'loop'; it must be a list"),
     ],
 )
-def test_a_field_that_cannot_be_is_named(broken, said):
+def test_a_malformed_field_is_named(broken, said):
     with pytest.raises(view.Unviewable, match=said):
         view.render({"text": "One.", "segments": [word("One", 0)]} | broken, "t")
 
@@ -155,7 +155,7 @@ def test_a_file_that_is_no_json_or_no_recording_ends_with_one_line(tmp_path):
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=1, max_size=5))
-def test_no_text_becomes_markup_or_a_place_to_fill_in(texts):
+def test_no_text_becomes_markup_or_a_placeholder(texts):
     texts = ["</title><b>", *(text.strip() for text in texts), "</script><b>", "{{times}}", "<!--"]
     words = [word(text, i) for i, text in enumerate(texts)]
     hostile = {"text": " ".join(texts), "segments": words, "language_detected": texts[0], "warnings": texts}
@@ -166,7 +166,7 @@ def test_no_text_becomes_markup_or_a_place_to_fill_in(texts):
     assert shown == texts
 
 
-def test_sentences_and_what_is_special_about_their_words():
+def test_sentences_show_the_language_and_the_state_of_their_words():
     page = view.render(RESULT, "t")
     assert "".join(sentences(page)).replace(" ", "") == RESULT["text"].replace(" ", "") and len(sentences(page)) == 5
     assert marked(page, "estimated") == ["script", "img"]
@@ -175,7 +175,7 @@ def test_sentences_and_what_is_special_about_their_words():
     assert re.findall(r'<p dir="auto" lang="(\w+)"', page) == ["en", "en", "zh", "ar", "en"]
 
 
-def test_what_is_missing_and_what_was_asked_again_stand_where_they_are():
+def test_failed_spans_and_retries_stand_at_their_times():
     blocks = re.findall(r'<div class="(s|note \w+)">.*?data-at="([\d.]+)".*?<p[^>]*>(.*?)</p>', view.render(RESULT, "t"))
     assert [(kind, float(at)) for kind, at, _ in blocks] == [
         ("s", 0.2), ("note mended", 3.9), ("s", 3.0), ("s", 8.0),
@@ -184,7 +184,7 @@ def test_what_is_missing_and_what_was_asked_again_stand_where_they_are():
     assert blocks[6][2] == "to 0:16.0: not transcribed (timeout)" and "too_much, language" in blocks[4][2]
 
 
-def test_the_strip_shows_the_account_in_shares_of_the_recording():
+def test_the_timeline_shows_spans_as_shares_of_the_recording():
     page = view.render(RESULT, "t", seconds=20.0)
     spans = re.findall(r'<i class="span (\w+)" style="left:([\d.]+)%;width:([\d.]+)%">', page)
     assert {("failed", "65.000", "15.000"), ("mended", "19.500", "18.000"), ("kept", "52.500", "10.000")} < {*spans}
@@ -197,7 +197,7 @@ def test_the_legend_names_what_occurs_and_nothing_else():
     assert legend.findall(view.render({"text": "One.", "segments": [word("One", 0)]}, "t")) == ["heard"]
 
 
-def test_sentences_without_words_and_a_recording_without_either_are_shown():
+def test_sentences_without_words_and_an_empty_result_are_shown():
     spoken = {"text": "One two. Three.", "segments": [word("One two.", 0), word("Three.", 5)]}
     assert sentences(view.render(spoken, "t")) == ["One two.", "Three."]
     assert "nothing heard" in view.render({"text": "", "segments": [], "language_detected": None}, "t")
@@ -237,7 +237,7 @@ NOW = "[...words].findIndex(w => w.classList.contains('now'))"
 FOCUS = "[...words].indexOf(document.activeElement)"
 
 
-def test_the_word_of_the_moment_is_highlighted_and_in_view_and_none_in_a_pause(page, tmp_path):
+def test_the_current_word_is_highlighted_and_in_view_and_none_in_a_pause(page, tmp_path):
     page.open(tmp_path / "page.html", height=360)
     page.until("audio.readyState >= 2")
     for i, start in enumerate(STARTS):
@@ -250,7 +250,7 @@ def test_the_word_of_the_moment_is_highlighted_and_in_view_and_none_in_a_pause(p
 
 
 def test_the_highlight_follows_while_it_plays_at_every_frame(page):
-    """A browser tells the time four times a second, which is less than a word may last."""
+    """The browser's timeupdate comes four times a second, and a word may be shorter than that."""
     page.value("window.moves = window.updates = 0, audio.addEventListener('timeupdate', () => window.updates++), 0")
     page.value("new MutationObserver(() => window.moves++).observe($('head'), { attributes: true })")
     page.click("#play")
@@ -269,7 +269,7 @@ def test_a_click_on_a_word_or_a_time_plays_from_there(page):
     assert 13.0 <= page.until("!audio.paused && audio.currentTime") < 17.0
 
 
-def test_the_keyboard_alone_is_enough(page):
+def test_the_page_can_be_used_by_keyboard_alone(page):
     page.press("Tab", 4)
     assert page.value(FOCUS) == 0, "play, position and follow come before the words, which are one stop"
     page.press("ArrowRight", 2)
@@ -301,7 +301,7 @@ def test_the_slider_moves_the_recording(page):
     assert page.value("audio.currentTime") == pytest.approx(SECONDS / 2, abs=0.1)
 
 
-def test_nothing_is_fetched_and_no_text_runs(page):
+def test_nothing_is_fetched_and_no_text_runs_as_script(page):
     page.click("#play")
     page.until("audio.currentTime > 0.1")
     assert [url for url in page.requests if not url.startswith(("file:", "data:"))] == [] and page.complaints == []
@@ -310,7 +310,7 @@ def test_nothing_is_fetched_and_no_text_runs(page):
     assert page.until("document.images.length === 1 && document.images[0].complete") and page.value("window.ran === undefined")
 
 
-def test_nothing_overflows_on_a_phone_and_its_targets_can_be_hit(page, tmp_path):
+def test_on_a_phone_nothing_overflows_and_targets_are_large_enough(page, tmp_path):
     page.open(tmp_path / "page.html", width=360, height=740, touch=True)
     assert page.value("document.documentElement.scrollWidth") == 360
     for selector, pixels in (("#play, label, #position", 44), (".t", 24)):
@@ -318,7 +318,7 @@ def test_nothing_overflows_on_a_phone_and_its_targets_can_be_hit(page, tmp_path)
         assert min(heights) >= pixels, selector
 
 
-def test_without_a_recording_the_words_are_still_looked_through(tab, tmp_path):
+def test_without_a_recording_the_words_can_still_be_selected(tab, tmp_path):
     view.write(tmp_path / "page.html", RESULT, None, "A talk")
     tab.open(tmp_path / "page.html")
     assert tab.value("audio === null && $('play').offsetParent === null")
@@ -328,7 +328,7 @@ def test_without_a_recording_the_words_are_still_looked_through(tab, tmp_path):
     assert tab.value(NOW) == 4
 
 
-def test_a_recording_that_is_gone_is_told(tab, tmp_path, recording, monkeypatch):
+def test_a_recording_that_cannot_be_played_is_reported(tab, tmp_path, recording, monkeypatch):
     monkeypatch.setattr(view, "EMBEDDED_BYTES", 0)
     file = tmp_path / "gone.wav"
     file.write_bytes(recording.read_bytes())

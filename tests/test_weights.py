@@ -1,4 +1,4 @@
-"""Where the worker finds a model, against a stand-in hub on loopback. `-s` shows the table: each case with its place or its sentence."""
+"""Where the worker finds a model, with a stand-in hub on loopback. `-s` prints each case with its place or its error."""
 
 import os
 import re
@@ -63,7 +63,7 @@ def place(tmp_path) -> Iterator[Place]:
         yield Place(tmp_path, hub)
 
 
-# what there is; `find` returns the line
+# the cases: each prepares its places and returns the last line that `find` prints
 
 
 def in_a_folder(place: Place) -> str:
@@ -152,7 +152,7 @@ def a_revision_that_is_wrong(place: Place) -> str:
 MISSES = "no such local folder; not in /image; not in /volume; not in /cache; "
 ADVICE = " Set MODEL_NAME and MODEL_REVISION to a model that is available or to a local folder, or build an image with this one."
 CANT = "error: The recogniser tiny/asr, revision main, is not available: "
-CASES = {  # → the line, and how many requests the hub gets: 0, or "some"
+CASES = {  # case → (that line, requests that the hub gets: 0 or "some")
     in_a_folder: ("a local folder", 0),
     half_a_folder: (
         "error: MODEL_NAME names the folder /mine, which holds no complete recogniser: /mine/model.safetensors is missing;"
@@ -184,7 +184,7 @@ CASES = {  # → the line, and how many requests the hub gets: 0, or "some"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.replace("_", " "))
-def test_a_model_is_found_in_the_first_place_that_has_it_whole(case, place):
+def test_a_model_is_found_in_the_first_place_that_has_it_complete(case, place):
     expected, asked = CASES[case]
     line = case(place)
     print(f"\n{case.__name__.replace('_', ' '):42} {line}")
@@ -206,7 +206,7 @@ def test_the_places_are_those_of_the_image_and_of_runpod():
     assert CACHED_BY_RUNPOD == Path("/runpod-volume/huggingface-cache/hub")
 
 
-def test_a_worker_whose_model_cant_be_had_ends_with_that_sentence(place):
+def test_a_worker_without_its_model_ends_with_that_sentence(place):
     """Before anything is loaded, with exit code 1 and no traceback."""
     environ = os.environ | {"MODEL_NAME": "tiny/none", "HF_ENDPOINT": place.hub.url, "HF_HOME": str(place.root), "HF_HUB_OFFLINE": "0"}
     run = subprocess.run([sys.executable, HANDLER], env=environ, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
