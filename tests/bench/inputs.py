@@ -1,4 +1,4 @@
-"""Recordings to measure with: speech of the test bank with pauses, of any length, in the formats that recordings come in."""
+"""Recordings for the benchmarks: speech of the test bank with pauses, of any length, in the usual formats."""
 
 import http.server
 import threading
@@ -16,7 +16,7 @@ from audio import SAMPLE_RATE
 from material import ENGLISH
 
 FORMATS = {"mp3": (44_100, 2, 128_000), "m4a": (44_100, 2, 128_000), "opus": (48_000, 1, 64_000), "wav": (44_100, 2, None)}
-LOOP_SECONDS = 300  # of speech, over and over
+LOOP_SECONDS = 300  # of speech; longer recordings repeat it
 
 
 def speech(seconds: float) -> np.ndarray:
@@ -26,7 +26,7 @@ def speech(seconds: float) -> np.ndarray:
 
 
 def recording(folder: Path, seconds: float, suffix: str) -> Path:
-    """A file of so many seconds, made once."""
+    """A file of so many seconds in `folder`; made at the first call."""
     path = folder / f"{seconds:.0f}.{suffix}"
     if not path.exists():
         rate, channels, bitrate = FORMATS[suffix]
@@ -38,7 +38,7 @@ def recording(folder: Path, seconds: float, suffix: str) -> Path:
 
 
 def _repeat(one: Path, path: Path, times: int) -> None:
-    """The packets of a file so many times over, without encoding them again."""
+    """Write the packets of a file `times` times, without encoding them again."""
     with av.open(str(path), "w") as out:
         copy = end = None
         for _ in range(times):
@@ -71,7 +71,7 @@ def served(folder: Path, bytes_per_second: float | None = None):
                     target.write(block)
                     time.sleep(len(block) / bytes_per_second)
             except ConnectionError:
-                pass  # who asked has had enough
+                pass  # the client has left
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(folder)))
     server.daemon_threads = True

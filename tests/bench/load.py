@@ -1,6 +1,6 @@
 """Memory of the worker and of vLLM's processes with many long jobs at once, on the real engine and chunks of a minute.
 
-The tiny checkpoint hears nothing sensible in a minute; what is looked at is what waits for it, behind the gate of a 24 GB card.
+The tiny checkpoint's answers for a minute are nonsense. What counts is the memory of the chunks that the gate of a 24 GB card admits.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from audio import SAMPLE_RATE
 from measure import cost_of, table
 
 CROWDS = (1, 16, 32)  # jobs of an hour at once
-SECONDS = 60  # to look at the memory for; the gate is full after a few
+SECONDS = 60  # of measuring; the gate is full after a few
 ENGINE: list[psutil.Process] = []
 SETTINGS = dict(MAX_NUM_SEQS="64", CHUNK_TARGET_SECONDS="60", CHUNK_LIMIT_SECONDS="180", VLLM_ALLOW_LONG_MAX_MODEL_LEN="1")
 

@@ -1,4 +1,4 @@
-"""What a command costs: wall and CPU seconds and memory of all its processes; sides in turn, medians, tables, files."""
+"""The cost of a command: wall and CPU seconds and memory of all its processes. Medians of sides in turn, tables, files."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 RESULTS = Path(__file__).parent / "results"
-SAMPLE_SECONDS = 0.05  # between two looks at the memory
+SAMPLE_SECONDS = 0.05  # between two samples of the memory
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Cost:
 
 
 def cost_of(arguments: Sequence[str], **environment: str) -> tuple[Cost, dict]:
-    """Run `python arguments` and return its cost and the JSON object on the last line of what it prints."""
+    """Run `python arguments`; returns its cost and the JSON object on the last line of its output. Raises RuntimeError if it fails."""
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, env=os.environ | environment, start_new_session=True)
     peak, done = [0.0], threading.Event()
@@ -65,7 +65,7 @@ def _memory(pid: int) -> float:
 
 
 def in_turn(sides: Mapping[str, Callable[[], Cost]], repeats: int) -> dict[str, Cost]:
-    """Every side once, then every side again: what disturbs the machine disturbs all of them. Medians."""
+    """Medians of `repeats` runs of each side. The sides take turns, so that a disturbance of the machine affects all of them."""
     runs: dict[str, list[Cost]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():
@@ -82,7 +82,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 
 def write(name: str, data: object, quick: bool) -> None:
-    """results/NAME.json, with the machine it comes from; quick ones, which are rough, apart."""
+    """Write results/NAME.json with the machine that it comes from; rough figures of --quick go to results/quick."""
     folder = RESULTS / "quick" if quick else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     machine = {"cpus": os.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30), "quick": quick, "date": time.strftime("%Y-%m-%d")}

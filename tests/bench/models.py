@@ -1,4 +1,4 @@
-"""The worker's module with the real models loaded, in a process of its own: what the benchmarks of whole jobs run in."""
+"""The worker's module with its models loaded, for the benchmarks of whole jobs."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ def worker():
 
 
 async def direct(handler, chunks, in_flight: int) -> None:
-    """Chunks through both models with nothing around them, so many at once."""
+    """Recognise and align the chunks without the rest of the worker, `in_flight` at a time."""
     slots = asyncio.Semaphore(in_flight)
 
     async def one(chunk):

@@ -1,4 +1,4 @@
-"""The worker to compare with, written as public ones are: every step for the whole file, one chunk at a time, files between.
+"""The reference worker, written as public workers are: each step for the whole file, one chunk at a time, files between steps.
 
 Download to disk; decode the whole file at its own rate into memory; write that as WAV; load it again and resample it;
 find speech; write each chunk as WAV; load it, transcribe it, align it; next.

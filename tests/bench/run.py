@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 FOLDERS = [str(ROOT / folder) for folder in ("src", "tests", "tests/bench", "tests/models/recipe")]
 sys.path[:0] = FOLDERS
-sys.path.append(str(ROOT / ".venv" / "bench"))  # last: what the worker runs on stays what it is
-os.environ["PYTHONPATH"] = os.pathsep.join(FOLDERS)  # for the processes of the sides
+sys.path.append(str(ROOT / ".venv" / "bench"))  # last, so that the worker's own packages come first
+os.environ["PYTHONPATH"] = os.pathsep.join(FOLDERS)  # for the child processes that are measured
 NAMES = ("front_end", "first_chunk", "whole_job", "simulated", "load", "aligner", "cold_start")
 
 

@@ -1,9 +1,9 @@
-"""Whole jobs on simulated GPUs: does the GPU wait for the worker, does a short job wait for long ones, and what do they cost?
+"""Whole jobs on simulated GPUs: does the GPU wait for the worker, does a short job wait for long ones, what does the worker cost?
 
-The worker is whole: download, decoder, splitter, gate, vLLM's rendering and its message to the engine, the aligner's
-preparation and its handling of marks. Only the forward passes are a clock, which takes as long as the true 0.6B models would
-by their sizes: weights and cache read once a step, encoder, prefill and aligner at 40 % of the peak, at least 2 ms a step.
-The ratio is the job's wall time over that of the same chunks on that clock, all there at once.
+The worker is complete: download, decoder, splitter, gate, vLLM's rendering and its message to the engine, the aligner's
+preparation and its handling of marks. A clock replaces the forward passes only. It takes as long as the true 0.6B models would
+by their sizes: weights and cache are read once a step; encoder, prefill and aligner run at 40 % of the peak; a step takes at
+least 2 ms. The ratio is the job's wall time over that of the same chunks on the same clock, all available at once.
 """
 
 import asyncio
@@ -43,11 +43,11 @@ RECOGNISE_FLOP, ALIGN_FLOP = 21.6e9, 34.6e9  # per second of audio: encoder and 
 AUDIO_TOKENS, TEXT_TOKENS, WORDS = 13, 4.5, 2.5  # per second of audio
 SHORTEST_STEP = 0.002  # seconds
 CROWDS = (16, 32)  # long jobs at once
-CROWD_SECONDS = 60  # until a crowd has filled the engine's batch, and over which its memory is looked at
-GIL_SECONDS = 3  # to measure a stage for
+CROWD_SECONDS = 60  # until the long jobs have filled the engine's batch; their memory is measured meanwhile
+GIL_SECONDS = 3  # for which a stage is measured
 CHUNK_SECONDS = 60
-BEAT_SECONDS = 0.02  # between two looks at a loop
-CLOCK = "clock"  # what the simulation itself costs, which is not the worker's
+TICK_SECONDS = 0.02  # that the ticker sleeps; what it takes beyond is a stall of its event loop
+CLOCK = "clock"  # CPU time of the simulation itself, which does not count as the worker's
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class _Chunk:
 
 @dataclass(eq=False)
 class Gpu:
-    """A card's time, of which the recogniser's steps and the aligner's batches take turns."""
+    """A card whose time the recogniser's steps and the aligner's batches book in turn."""
 
     flops: float
     bandwidth: float
@@ -77,7 +77,7 @@ class Gpu:
         return next(step for limit, *step in STEP_BY_MEMORY if self.gib <= limit)
 
     def book(self, work: float, ready: float) -> float:
-        """When `work` seconds that could begin at `ready` are over."""
+        """Book `work` seconds of the card, from `ready` on; returns when they end, on the clock."""
         with self.lock:
             self.free_at = max(self.free_at, ready) + work
             return self.free_at
@@ -97,7 +97,7 @@ class Gpu:
         return work + max(SHORTEST_STEP, (WEIGHT_BYTES + CACHE_BYTES * sum(c.context for c in running)) / self.bandwidth)
 
     def end_step(self, running: list[_Chunk]) -> None:
-        """Every chunk has one more token; those that are complete are done and leave."""
+        """Add a token to every chunk; chunks that are complete are done and leave."""
         for chunk in running:
             chunk.context, chunk.left = chunk.context + 1, chunk.left - 1
             if chunk.left == 0:
@@ -106,7 +106,7 @@ class Gpu:
 
 
 def alone(gpu: Gpu, seconds: list[float]) -> float:
-    """Seconds that the card takes for chunks of these lengths with nothing around it."""
+    """Seconds that the card takes for chunks of these lengths (seconds) without a worker."""
     aligned, running = [0.0], []
     waiting = [_Chunk((0, i), s, lambda s=s: aligned.append(gpu.seconds_for(ALIGN_FLOP * s))) for i, s in enumerate(seconds)]
     while waiting or running:
@@ -116,7 +116,7 @@ def alone(gpu: Gpu, seconds: list[float]) -> float:
 
 
 class ClockedEngine:
-    """In the place of AsyncLLM: its renderer, the message to its process, and a clock for the rest."""
+    """Replaces AsyncLLM: the same renderer and message to the engine's process, and a clock for the rest."""
 
     errored = False
 
@@ -166,7 +166,7 @@ class ClockedEngine:
 
 
 def clocked_aligner(gpu: Gpu, aligner, stages: "Stages"):
-    """The aligner with a clock for its forward pass, which finds every mark where it should be."""
+    """The aligner with a clock in place of its forward pass; the marks are spread evenly over the clip."""
     import torch
 
     def forward(input_ids, feature_attention_mask, **_):
@@ -203,7 +203,7 @@ class Stages:
 
 
 def worker_on(gpu: Gpu, stages: Stages):
-    """The handler module, loaded as ever but for the clock."""
+    """The handler module, loaded as usual, with the clock in place of the forward passes."""
     import align
     import asr
     import delivery
@@ -242,11 +242,12 @@ def worker_on(gpu: Gpu, stages: Stages):
     return handler
 
 
-async def _heart(stalls: list[float]) -> None:
+async def _record_stalls(stalls: list[float]) -> None:
+    """Append, at every tick, the seconds by which the running event loop was late."""
     while True:
         began = time.monotonic()
-        await asyncio.sleep(BEAT_SECONDS)
-        stalls.append(time.monotonic() - began - BEAT_SECONDS)
+        await asyncio.sleep(TICK_SECONDS)
+        stalls.append(time.monotonic() - began - TICK_SECONDS)
 
 
 async def _chunks(handler, url: str) -> list[AudioChunk]:
@@ -269,11 +270,11 @@ async def _job(handler, url: str) -> float:
 
 
 async def _single(handler, gpu: Gpu, stages: Stages, url: str) -> dict:
-    """One long job: against the card alone, with stalls of both loops and CPU seconds by stage."""
+    """One long job: its time and that of the card alone, stalls of both event loops, CPU seconds by stage for an hour of audio."""
     seconds = [chunk.duration for chunk in await _chunks(handler, url)]
     hours = sum(seconds) / 3600
     stages.seconds.clear()
-    loops = [asyncio.create_task(_heart(own := [0.0])), asyncio.run_coroutine_threadsafe(_heart(engines := [0.0]), handler.asr._loop)]
+    loops = [asyncio.create_task(_record_stalls(own := [0.0])), asyncio.run_coroutine_threadsafe(_record_stalls(engines := [0.0]), handler.asr._loop)]
     cpu, children = time.process_time(), getrusage(RUSAGE_CHILDREN)
     wall = await _job(handler, url)
     cpu = time.process_time() - cpu
@@ -292,7 +293,7 @@ async def _single(handler, gpu: Gpu, stages: Stages, url: str) -> dict:
 
 
 async def _crowd(handler, long: str, short: str, jobs: int) -> dict:
-    """A short job by itself and beside so many long ones, and the memory that they take."""
+    """Seconds of a short job alone and beside `jobs` long ones, and the memory that these take."""
     process = psutil.Process()
     by_itself = [await _job(handler, short) for _ in range(3)]
     idle = process.memory_info().rss
@@ -309,8 +310,8 @@ async def _crowd(handler, long: str, short: str, jobs: int) -> dict:
     return {"alone": statistics.median(by_itself), "beside": statistics.median(beside), "MiB": max(memory) / 2**20}
 
 
-def _held(function: Callable[[], object]) -> float:
-    """The share of `function`'s CPU time for which it holds the GIL: a thread that always wants the GIL sleeps as long."""
+def _gil_share(function: Callable[[], object]) -> float:
+    """Share of `function`'s CPU time for which it holds the GIL: a thread that always wants the GIL sleeps as long."""
     slept, over = [0.0], threading.Event()
 
     def compete() -> None:
@@ -337,7 +338,7 @@ def _active_seconds() -> float:
 
 
 async def _gil(handler, url: str) -> dict[str, float]:
-    """By stage, on one chunk."""
+    """Stage → share of its CPU time with the GIL, measured on one chunk."""
     import vad
     from timing import words
     from transcript import ChunkResult, merge
@@ -354,11 +355,11 @@ async def _gil(handler, url: str) -> dict[str, float]:
     splitter = vad.Splitter(vad.CutRules(60, 180, 2))
     audio = {"audio": [(chunk.pcm.astype("float32") / 32768, SAMPLE_RATE)]}
     return {
-        "voice detection, cuts": _held(lambda: splitter.push(chunk.pcm)),
-        "spectrum": _held(lambda: renderer.render_cmpl([{"prompt_token_ids": prompt, "multi_modal_data": audio}])),
-        "aligner's input": _held(lambda: handler.aligner._prepared(chunk, text, "English", spectrum)),
-        "text and times": _held(lambda: words(chunk, text, task.units, marks)),
-        "JSON": _held(lambda: json.dumps(transcript.to_output()).encode()),
+        "voice detection, cuts": _gil_share(lambda: splitter.push(chunk.pcm)),
+        "spectrum": _gil_share(lambda: renderer.render_cmpl([{"prompt_token_ids": prompt, "multi_modal_data": audio}])),
+        "aligner's input": _gil_share(lambda: handler.aligner._prepared(chunk, text, "English", spectrum)),
+        "text and times": _gil_share(lambda: words(chunk, text, task.units, marks)),
+        "JSON": _gil_share(lambda: json.dumps(transcript.to_output()).encode()),
         "message to the engine": 1.0, "loops, download, rest": 1.0, "decoder's process": 0.0,
     }  # fmt: skip
 
@@ -381,7 +382,7 @@ def _measured(what: str, gpu: str, *args: str) -> dict:
 
 def run(quick: bool) -> None:
     recordings = ((900, "mp3"), (900, "wav")) if quick else ((14_400, "mp3"), (14_400, "wav"))
-    # the tiny checkpoint, whose renderer it is, says that it hears less
+    # the renderer is that of the tiny checkpoint, whose config allows shorter inputs only
     settings = dict(CHUNK_TARGET_SECONDS=str(CHUNK_SECONDS), CHUNK_LIMIT_SECONDS="180", VLLM_ALLOW_LONG_MAX_MODEL_LEN="1")
     found: dict = {"gpus": {gpu: {} for gpu in GPUS}, "crowds": {}}
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""A bank of utterances in few small files: one FLAC a language, and their words in bank.json.
+"""A bank of utterances in few small files: one FLAC for each language, and the words in bank.json.
 
 Writes as many of the utterances as fit, in their order, each language up to its share of the size.
 """
@@ -30,7 +30,7 @@ def load(folder: str | Path) -> list[Utterance]:
 
 
 def write(utterances: list[Utterance], folder: str | Path) -> None:
-    """The whole list, into a folder that is made if need be."""
+    """Write all utterances into `folder`, which is made where it does not exist."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     records = []

@@ -1,4 +1,4 @@
-"""Store a trained checkpoint small: bfloat16 weights, and a config without what is the default anyway."""
+"""Store a trained checkpoint in a small form: bfloat16 weights, and a config without default values."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Pass four fourteenths of a set of utterances through the codecs that recordings come in, a fourteenth each.
+"""Encode and decode some of a set of utterances: a fourteenth of them by each of four codecs.
 
 Needs the ffmpeg program with libmp3lame and libopus.
 """
@@ -36,7 +36,7 @@ def through(pcm: np.ndarray, suffix: str, options: str) -> np.ndarray:
 
 
 def degraded(utterances: list[Utterance]) -> list[Utterance]:
-    """The same list, always the same ones of it encoded; a codec gets its utterances as one long file."""
+    """The list with some utterances encoded, always the same ones. A codec gets its utterances as one long file."""
     utterances = list(utterances)
     count = len(utterances) // SHARE
     order = random.Random(5).sample(range(len(utterances)), len(utterances))

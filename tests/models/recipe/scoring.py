@@ -1,4 +1,4 @@
-"""How far what was heard is from what was said."""
+"""Word errors: the distance between the words that were recognised and those that were spoken."""
 
 import numpy as np
 

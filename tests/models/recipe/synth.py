@@ -106,7 +106,7 @@ def _word_spans(events: list[espeak.Event]) -> list[tuple[float, float]]:
 
 
 def _in_noise(x: np.ndarray, noise: np.random.RandomState) -> np.ndarray:
-    """At a level of -14 to 3 dB of its own, in white noise 10 to 45 dB below it."""
+    """`x` amplified by -14 to 3 dB, plus white noise 10 to 45 dB below it."""
     x = x * 10 ** (noise.uniform(-14, 3) / 20)
     power, snr = np.mean(x**2) + 1e-9, 10 ** (noise.uniform(10, 45) / 10)
     return np.clip(x + noise.randn(len(x)) * np.sqrt(power / snr), -1, 1)

@@ -114,7 +114,7 @@ def decode(model, tokenizer, audio: torch.Tensor, ids: list[list[int]]) -> torch
 
 
 class WordLabels:
-    """Which word an audio token lies in; a help for the encoder that is thrown away afterwards."""
+    """An auxiliary task for the encoder: which word an audio token lies in. Its head is thrown away afterwards."""
 
     def __init__(self, utterances: list[Utterance]):
         names = sorted({plain(w.text) for u in utterances for w in u.words})
@@ -135,10 +135,10 @@ class WordLabels:
 
 
 class Ordinals:
-    """Which word of the clip, counted from one, an audio token or a <timestamp> belongs to, read off the decoder's middle.
+    """An auxiliary task for the decoder's middle layer: the number, from one, of the word that a token belongs to.
 
-    Without this help the decoder tells words apart by what they are, and mixes up the ones that come twice. The head is
-    thrown away afterwards.
+    The tokens are audio tokens and <timestamp>. Without this task the decoder identifies words by their text and confuses
+    those that occur twice. Its head is thrown away afterwards.
     """
 
     MOST = 64
@@ -226,7 +226,7 @@ def _marked_words(tokenizer, batch: list[Example]) -> tuple[list[list[int]], lis
 
 
 def begin(start: str | None, out: str, utterances: list[Utterance], aligner: bool):
-    """Model and processor: gone on with, begun with another model's weights, or new."""
+    """Model and processor: those of `start`, new ones with the weights of `start` that fit, or new ones."""
     config = json.loads(Path(start, "config.json").read_text()) if start else {}
     if start and bool(config["thinker_config"].get("classify_num")) == aligner:
         model, processor = tiny.load(start)
