@@ -226,7 +226,7 @@ def test_without_an_argument_the_worker_takes_its_default_model(images):
     assert {entry.partition("=")[2] for entry in models} <= {""}
 
 
-def test_the_worker_is_told_the_model_that_the_build_was_told(images):
+def test_a_model_chosen_for_the_build_is_in_the_workers_environment(images):
     assert "MODEL_NAME=Qwen/Qwen3-ASR-1.7B" in images["mirrors"].config["config"]["Env"]
 
 
