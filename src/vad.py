@@ -7,6 +7,7 @@ detector and keeps MARGIN from any. Memory holds one chunk, not the file.
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ MARGIN = round(0.72 / FRAME_SECONDS)  # frames of silence kept around speech: th
 QUIET = 5  # frames (150 ms) whose mean power finds the quietest point
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: they exclude cached properties, which the scan reads at every event
 class CutRules:
     """Where a recording is cut. The properties are in frames."""
 
@@ -30,27 +31,27 @@ class CutRules:
     limit_seconds: float  # maximum length of a chunk
     vad_mode: int  # webrtcvad's aggressiveness, 0 to 3
 
-    @property
+    @cached_property
     def target(self) -> int:
         """`target_seconds`, at least two pauses."""
         return max(2 * PAUSE, int(self.target_seconds / FRAME_SECONDS))
 
-    @property
+    @cached_property
     def limit(self) -> int:
         """`limit_seconds`, at least the target."""
         return max(self.target, int(self.limit_seconds / FRAME_SECONDS))
 
-    @property
+    @cached_property
     def earliest(self) -> int:
         """A pause before this is not cut in, unless it is a long silence."""
         return self.target // 2
 
-    @property
+    @cached_property
     def latest(self) -> int:
         """Here the longest pause since `earliest` is chosen; if there is none, the next pause."""
         return min(self.limit, self.target * 5 // 4)
 
-    @property
+    @cached_property
     def long_silence(self) -> int:
         """A silence of this length ends a chunk of any length."""
         return max(2 * MARGIN, self.target // 4)
@@ -92,7 +93,7 @@ class _OpenChunk:
     scanned: int = 0  # number of frames
     has_speech: bool = False  # until then the chunk's start moves on with the silence
     silence_start: int | None = None  # of the current silence; None within speech
-    silences: list[_Silence] = field(default_factory=list)  # those that have ended
+    pauses: list[_Silence] = field(default_factory=list)  # silences of at least PAUSE that have ended
 
     @property
     def current_silence(self) -> _Silence:
@@ -102,7 +103,8 @@ class _OpenChunk:
     def scan(self, is_speech: bool) -> None:
         """Take the detector's decision on the next frame, in a chunk with speech."""
         if is_speech and self.silence_start is not None:
-            self.silences.append(self.current_silence)
+            if self.scanned - self.silence_start >= PAUSE:
+                self.pauses.append(self.current_silence)
             self.silence_start = None
         elif not is_speech and self.silence_start is None:
             self.silence_start = self.scanned
@@ -156,12 +158,13 @@ class Splitter:
 
     def _skip_to_event(self) -> bool:
         """Go to the next frame that begins or ends a silence or may decide a cut; False if there is none yet."""
-        chunk, end = self._open, len(self._speech)
+        rules, chunk, end = self._rules, self._open, len(self._speech)
         in_silence = not chunk.has_speech or chunk.silence_start is not None
         if chunk.has_speech:
-            end = min(end, self._rules.latest - 1)
+            is_late = chunk.scanned >= rules.latest and not in_silence  # then only a silence or the limit decides
+            end = min(end, (rules.limit if is_late else rules.latest) - 1)
         if chunk.silence_start is not None:
-            end = min(end, chunk.silence_start + self._rules.long_silence - 1)
+            end = min(end, chunk.silence_start + rules.long_silence - 1)
         if chunk.scanned < end:
             try:
                 chunk.scanned = self._speech.index(in_silence, chunk.scanned, end)  # in a silence the next event is speech
@@ -182,7 +185,7 @@ class Splitter:
             return silence.cut, False
         if chunk.scanned < rules.latest:
             return None
-        pauses = [s for s in (*chunk.silences, silence) if s.length >= PAUSE and s.cut >= rules.earliest]
+        pauses = [p for p in (*chunk.pauses, silence) if p.length >= PAUSE and p.cut >= rules.earliest]
         # after `latest` the first pause is cut in when it has ended, or when its cut no longer moves
         if pauses and (chunk.scanned == rules.latest or silence.length in (0, 2 * MARGIN)):
             return max(pauses, key=lambda pause: pause.length).cut, False
