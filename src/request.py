@@ -114,7 +114,7 @@ def _base64(name: str, encoded: str) -> bytes:
         if len(encoded) % 4:
             raise ValueError("one = too many, which Python accepts")
     except ValueError:
-        raise InvalidRequest(f"{name} holds no valid base64; it must consist of A-Z a-z 0-9 + / and the padding =, without line breaks.") from None
+        raise InvalidRequest(f"{name} holds no valid base64; it must be A-Z a-z 0-9 + / with = as padding, without line breaks.") from None
     if not data:
         raise InvalidRequest(f"{name} is empty; it must hold the file in base64.")
     return data
