@@ -9,7 +9,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("without deadline", deadline=None)  # a machine under load is slow, and nothing is wrong
+hypothesis.settings.load_profile("without deadline")
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "builder"), str(ROOT / "tests" / "models" / "recipe")]

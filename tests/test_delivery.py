@@ -87,7 +87,7 @@ def test_a_text_over_the_limit_is_an_error_never_a_shorter_text():
 
 
 @given(st.integers(1, 20), st.integers(10_000, 400_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_result_is_never_larger_than_allowed_and_never_without_its_text(minutes, max_bytes):
     chunks = HOUR[:minutes]
     try:

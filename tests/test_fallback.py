@@ -321,7 +321,7 @@ ANY_ANSWER = st.sampled_from(
 
 
 @given(st.floats(0.1, 180), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_the_engine_answers_the_results_tile_the_chunk_and_cost_at_most_twice_its_audio(seconds, data):
     """And where any answer had text, a text is delivered."""
     texts = []

@@ -10,7 +10,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import check_image
@@ -119,7 +119,6 @@ def test_the_worker_starts_with_every_value_that_an_input_offers(key):
         load_settings({key: str(value)})
 
 
-@settings(deadline=None)
 @given(st.fixed_dictionaries({}, optional={key: st.sampled_from(input_values(entry)) for key, entry in INPUTS.items()}))
 def test_the_worker_starts_with_every_combination_of_values(chosen):
     started = load_settings({key: str(value) for key, value in chosen.items()})

@@ -81,7 +81,7 @@ def test_a_part_has_the_samples_that_the_whole_has_there(minutes, suffix):
 
 
 @given(st.floats(0, 59.9, allow_subnormal=False), st.floats(1e-9, 70, allow_subnormal=False))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_any_part_of_a_recording_is_a_slice_of_it_and_never_empty(minutes, start, seconds):
     part, _ = decoded(minutes[".flac"], start=start, end=start + seconds)
     first = round(start * SAMPLE_RATE)

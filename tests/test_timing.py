@@ -39,13 +39,13 @@ marks_of_any_kind = st.one_of(
 
 
 @given(marks_of_any_kind)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_the_fast_search_finds_the_indices_that_the_quadratic_one_finds(data):
     assert longest_non_decreasing(data) == upstream_indices(data)
 
 
 @given(marks_of_any_kind, st.integers(60, 180_000), st.data())
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=3000)
 def test_times_keep_their_contract_whatever_the_marks_are(marks, duration, data):
     marks = marks[: len(marks) // 2 * 2]
     lengths = data.draw(st.lists(st.integers(1, 20), min_size=len(marks) // 2, max_size=len(marks) // 2))

@@ -179,7 +179,7 @@ def test_times_are_valid_for_a_hundred_thousand_arrays_of_raw_marks():
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=6), st.integers(1, 30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_estimated_words_lie_in_speech_and_keep_the_contract(runs, count):
     at, speech = 0, []
     for gap, length in runs:

@@ -33,7 +33,7 @@ def recordings(draw) -> np.ndarray:
 
 
 @given(recordings())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_chunks_are_slices_of_the_recording_in_order_without_overlap(pcm):
     position = 0
     for index, chunk in enumerate(split(pcm)):
@@ -44,13 +44,13 @@ def test_chunks_are_slices_of_the_recording_in_order_without_overlap(pcm):
 
 
 @given(recordings())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_chunk_is_longer_than_the_limit(pcm):
     assert all(chunk.duration <= RULES.limit_seconds for chunk in split(pcm))
 
 
 @given(recordings())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_samples_in_no_chunk_are_silence_to_the_detector(pcm):
     chunks = split(pcm)
     splitter = Splitter(RULES)
@@ -62,7 +62,7 @@ def test_samples_in_no_chunk_are_silence_to_the_detector(pcm):
 
 
 @given(recordings(), st.integers(1, 3 * SAMPLE_RATE))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_size_of_the_blocks_changes_nothing(pcm, block):
     def spans(chunks):
         return [(c.offset, len(c.pcm), c.speech_seconds, c.forced_cut) for c in chunks]

@@ -28,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "tests" / "bench"), str(ROOT / "tests" / "models" / "recipe")]
 
+AUDIO_TOKENS_PER_SECOND = 13  # in a prompt
 TOKENS_PER_SECOND = 4.5  # of audio, in an answer; measured of real speech, the language's prefix included
 WORDS_PER_SECOND = 2.5
 CHUNKS = (20, 30, 60, 120, 180)  # seconds
@@ -40,7 +41,7 @@ def force_answers(recogniser) -> None:
     generate, rng = recogniser._engine.generate, random.Random(0)
 
     async def forced(prompt, sampling, **options):
-        seconds = len(prompt["multi_modal_data"]["audio"][0][0]) / 16_000
+        seconds = prompt["mm_placeholders"]["audio"][0].length / AUDIO_TOKENS_PER_SECOND
         sampling.ignore_eos = True
         sampling.min_tokens = sampling.max_tokens = max(1, round(rng.gauss(TOKENS_PER_SECOND, 0.5) * seconds))
         async for result in generate(prompt, sampling, **options):

@@ -44,6 +44,7 @@ AUDIO_TOKENS, TEXT_TOKENS, WORDS = 13, 4.5, 2.5  # per second of audio
 SHORTEST_STEP = 0.002  # seconds
 CROWDS = (16, 32)  # long jobs at once
 CROWD_SECONDS = 60  # until the long jobs have filled the engine's batch; their memory is measured meanwhile
+QUICK_CROWD_SECONDS = 15  # the long jobs of --quick take little more
 GIL_SECONDS = 3  # for which a stage is measured
 CHUNK_SECONDS = 60
 TICK_SECONDS = 0.02  # that the ticker sleeps; what it takes beyond is a stall of its event loop
@@ -292,13 +293,13 @@ async def _single(handler, gpu: Gpu, stages: Stages, url: str) -> dict:
     }  # fmt: skip
 
 
-async def _crowd(handler, long: str, short: str, jobs: int) -> dict:
+async def _crowd(handler, long: str, short: str, jobs: int, seconds: float) -> dict:
     """Seconds of a short job alone and beside `jobs` long ones, and the memory that these take."""
     process = psutil.Process()
     by_itself = [await _job(handler, short) for _ in range(3)]
     idle = process.memory_info().rss
     crowd = [asyncio.create_task(handler.handler({"id": str(i), "input": {"audio_url": long}})) for i in range(jobs)]
-    memory, ends = [], time.monotonic() + CROWD_SECONDS
+    memory, ends = [], time.monotonic() + seconds
     while time.monotonic() < ends:
         await asyncio.sleep(0.25)
         memory.append(process.memory_info().rss - idle)
@@ -373,7 +374,7 @@ def _measured(what: str, gpu: str, *args: str) -> dict:
         if what == "single":
             return asyncio.run(_single(handler, card, stages, args[0]))
         if what == "crowd":
-            return asyncio.run(_crowd(handler, args[0], args[1], int(args[2])))
+            return asyncio.run(_crowd(handler, args[0], args[1], int(args[2]), float(args[3])))
         return asyncio.run(_gil(handler, args[0]))
     finally:
         handler.aligner.close()
@@ -396,7 +397,7 @@ def run(quick: bool) -> None:
                     _, said = cost_of([__file__, "single", gpu, url], **settings)
                     found["gpus"][gpu][f"{seconds / 60:.0f} min of {suffix.upper()}"] = said | {"ratio": said["job"] / said["engine alone"]}
             for jobs in CROWDS:
-                _, found["crowds"][jobs] = cost_of([__file__, "crowd", "L4", url, f"{address}/{short.name}", jobs], **settings)
+                _, found["crowds"][jobs] = cost_of([__file__, "crowd", "L4", url, f"{address}/{short.name}", jobs, QUICK_CROWD_SECONDS if quick else CROWD_SECONDS], **settings)
             _, held = cost_of([__file__, "gil", "L4", url], **settings)
     found["held"] = held
     rows = [[f"{gpu}, {length}", f["engine alone"], f["job"], f["ratio"], f"<= {WANTED[gpu]}", 1000 * f["stall"], 1000 * f["engine loop's stall"]] for gpu, by in found["gpus"].items() for length, f in by.items()]
