@@ -164,7 +164,7 @@ class PcmStream:
         self._report.seek(0)
         try:
             last = json.loads(self._report.read().decode("utf-8", "replace").splitlines()[-1])
-            kind, message = last["kind"], last["message"]
+            kind, message = str(last["kind"]), str(last["message"])
         except (IndexError, KeyError, TypeError, ValueError):
             if returncode == 0:
                 return None

@@ -116,7 +116,8 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
             with usage.time("waiting"):
                 await gate.enter(holder, chunk_priority(chunk.index))  # a job that waits here decodes no further
             tasks.append(task := group.create_task(transcribe(chunk, context)))
-            outliers.keep_if_short(chunk)
+            if request.language is None:
+                outliers.keep_if_short(chunk)
             if not request.use_previous_context:
                 context = ""
             elif text := join([result.text for result in await task])[0]:  # a chunk without text hands its own context on

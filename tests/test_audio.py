@@ -674,6 +674,16 @@ def test_a_stuck_decoder_is_an_error(tmp_path, monkeypatch):
         asyncio.run(stop())
 
 
+@pytest.mark.parametrize("report", ["", "no JSON", "[]", "{}", '{"kind": "empty"}', '{"kind": [], "message": {}}', '{"kind": null, "message": null}'])
+def test_a_decoder_whose_report_is_malformed_is_a_decode_error_fault_injected(tmp_path, monkeypatch, report):
+    media.encode(SPEECH, tmp_path / "a.wav")
+    decoder = tmp_path / "decoder.py"
+    decoder.write_text(f"import sys\nprint({report!r}, file=sys.stderr)\nsys.exit(1)\n")
+    monkeypatch.setattr(audio, "DECODER", decoder)
+    with pytest.raises(DecodeError):
+        decoded(tmp_path / "a.wav")
+
+
 def test_many_files_at_once_do_not_mix(tmp_path):
     async def collect(path):
         async with decode(path, 3600) as pcm:

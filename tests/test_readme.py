@@ -207,6 +207,13 @@ def test_every_file_and_folder_named_is_there(document):
         assert (ROOT / path).exists(), path
 
 
+def test_every_test_that_proves_a_promise_is_there():
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    for file, name in re.findall(r"`(test_\w+\.py)`|`(test_\w+)`", text):
+        assert (ROOT / "tests" / file).is_file() if file else f"def {name}(" in code, file or name
+
+
 # one README beside the other
 
 

@@ -28,7 +28,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "tests" / "bench"), str(ROOT / "tests" / "models" / "recipe")]
 
-AUDIO_TOKENS_PER_SECOND = 13  # in a prompt
 TOKENS_PER_SECOND = 4.5  # of audio, in an answer; measured of real speech, the language's prefix included
 WORDS_PER_SECOND = 2.5
 CHUNKS = (20, 30, 60, 120, 180)  # seconds
@@ -38,6 +37,8 @@ REPEATS = 3
 
 def force_answers(recogniser) -> None:
     """Wrap `engine.generate`: answers as long as those of real speech, with words for the aligner."""
+    from engine import AUDIO_TOKENS_PER_SECOND
+
     generate, rng = recogniser._engine.generate, random.Random(0)
 
     async def forced(prompt, sampling, **options):

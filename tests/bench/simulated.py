@@ -31,7 +31,7 @@ import inputs
 import measure
 from asr import EMPTY_VOCABULARY
 from audio import SAMPLE_RATE, AudioChunk
-from engine import STEP_BY_MEMORY
+from engine import AUDIO_TOKENS_PER_SECOND, STEP_BY_MEMORY
 from measure import cost_of, table
 from scripted import VOCABULARY
 
@@ -40,7 +40,7 @@ WANTED = {"L4": 1.15, "RTX 4090": 1.15, "H100": 1.3}
 UTILISATION = 0.4  # of the peak
 WEIGHT_BYTES, CACHE_BYTES = 1.19e9, 112 * 1024  # of the decoder; of one token
 RECOGNISE_FLOP, ALIGN_FLOP = 21.6e9, 34.6e9  # per second of audio: encoder and prefill; the aligner's single pass
-AUDIO_TOKENS, TEXT_TOKENS, WORDS = 13, 4.5, 2.5  # per second of audio
+TEXT_TOKENS, WORDS = 4.5, 2.5  # per second of audio
 SHORTEST_STEP = 0.002  # seconds
 CROWDS = (16, 32)  # long jobs at once
 CROWD_SECONDS = 60  # until the long jobs have filled the engine's batch; their memory is measured meanwhile
@@ -93,7 +93,7 @@ class Gpu:
         while waiting and len(running) < self.step[0]:
             chunk = waiting.pop(0)
             work += self.seconds_for(RECOGNISE_FLOP * chunk.seconds)
-            chunk.context, chunk.left = AUDIO_TOKENS * chunk.seconds, max(1, round(TEXT_TOKENS * chunk.seconds))
+            chunk.context, chunk.left = AUDIO_TOKENS_PER_SECOND * chunk.seconds, max(1, round(TEXT_TOKENS * chunk.seconds))
             running.append(chunk)
         return work + max(SHORTEST_STEP, (WEIGHT_BYTES + CACHE_BYTES * sum(c.context for c in running)) / self.bandwidth)
 
@@ -142,7 +142,7 @@ class ClockedEngine:
     async def generate(self, prompt, sampling, request_id, priority):
         self._message(request_id, prompt, sampling, priority)
         said = asyncio.get_running_loop().create_future()
-        seconds = prompt["mm_placeholders"]["audio"][0].length / AUDIO_TOKENS
+        seconds = prompt["mm_placeholders"]["audio"][0].length / AUDIO_TOKENS_PER_SECOND
         self._waiting.append(_Chunk((priority, next(self._tickets)), seconds, lambda: said.done() or said.set_result(None)))
         self._wake.set()
         await said
