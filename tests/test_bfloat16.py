@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 
@@ -62,9 +61,6 @@ def test_healthy_audio_costs_one_engine_call_a_chunk(cases, language):
 
 
 @per_language
-def test_times_are_aligned_not_estimated(cases, language):
-    segments = cases[language].outputs["wav"]["segments"]
-    estimated = [segment for segment in segments if segment.get("estimated")]
+def test_no_chunk_fails_in_the_aligner(cases, language):
+    """Then its times would be estimated, and a warning would say so."""
     assert "warnings" not in cases[language].outputs["wav"]
-    assert len(estimated) <= 0.05 * len(segments)
-    assert np.all(np.diff([segment["start"] for segment in segments]) >= 0)
