@@ -1,0 +1,317 @@
+"""vLLM's CUDA platform without a card. Run as a program, it shows what vLLM makes of the worker's arguments on every card.
+
+    python fake_card.py FOLDER REPORT    with the checkpoints FOLDER/0.6B, FOLDER/1.7B and FOLDER/aligner
+
+vLLM's Python files are the same in its builds for CPUs and for CUDA, except for the version. So the CPU build shows what a GPU
+would do up to the point where the engine's process starts. Four things are replaced, each in a function of its own below:
+the card, vLLM's look at its own version, some compiled modules, and the engine's process. REPORT is JSON.
+"""
+
+import asyncio
+import json
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+MIB = 1024**2
+# What the engine says for every chunk. The padding stands for a special token that the model should not have written.
+ANSWER = "language English<asr_text>Hello<|audio_pad|> there.<|im_end|>"
+CHUNK_SECONDS = (1, 60, 180)
+COMPILED_MODULES = (
+    "vllm._C_stable_libtorch",  # imported by the CUDA platform
+    "vllm.vllm_flash_attn._vllm_fa2_C",  # imported by the model's class: FlashAttention 2, for all of these cards
+    "vllm.vllm_flash_attn._vllm_fa3_C",  # FlashAttention 3, for an H100 or H200
+)
+# The model's class also asks the kernels what quantised weights they can multiply; ours are not quantised.
+QUESTIONS_TO_KERNELS = (
+    "cutlass_scaled_mm_supports_fp8",
+    "cutlass_scaled_mm_supports_block_fp8",
+    "cutlass_group_gemm_supported",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU as NVML describes it."""
+
+    name: str
+    capability: tuple[int, int]
+    mib: int  # all of its memory, in MiB
+    cuda: int = 13000  # the newest CUDA of its driver, as NVML writes it: 12090 is 12.9
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        Card("RTX A4000", (8, 6), 16376),
+        Card("RTX 4000 Ada", (8, 9), 20475),
+        Card("L4", (8, 9), 23034),
+        Card("RTX 3090", (8, 6), 24576),
+        Card("RTX 4090", (8, 9), 24564),
+        Card("RTX 5090", (12, 0), 32607),
+        Card("A40", (8, 6), 46068),
+        Card("L40S", (8, 9), 46068),
+        Card("A100 80GB", (8, 0), 81920),
+        Card("H100", (9, 0), 81559),
+        Card("H200", (9, 0), 143771),
+    )
+}
+
+
+# what is replaced
+
+
+def insert(card: Card) -> None:
+    """Make NVML report `card`. To be called before vLLM chooses its platform, and again for another card."""
+    from vllm.third_party import pynvml
+
+    memory = SimpleNamespace(total=card.mib * MIB, free=card.mib * MIB, used=0)
+    pynvml.nvmlInit = pynvml.nvmlShutdown = lambda: None
+    pynvml.nvmlDeviceGetCount = lambda: 1
+    pynvml.nvmlDeviceGetHandleByIndex = lambda index: index
+    pynvml.nvmlDeviceGetName = lambda handle: f"NVIDIA {card.name}"
+    pynvml.nvmlDeviceGetCudaComputeCapability = lambda handle: card.capability
+    pynvml.nvmlDeviceGetMemoryInfo = lambda handle: memory
+    pynvml.nvmlSystemGetCudaDriverVersion_v2 = lambda: card.cuda
+
+
+def hide_cpu_build() -> None:
+    """vLLM chooses CUDA where NVML reports a card and the installed version is not one for CPUs."""
+    import vllm.platforms
+
+    vllm.platforms.vllm_version_matches_substr = lambda substring: False
+
+
+def stand_in_for_compiled_modules() -> None:
+    """Empty modules for the kernels that vLLM's CPU build lacks. They are imported here, and called only on a GPU."""
+    for name in COMPILED_MODULES:
+        sys.modules[name] = types.ModuleType(name)
+    from vllm import _custom_ops
+
+    for name in QUESTIONS_TO_KERNELS:
+        getattr(_custom_ops, name)  # fails where vLLM no longer asks it
+        setattr(_custom_ops, name, lambda capability: False)
+
+
+class Core:
+    """Takes the place of vLLM's connection to its engine process: keeps each request, and answers it with ANSWER."""
+
+    def __init__(self, vllm_config, **_):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(vllm_config.model_config.tokenizer)
+        self.config = vllm_config
+        self.requests: list[Any] = []
+        self.resources = SimpleNamespace(engine_dead=False)
+        self._answer = tokenizer.encode(ANSWER)
+        self._outputs: asyncio.Queue = asyncio.Queue()
+
+    async def get_supported_tasks_async(self):
+        return ("generate",)
+
+    async def add_request_async(self, request) -> None:
+        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+
+        self.requests.append(request)
+        output = EngineCoreOutput(request.request_id, self._answer, finish_reason=FinishReason.STOP)
+        self._outputs.put_nowait(EngineCoreOutputs(outputs=[output]))
+
+    async def get_output_async(self):
+        return await self._outputs.get()
+
+    def shutdown(self, timeout=None) -> None:
+        pass
+
+
+def replace_engine_process() -> None:
+    """All that vLLM does in the worker's own process stays real: configuration, rendering, checks, detokenising."""
+    from vllm.v1.engine.core_client import EngineCoreClient
+
+    EngineCoreClient.make_async_mp_client = Core
+
+
+def inspect_models_here() -> None:
+    """vLLM inspects the model's class in a new process, which would not see the replacements above."""
+    import vllm.model_executor.models.registry as registry
+
+    registry._run_in_subprocess = lambda function: function()
+
+
+def pretend() -> None:
+    """Replace all of it. Before anything else asks vLLM for its platform."""
+    hide_cpu_build()
+    insert(CARDS["L4"])
+    stand_in_for_compiled_modules()
+    inspect_models_here()
+    replace_engine_process()
+
+
+# what is reported
+
+
+def options_for(card: Card, model: Path, aligner: Path):
+    """The worker's own choice for `card`, as startup.py makes it."""
+    from vllm.platforms import current_platform
+
+    from engine import find_device, plan
+    from settings import Settings
+
+    insert(card)
+    type(current_platform).get_device_capability.__func__.cache_clear()
+    device, gpu_bytes = find_device("auto")
+    settings = Settings(str(model), str(aligner))
+    return plan(settings, str(model), str(aligner), device, gpu_bytes)
+
+
+def configuration(card: Card, model: Path, aligner: Path) -> dict[str, Any]:
+    """What vLLM makes of the worker's arguments on `card`."""
+    from vllm import AsyncEngineArgs
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.encoder_budget import MultiModalBudget
+    from vllm.usage.usage_lib import UsageContext
+
+    options = options_for(card, model, aligner)
+    args = AsyncEngineArgs(**options.engine_args())
+    config = args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    scheduler = config.scheduler_config
+    encoder = MultiModalBudget(config, MULTIMODAL_REGISTRY)
+    audio = config.model_config.hf_config.thinker_config.audio_config
+    return {
+        "device": options.device,
+        "asked": options.engine_args(),
+        "dtype": str(config.model_config.dtype),
+        "max_model_len": config.model_config.max_model_len,
+        "max_num_seqs": scheduler.max_num_seqs,
+        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+        "policy": scheduler.policy,
+        "chunked_prefill": scheduler.enable_chunked_prefill,
+        "prefix_caching": config.cache_config.enable_prefix_caching,
+        "gpu_memory_utilization": config.cache_config.gpu_memory_utilization,
+        "eager": config.model_config.enforce_eager,
+        "graph_sizes": config.compilation_config.cudagraph_capture_sizes,
+        "graph_mode": config.compilation_config.cudagraph_mode.name,
+        "encoder_tokens": encoder.encoder_compute_budget,
+        "encoder_cache_tokens": encoder.encoder_cache_size,
+        "conv_chunksize": audio.conv_chunksize,
+        "sampling_defaults": config.model_config.get_diff_sampling_param(),
+        "worker": config.parallel_config.worker_cls,
+        "executor": config.parallel_config.distributed_executor_backend,
+    }
+
+
+def transcription(recogniser, seconds: float, aligner: Path) -> dict[str, Any]:
+    """One chunk on its way to the engine and back. `recogniser` is the worker's own."""
+    from transformers import AutoFeatureExtractor
+
+    from audio import SAMPLE_RATE, AudioChunk, waveform
+    from errors import RecognitionError
+
+    noise = np.random.default_rng(1).normal(0, 3000, round(seconds * SAMPLE_RATE))
+    pcm = noise.clip(-32768, 32767).astype(np.int16)
+    chunk = AudioChunk(0, 0, pcm, ((0, len(pcm)),))
+    try:
+        heard = asyncio.run(recogniser.transcribe(chunk, None, "Names: Tango."))
+    except RecognitionError as error:
+        return {"failure": repr(error.__cause__)}
+    extract = AutoFeatureExtractor.from_pretrained(aligner)
+    own = extract(waveform(chunk), sampling_rate=SAMPLE_RATE, padding=True, truncation=False)
+    return {
+        "text": heard.text,
+        "language": heard.language,
+        "finish_reason": heard.finish_reason,
+        "spectrum_type": f"{type(heard.spectrum).__module__}.{heard.spectrum.dtype}",
+        "spectrum_shape": heard.spectrum.shape,
+        "spectrum_is_the_aligners": _in_bfloat16(own["input_features"][0], heard.spectrum),
+        "request": request_of(recogniser._engine.engine_core.requests[-1]),
+    }
+
+
+def _in_bfloat16(exact: np.ndarray, spectrum: np.ndarray) -> bool:
+    """Whether `spectrum` is `exact`, rounded as the aligner rounds it on a GPU."""
+    import torch
+
+    rounded = torch.from_numpy(exact).to(torch.bfloat16)
+    return torch.equal(rounded, torch.from_numpy(spectrum).to(torch.bfloat16))
+
+
+def request_of(request) -> dict[str, Any]:
+    """What the engine's process would be sent."""
+    (audio,) = request.mm_features
+    features = audio.data["input_audio_features"].data
+    sampling = request.sampling_params
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty")
+    flags = ("presence_penalty", "seed", "max_tokens", "ignore_eos", "skip_special_tokens")
+    return {
+        "features_type": str(features.dtype),
+        "features_shape": features.shape,
+        "audio_tokens": audio.mm_position.length,
+        "prompt_token_ids": request.prompt_token_ids,
+        "priority": request.priority,
+        "stop_ids": sorted(sampling.all_stop_token_ids),
+        "sampling": {name: getattr(sampling, name) for name in (*names, *flags)},
+    }
+
+
+def transcriptions(model: Path, aligner: Path) -> list[dict[str, Any]]:
+    """A chunk of each of CHUNK_SECONDS on an L4."""
+    from asr import Recogniser
+
+    recogniser = Recogniser(options_for(CARDS["L4"], model, aligner))
+    recogniser.wait_until_ready()
+    try:
+        return [transcription(recogniser, seconds, aligner) for seconds in CHUNK_SECONDS]
+    finally:
+        recogniser.close()
+
+
+def environment() -> dict[str, Any]:
+    """What vLLM would do in the engine's process because of the worker's variables."""
+    from vllm.usage.usage_lib import is_usage_stats_enabled
+    from vllm.utils.system_utils import get_mp_context
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+    return {
+        "sampler": TopKTopPSampler().forward.__name__,
+        "usage_statistics": is_usage_stats_enabled(),
+        "start_method": get_mp_context().get_start_method(),
+    }
+
+
+def old_driver(model: Path, aligner: Path) -> str:
+    """The worker's refusal of a card whose driver is too old for torch."""
+    from errors import SettingsError
+
+    try:
+        options_for(Card("L4", (8, 9), 23034, cuda=11080), model, aligner)
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
+def main(folder: Path, output: Path) -> None:
+    pretend()
+    import torch
+
+    aligner = folder / "aligner"
+    models = {name: folder / name for name in ("0.6B", "1.7B")}
+    report = {
+        "transcriptions": {name: transcriptions(path, aligner) for name, path in models.items()},
+        "configurations": {
+            name: {card: configuration(CARDS[card], path, aligner) for card in CARDS}
+            for name, path in models.items()
+        },
+        "environment": environment(),
+        "old_driver": old_driver(models["0.6B"], aligner),
+        "cuda_is_initialized": torch.cuda.is_initialized(),
+    }
+    output.write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
