@@ -21,6 +21,7 @@ import numpy as np
 MIB = 1024**2
 # What the engine says for every chunk. The padding stands for a special token that the model should not have written.
 ANSWER = "language English<asr_text>Hello<|audio_pad|> there.<|im_end|>"
+NAMES = "iPhone YouTube GitHub GmbH"
 CHUNK_SECONDS = (1, 60, 180)
 COMPILED_MODULES = (
     "vllm._C_stable_libtorch",  # imported by the CUDA platform
@@ -102,13 +103,11 @@ class Core:
     """Takes the place of vLLM's connection to its engine process: keeps each request, and answers it with ANSWER."""
 
     def __init__(self, vllm_config, **_):
-        from transformers import AutoTokenizer
+        from vllm.tokenizers import cached_tokenizer_from_config
 
-        tokenizer = AutoTokenizer.from_pretrained(vllm_config.model_config.tokenizer)
-        self.config = vllm_config
         self.requests: list[Any] = []
         self.resources = SimpleNamespace(engine_dead=False)
-        self._answer = tokenizer.encode(ANSWER)
+        self._answer = cached_tokenizer_from_config(vllm_config.model_config).encode(ANSWER)
         self._outputs: asyncio.Queue = asyncio.Queue()
 
     async def get_supported_tasks_async(self):
@@ -198,10 +197,19 @@ def configuration(card: Card, model: Path, aligner: Path) -> dict[str, Any]:
         "encoder_tokens": encoder.encoder_compute_budget,
         "encoder_cache_tokens": encoder.encoder_cache_size,
         "conv_chunksize": audio.conv_chunksize,
+        "encoder_width": audio.d_model,
         "sampling_defaults": config.model_config.get_diff_sampling_param(),
+        "vllms_ids": _tokenized(config.model_config),
         "worker": config.parallel_config.worker_cls,
         "executor": config.parallel_config.distributed_executor_backend,
     }
+
+
+def _tokenized(model_config) -> list[int]:
+    """NAMES in the tokenizer that vLLM itself has loaded."""
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    return cached_tokenizer_from_config(model_config).encode(NAMES)
 
 
 def transcription(recogniser, seconds: float, aligner: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The real checkpoints' tokenizer and configurations, without their weights.
 
 The vocabulary is Qwen's own, which the package dashscope carries. Its added tokens and the sizes are those that the authors
-published. `write_tokenizer` and `write_layout` write the files into a folder.
+published. `write_checkpoints` writes all of it, with weights that are empty files of the real size.
 """
 
 import base64
@@ -132,6 +132,16 @@ TEXT = {
     | {"vocab_size": 152064, "tie_word_embeddings": False, "max_position_embeddings": 8192},
 }
 WEIGHT_BYTES = {"0.6B": 1_876_000_000, "1.7B": 4_698_000_000, "aligner": 1_835_000_000}
+
+
+def write_checkpoints(folder: Path) -> None:
+    """Write folder/0.6B, folder/1.7B and folder/aligner. It takes some seconds, and no disk space worth mentioning."""
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    write_tokenizer(tokenizer)
+    for kind in WEIGHT_BYTES:
+        (folder / kind).mkdir()
+        write_layout(folder / kind, kind, tokenizer)
 
 
 def write_tokenizer(folder: Path) -> None:
