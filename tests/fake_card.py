@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-MIB = 1024**2
+MIB, GIB = 1024**2, 1024**3
 # What the engine says for every chunk. The padding stands for a special token that the model should not have written.
 ANSWER = "language English<asr_text>Hello<|audio_pad|> there.<|im_end|>"
 NAMES = "iPhone YouTube GitHub GmbH"
@@ -37,47 +37,55 @@ QUESTIONS_TO_KERNELS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class FakeCard:
     """A GPU as NVML describes it."""
 
     name: str
     capability: tuple[int, int]
     mib: int  # all of its memory, in MiB
+    visible_gib: float  # what the driver leaves to CUDA's processes, in GiB
     cuda: int = 13000  # the newest CUDA of its driver, as NVML writes it: 12090 is 12.9
 
 
 CARDS = {
     card.name: card
     for card in (
-        Card("RTX A4000", (8, 6), 16376),
-        Card("RTX 4000 Ada", (8, 9), 20475),
-        Card("L4", (8, 9), 23034),
-        Card("RTX 3090", (8, 6), 24576),
-        Card("RTX 4090", (8, 9), 24564),
-        Card("RTX 5090", (12, 0), 32607),
-        Card("A40", (8, 6), 46068),
-        Card("L40S", (8, 9), 46068),
-        Card("A100 80GB", (8, 0), 81920),
-        Card("H100", (9, 0), 81559),
-        Card("H200", (9, 0), 143771),
+        FakeCard("RTX A4000", (8, 6), 16376, 15.72),
+        FakeCard("RTX 4000 Ada", (8, 9), 20475, 19.67),
+        FakeCard("L4", (8, 9), 23034, 22.03),
+        FakeCard("RTX 3090", (8, 6), 24576, 23.68),
+        FakeCard("RTX 4090", (8, 9), 24564, 23.52),
+        FakeCard("RTX 5090", (12, 0), 32607, 31.36),
+        FakeCard("A40", (8, 6), 46068, 44.40),
+        FakeCard("L40S", (8, 9), 46068, 44.40),
+        FakeCard("A100 80GB", (8, 0), 81920, 79.25),
+        FakeCard("H100", (9, 0), 81559, 79.19),
+        FakeCard("H200", (9, 0), 143771, 139.80),
     )
+}
+REFUSED_CARDS = {
+    "old driver": FakeCard("L4", (8, 9), 23034, 22.03, cuda=11080),
+    "old card": FakeCard("T4", (7, 5), 15360, 14.56),
+    "small card": FakeCard("RTX A2000", (8, 6), 6138, 5.78),
 }
 
 
 # what is replaced
 
 
-def insert(card: Card) -> None:
+def insert(card: FakeCard) -> None:
     """Make NVML report `card`. To be called before vLLM chooses its platform, and again for another card."""
     from vllm.third_party import pynvml
 
-    memory = SimpleNamespace(total=card.mib * MIB, free=card.mib * MIB, used=0)
+    total = card.mib * MIB
+    reserved = total - int(card.visible_gib * GIB)
+    memory = SimpleNamespace(total=total, free=total - reserved, reserved=reserved, used=0)
     pynvml.nvmlInit = pynvml.nvmlShutdown = lambda: None
     pynvml.nvmlDeviceGetCount = lambda: 1
     pynvml.nvmlDeviceGetHandleByIndex = lambda index: index
     pynvml.nvmlDeviceGetName = lambda handle: f"NVIDIA {card.name}"
     pynvml.nvmlDeviceGetCudaComputeCapability = lambda handle: card.capability
-    pynvml.nvmlDeviceGetMemoryInfo = lambda handle: memory
+    pynvml.nvmlDeviceGetMemoryInfo = lambda handle, version=None: memory
     pynvml.nvmlSystemGetCudaDriverVersion_v2 = lambda: card.cuda
 
 
@@ -153,7 +161,7 @@ def pretend() -> None:
 # what is reported
 
 
-def options_for(card: Card, model: Path, aligner: Path):
+def options_for(card: FakeCard, model: Path, aligner: Path):
     """The worker's own choice for `card`, as startup.py makes it."""
     from vllm.platforms import current_platform
 
@@ -162,12 +170,11 @@ def options_for(card: Card, model: Path, aligner: Path):
 
     insert(card)
     type(current_platform).get_device_capability.__func__.cache_clear()
-    device, gpu_bytes = find_device("auto")
     settings = Settings(str(model), str(aligner))
-    return plan(settings, str(model), str(aligner), device, gpu_bytes)
+    return plan(settings, str(model), str(aligner), find_device("auto"))
 
 
-def configuration(card: Card, model: Path, aligner: Path) -> dict[str, Any]:
+def configuration(card: FakeCard, model: Path, aligner: Path) -> dict[str, Any]:
     """What vLLM makes of the worker's arguments on `card`."""
     from vllm import AsyncEngineArgs
     from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -214,6 +221,7 @@ def _tokenized(model_config) -> list[int]:
 
 def transcription(recogniser, seconds: float, aligner: Path) -> dict[str, Any]:
     """One chunk on its way to the engine and back. `recogniser` is the worker's own."""
+    import torch
     from transformers import AutoFeatureExtractor
 
     from audio import SAMPLE_RATE, AudioChunk, waveform
@@ -227,24 +235,21 @@ def transcription(recogniser, seconds: float, aligner: Path) -> dict[str, Any]:
     except RecognitionError as error:
         return {"failure": repr(error.__cause__)}
     extract = AutoFeatureExtractor.from_pretrained(aligner)
-    own = extract(waveform(chunk), sampling_rate=SAMPLE_RATE, padding=True, truncation=False)
+    own = extract(
+        waveform(chunk),
+        sampling_rate=SAMPLE_RATE,
+        padding=True,
+        truncation=False,
+        return_tensors="pt",
+    )["input_features"][0]
     return {
         "text": heard.text,
         "language": heard.language,
         "finish_reason": heard.finish_reason,
-        "spectrum_type": f"{type(heard.spectrum).__module__}.{heard.spectrum.dtype}",
         "spectrum_shape": heard.spectrum.shape,
-        "spectrum_is_the_aligners": _in_bfloat16(own["input_features"][0], heard.spectrum),
+        "spectrum_is_the_aligners": torch.equal(heard.spectrum, own.to(torch.bfloat16)),
         "request": request_of(recogniser._engine.engine_core.requests[-1]),
     }
-
-
-def _in_bfloat16(exact: np.ndarray, spectrum: np.ndarray) -> bool:
-    """Whether `spectrum` is `exact`, rounded as the aligner rounds it on a GPU."""
-    import torch
-
-    rounded = torch.from_numpy(exact).to(torch.bfloat16)
-    return torch.equal(rounded, torch.from_numpy(spectrum).to(torch.bfloat16))
 
 
 def request_of(request) -> dict[str, Any]:
@@ -290,12 +295,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def old_driver(model: Path, aligner: Path) -> str:
-    """The worker's refusal of a card whose driver is too old for torch."""
+def refusal(card: FakeCard, model: Path, aligner: Path) -> str:
+    """The worker's sentence about a card that it cannot use."""
     from errors import SettingsError
 
     try:
-        options_for(Card("L4", (8, 9), 23034, cuda=11080), model, aligner)
+        options_for(card, model, aligner)
     except SettingsError as error:
         return str(error)
     return ""
@@ -308,13 +313,17 @@ def main(folder: Path, output: Path) -> None:
     aligner = folder / "aligner"
     models = {name: folder / name for name in ("0.6B", "1.7B")}
     report = {
-        "transcriptions": {name: transcriptions(path, aligner) for name, path in models.items()},
+        "transcriptions": {
+            name: transcriptions(path, aligner) for name, path in models.items()
+        },
         "configurations": {
             name: {card: configuration(CARDS[card], path, aligner) for card in CARDS}
             for name, path in models.items()
         },
         "environment": environment(),
-        "old_driver": old_driver(models["0.6B"], aligner),
+        "refusals": {
+            name: refusal(card, models["0.6B"], aligner) for name, card in REFUSED_CARDS.items()
+        },
         "cuda_is_initialized": torch.cuda.is_initialized(),
     }
     output.write_text(json.dumps(report))
