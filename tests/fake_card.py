@@ -1,14 +1,19 @@
-"""vLLM's CUDA platform without a card. Run as a program, it shows what vLLM makes of the worker's arguments on every card.
+"""vLLM's CUDA platform without a card: what it makes of the worker's arguments on every card.
 
-    python fake_card.py FOLDER REPORT    with the checkpoints FOLDER/0.6B, FOLDER/1.7B and FOLDER/aligner
+    python fake_card.py FOLDER REPORT
 
-vLLM's Python files are the same in its builds for CPUs and for CUDA, except for the version. So the CPU build shows what a GPU
-would do up to the point where the engine's process starts. Four things are replaced, each in a function of its own below:
-the card, vLLM's look at its own version, some compiled modules, and the engine's process. REPORT is JSON.
+FOLDER has the checkpoints 0.6B, 1.7B and aligner. REPORT becomes JSON.
+
+vLLM's Python files are the same in its builds for CPUs and for CUDA, except for the version (see
+cuda_wheel.py). So the CPU build shows what a GPU would do, up to the start of the engine's process.
+What is replaced is the card, vLLM's look at its own version, kernels that the CPU build lacks, and
+the engine's process, each in a function of its own. With the CUDA build first on the path, its own
+version and kernels are used.
 """
 
 import asyncio
 import json
+import os
 import sys
 import types
 from dataclasses import dataclass
@@ -19,16 +24,17 @@ from typing import Any
 import numpy as np
 
 MIB, GIB = 1024**2, 1024**3
-# What the engine says for every chunk. The padding stands for a special token that the model should not have written.
+# The engine's answer to every chunk, with a special token that a model should not write.
 ANSWER = "language English<asr_text>Hello<|audio_pad|> there.<|im_end|>"
 NAMES = "iPhone YouTube GitHub GmbH"
 CHUNK_SECONDS = (1, 60, 180)
+# The first is imported by the CUDA platform, FlashAttention 2 and 3 by the model's class.
 COMPILED_MODULES = (
-    "vllm._C_stable_libtorch",  # imported by the CUDA platform
-    "vllm.vllm_flash_attn._vllm_fa2_C",  # imported by the model's class: FlashAttention 2, for all of these cards
-    "vllm.vllm_flash_attn._vllm_fa3_C",  # FlashAttention 3, for an H100 or H200
+    "vllm._C_stable_libtorch",
+    "vllm.vllm_flash_attn._vllm_fa2_C",
+    "vllm.vllm_flash_attn._vllm_fa3_C",
 )
-# The model's class also asks the kernels what quantised weights they can multiply; ours are not quantised.
+# The model's class also asks the kernels what quantised weights they multiply. Ours are not.
 QUESTIONS_TO_KERNELS = (
     "cutlass_scaled_mm_supports_fp8",
     "cutlass_scaled_mm_supports_block_fp8",
@@ -74,7 +80,7 @@ REFUSED_CARDS = {
 
 
 def insert(card: FakeCard) -> None:
-    """Make NVML report `card`. To be called before vLLM chooses its platform, and again for another card."""
+    """Make NVML report `card`: before vLLM chooses its platform, and again for another card."""
     from vllm.third_party import pynvml
 
     total = card.mib * MIB
@@ -89,6 +95,18 @@ def insert(card: FakeCard) -> None:
     pynvml.nvmlSystemGetCudaDriverVersion_v2 = lambda: card.cuda
 
 
+def has_kernels() -> bool:
+    """Whether this vLLM is its build for CUDA."""
+    import vllm
+
+    return any(Path(vllm.__path__[0]).glob("_C_stable_libtorch.*"))
+
+
+def bind_lazily() -> None:
+    """Load kernels although the driver's functions are missing, which they look for when called."""
+    sys.setdlopenflags(os.RTLD_LAZY)
+
+
 def hide_cpu_build() -> None:
     """vLLM chooses CUDA where NVML reports a card and the installed version is not one for CPUs."""
     import vllm.platforms
@@ -97,7 +115,7 @@ def hide_cpu_build() -> None:
 
 
 def stand_in_for_compiled_modules() -> None:
-    """Empty modules for the kernels that vLLM's CPU build lacks. They are imported here, and called only on a GPU."""
+    """Empty modules for kernels that are imported here, and called only on a GPU."""
     for name in COMPILED_MODULES:
         sys.modules[name] = types.ModuleType(name)
     from vllm import _custom_ops
@@ -108,7 +126,7 @@ def stand_in_for_compiled_modules() -> None:
 
 
 class Core:
-    """Takes the place of vLLM's connection to its engine process: keeps each request, and answers it with ANSWER."""
+    """In the place of vLLM's connection to its engine's process: answers requests with ANSWER."""
 
     def __init__(self, vllm_config, **_):
         from vllm.tokenizers import cached_tokenizer_from_config
@@ -136,14 +154,14 @@ class Core:
 
 
 def replace_engine_process() -> None:
-    """All that vLLM does in the worker's own process stays real: configuration, rendering, checks, detokenising."""
+    """Configuration, rendering, checks and detokenising stay real: they are in this process."""
     from vllm.v1.engine.core_client import EngineCoreClient
 
     EngineCoreClient.make_async_mp_client = Core
 
 
 def inspect_models_here() -> None:
-    """vLLM inspects the model's class in a new process, which would not see the replacements above."""
+    """vLLM inspects the model's class in a new process, where nothing would be replaced."""
     import vllm.model_executor.models.registry as registry
 
     registry._run_in_subprocess = lambda function: function()
@@ -151,9 +169,12 @@ def inspect_models_here() -> None:
 
 def pretend() -> None:
     """Replace all of it. Before anything else asks vLLM for its platform."""
-    hide_cpu_build()
     insert(CARDS["L4"])
-    stand_in_for_compiled_modules()
+    if has_kernels():
+        bind_lazily()
+    else:
+        hide_cpu_build()
+        stand_in_for_compiled_modules()
     inspect_models_here()
     replace_engine_process()
 
@@ -187,7 +208,7 @@ def configuration(card: FakeCard, model: Path, aligner: Path) -> dict[str, Any]:
     scheduler = config.scheduler_config
     encoder = MultiModalBudget(config, MULTIMODAL_REGISTRY)
     audio = config.model_config.hf_config.thinker_config.audio_config
-    return {
+    return attention_of(config) | {
         "device": options.device,
         "asked": options.engine_args(),
         "dtype": str(config.model_config.dtype),
@@ -209,6 +230,23 @@ def configuration(card: FakeCard, model: Path, aligner: Path) -> dict[str, Any]:
         "vllms_ids": _tokenized(config.model_config),
         "worker": config.parallel_config.worker_cls,
         "executor": config.parallel_config.distributed_executor_backend,
+    }
+
+
+def attention_of(config) -> dict[str, Any]:
+    """The kernels that vLLM would choose for the attention of both parts of the model."""
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
+    from vllm.v1.attention.selector import AttentionSelectorConfig
+
+    audio = config.model_config.hf_config.thinker_config.audio_config
+    head_size, dtype = config.model_config.get_head_size(), config.model_config.dtype
+    text = AttentionSelectorConfig(head_size, dtype, kv_cache_dtype="auto", block_size=None)
+    encoder_head_size = audio.d_model // audio.encoder_attention_heads
+    return {
+        "attention": current_platform.get_attn_backend_cls(None, text).rpartition(".")[2],
+        "encoder_attention": current_platform.get_vit_attn_backend(encoder_head_size, dtype).name,
+        "flash_attention_version": get_flash_attn_version(),
     }
 
 
@@ -286,13 +324,28 @@ def environment() -> dict[str, Any]:
     """What vLLM would do in the engine's process because of the worker's variables."""
     from vllm.usage.usage_lib import is_usage_stats_enabled
     from vllm.utils.system_utils import get_mp_context
-    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
     return {
-        "sampler": TopKTopPSampler().forward.__name__,
+        "sampler": sampler(),
         "usage_statistics": is_usage_stats_enabled(),
         "start_method": get_mp_context().get_start_method(),
     }
+
+
+def sampler() -> str:
+    """The name of the sampler that vLLM would use, or of the package that it lacks."""
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+    try:
+        return TopKTopPSampler().forward.__name__
+    except ImportError as error:
+        return f"{type(error).__name__}: {error.name}"
+
+
+def default_sampler() -> str:
+    """The same, were it not for the worker's variable."""
+    os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
+    return sampler()
 
 
 def refusal(card: FakeCard, model: Path, aligner: Path) -> str:
@@ -313,14 +366,14 @@ def main(folder: Path, output: Path) -> None:
     aligner = folder / "aligner"
     models = {name: folder / name for name in ("0.6B", "1.7B")}
     report = {
-        "transcriptions": {
-            name: transcriptions(path, aligner) for name, path in models.items()
-        },
+        "transcriptions": {name: transcriptions(path, aligner) for name, path in models.items()},
         "configurations": {
             name: {card: configuration(CARDS[card], path, aligner) for card in CARDS}
             for name, path in models.items()
         },
+        "own_kernels": has_kernels(),
         "environment": environment(),
+        "default_sampler": default_sampler(),
         "refusals": {
             name: refusal(card, models["0.6B"], aligner) for name, card in REFUSED_CARDS.items()
         },

@@ -1,7 +1,7 @@
-"""What a GPU would do up to the start of its kernels: vLLM's real CUDA platform on cards that NVML only pretends to have.
+"""What a GPU would do up to the start of its kernels: vLLM's CUDA platform on fake cards.
 
-One subprocess, fake_card.py, asks it for every card and both recognisers; the tests read its report. The checkpoints have the
-real tokenizer and sizes (real_models.py), without weights.
+One subprocess, fake_card.py, asks it about every card and both recognisers; the tests read its
+report. The checkpoints have the real tokenizer and sizes (real_models.py), without weights.
 """
 
 import json
@@ -20,16 +20,20 @@ from token_limits import AUDIO_TOKENS_PER_SECOND, max_answer_tokens
 LONGEST_SECONDS = 180
 MEL_BANDS, FRAMES_PER_SECOND = 128, 100
 END_OF_TEXT, MESSAGE_END, AUDIO_PAD = 151643, 151645, 151676
-# builder/setup.sh sets these for vLLM's CPU build; a card of the machine must not be chosen or hidden either
+# builder/setup.sh sets two of these for vLLM's CPU build; the third may hide the fake card.
 NOT_ON_A_GPU = ("TORCH_COMPILE_DISABLE", "VLLM_CPU_KVCACHE_SPACE", "CUDA_VISIBLE_DEVICES")
 
 
 @pytest.fixture(scope="module")
 def report(real_checkpoints, tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("cuda")
+    return report_of(real_checkpoints, tmp_path_factory.mktemp("cuda"))
+
+
+def report_of(checkpoints: Path, folder: Path, **environment: str) -> dict:
+    """What fake_card.py reports. `environment`: more variables for it. `folder`: an empty one."""
     environ = {name: value for name, value in os.environ.items() if name not in NOT_ON_A_GPU}
-    environ["VLLM_CACHE_ROOT"] = str(folder / "cache")
-    command = [sys.executable, fake_card.__file__, str(real_checkpoints), str(folder / "report.json")]
+    environ |= {"VLLM_CACHE_ROOT": str(folder / "cache"), **environment}
+    command = [sys.executable, fake_card.__file__, str(checkpoints), str(folder / "report.json")]
     run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     return json.loads((folder / "report.json").read_text())
@@ -47,7 +51,7 @@ def configurations(report, model) -> dict[str, dict]:
     return report["configurations"][model]
 
 
-@pytest.fixture(params=range(len(CHUNK_SECONDS)), ids=[f"{seconds} s" for seconds in CHUNK_SECONDS])
+@pytest.fixture(params=range(len(CHUNK_SECONDS)), ids=[f"{n} s" for n in CHUNK_SECONDS])
 def chunk(report, model, request) -> tuple[int, dict]:
     """(its length in seconds, what became of a chunk)."""
     heard = report["transcriptions"][model][request.param]
@@ -73,12 +77,21 @@ def test_a_card_that_cannot_run_the_models_is_refused_with_the_reason(report, ca
 
 def test_on_a_card_the_engine_computes_in_bfloat16_with_graphs(configurations):
     for card, c in configurations.items():
-        assert (c["dtype"], c["eager"], c["graph_mode"]) == ("torch.bfloat16", False, "FULL_AND_PIECEWISE"), card
+        assert (c["dtype"], c["eager"], c["graph_mode"]) == (
+            "torch.bfloat16",
+            False,
+            "FULL_AND_PIECEWISE",
+        ), card
 
 
 def test_vllm_takes_the_step_that_the_worker_asks_for_and_changes_nothing(configurations):
     for card, c in configurations.items():
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization"):
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_model_len",
+            "gpu_memory_utilization",
+        ):
             assert c[name] == c["asked"][name], (card, name)
 
 
@@ -89,7 +102,11 @@ def test_vllm_captures_the_graphs_that_the_worker_asks_for(configurations):
 
 def test_early_chunks_go_first_and_long_prompts_are_taken_in_parts(configurations):
     for card, c in configurations.items():
-        assert (c["policy"], c["chunked_prefill"], c["prefix_caching"]) == ("priority", True, False), card
+        assert (c["policy"], c["chunked_prefill"], c["prefix_caching"]) == (
+            "priority",
+            True,
+            False,
+        ), card
 
 
 def test_the_encoder_has_room_for_the_longest_chunk_on_every_card(configurations):
@@ -104,6 +121,14 @@ def test_the_encoders_convolutions_run_in_the_worker_s_smaller_chunks(configurat
         asked = c["asked"]["hf_overrides"]["thinker_config"]["audio_config"]["conv_chunksize"]
         assert c["conv_chunksize"] == asked < AUDIO[model]["conv_chunksize"], card
         assert c["encoder_width"] == AUDIO[model]["d_model"], card
+
+
+def test_both_parts_of_the_model_get_flash_attention(configurations):
+    for card, c in configurations.items():
+        version = 3 if card in ("H100", "H200") else 2
+        assert c["attention"] == "FlashAttentionBackend", card
+        assert c["encoder_attention"] == "FLASH_ATTN", card
+        assert c["flash_attention_version"] == version, card
 
 
 def test_one_card_is_one_process_of_vllms_gpu_worker(configurations):
@@ -121,7 +146,8 @@ def test_vllm_tokenises_as_the_published_tokenizer_does(configurations, publishe
 
 
 def test_the_engine_s_process_samples_without_kernels_that_have_to_be_compiled(report):
-    assert report["environment"]["sampler"] == "forward_native"
+    """FlashInfer would compile its own, and is vLLM's default."""
+    assert report["environment"]["sampler"] == "forward_native" != report["default_sampler"]
 
 
 def test_the_engine_s_process_is_spawned_and_reports_to_nobody(report):
@@ -138,7 +164,11 @@ def test_the_worker_s_own_process_never_opens_the_card(report):
 
 def test_a_chunk_comes_back_as_text_without_special_tokens(chunk):
     _, heard = chunk
-    assert (heard["language"], heard["text"], heard["finish_reason"]) == ("English", "Hello there.", "stop")
+    assert (heard["language"], heard["text"], heard["finish_reason"]) == (
+        "English",
+        "Hello there.",
+        "stop",
+    )
 
 
 def test_the_engine_is_sent_a_spectrum_in_bfloat16(chunk):

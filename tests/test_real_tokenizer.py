@@ -1,6 +1,7 @@
-"""The worker with the real vocabulary: its prompts, limits and answers in real tokens, and the aligner's prompt.
+"""The worker with the real vocabulary: prompts, limits and answers in real tokens, and the aligner.
 
-The aligner's network has the real vocabulary and layers of a few numbers, with random weights: its times mean nothing.
+The aligner's network has the real vocabulary, two layers of 16 numbers and random weights: its
+times mean nothing.
 """
 
 import asyncio
@@ -123,9 +124,38 @@ def test_every_added_token_is_stripped(tokenizer):
     assert without_tokens(special_tokens(tokenizer), f"a{every}b") == "ab"
 
 
-FIRST_NAMES = ("Anna", "Mohammed", "Wei", "Priya", "Carlos", "Ingrid", "Kwame", "Yuki", "Olga", "Jean")
-LAST_NAMES = ("Müller", "Rodríguez", "Okafor", "Nakamura", "Papadopoulos", "Smith", "Żukowski", "Nguyen")
-LAST_NAMES += ("Chatterjee", "van den Berg", "Ivanova", "O'Brien", "Al-Farsi", "Lindqvist", "Lee", "Öztürk")
+FIRST_NAMES = (
+    "Anna",
+    "Mohammed",
+    "Wei",
+    "Priya",
+    "Carlos",
+    "Ingrid",
+    "Kwame",
+    "Yuki",
+    "Olga",
+    "Jean",
+)
+LAST_NAMES = (
+    "Müller",
+    "Rodríguez",
+    "Okafor",
+    "Nakamura",
+    "Papadopoulos",
+    "Smith",
+    "Żukowski",
+    "Nguyen",
+)
+LAST_NAMES += (
+    "Chatterjee",
+    "van den Berg",
+    "Ivanova",
+    "O'Brien",
+    "Al-Farsi",
+    "Lindqvist",
+    "Lee",
+    "Öztürk",
+)
 
 
 def test_the_vocabulary_holds_about_150_names(recogniser):
@@ -161,30 +191,61 @@ def test_an_answer_in_real_tokens_is_parsed(tokenizer, answer, forced, expected)
     assert parsed(decoded, forced) == expected
 
 
-# Conversation of about 30 words, the same in every language.
+# Two sentences of conversation, the same in every language.
 SAMPLES = {
-    "English": "I was on my way home yesterday when it started to rain, so I stopped at a small café and called my "
-    "sister. She told me that the children had already eaten and that there was no need to hurry.",
-    "Chinese": "昨天我在回家的路上突然下起了雨，所以我在一家小咖啡馆停下来给姐姐打了个电话。她说孩子们已经吃过饭了，不用着急。",
-    "Japanese": "昨日家に帰る途中で雨が降り始めたので、小さな喫茶店に寄って姉に電話をかけました。"
-    "子供たちはもうご飯を食べたから急がなくていいと言われました。",
-    "Korean": "어제 집에 가는 길에 비가 오기 시작해서 작은 카페에 들러 언니에게 전화를 했어요. "
-    "아이들은 벌써 밥을 먹었으니까 서두를 필요가 없다고 했어요.",
-    "Russian": "Вчера по дороге домой начался дождь, поэтому я зашла в маленькое кафе и позвонила сестре. "
-    "Она сказала, что дети уже поели и что спешить не нужно.",
-    "Turkish": "Dün eve giderken yağmur yağmaya başladı, ben de küçük bir kafeye girip ablamı aradım. "
-    "Çocukların yemeklerini çoktan yediklerini ve acele etmeme gerek olmadığını söyledi.",
-    "Persian": "دیروز در راه خانه باران گرفت، برای همین به یک کافه کوچک رفتم و به خواهرم زنگ زدم. "
-    "او گفت بچه‌ها غذا خورده‌اند و لازم نیست عجله کنم.",
-    "Thai": "เมื่อวานฝนตกระหว่างทางกลับบ้าน ฉันเลยแวะร้านกาแฟเล็กๆ แล้วโทรหาพี่สาว เธอบอกว่าเด็กๆ กินข้าวกันแล้ว ไม่ต้องรีบ",
-    "Hindi": "कल घर लौटते समय बारिश शुरू हो गई, इसलिए मैं एक छोटे से कैफ़े में रुक गया और अपनी बहन को फ़ोन किया। "
-    "उसने कहा कि बच्चों ने खाना खा लिया है और जल्दी करने की कोई ज़रूरत नहीं है।",
-    "Greek": "Χθες, καθώς γύριζα στο σπίτι, άρχισε να βρέχει και μπήκα σε ένα μικρό καφενείο για να τηλεφωνήσω στην "
-    "αδελφή μου. Μου είπε ότι τα παιδιά είχαν ήδη φάει και ότι δεν χρειαζόταν να βιαστώ.",
+    "English": (
+        "I was on my way home yesterday when it started to rain, so I stopped at a small "
+        "café and called my sister. She told me that the children had already eaten and "
+        "that there was no need to hurry."
+    ),
+    "Chinese": (
+        "昨天我在回家的路上突然下起了雨，所以我在一家小咖啡馆停下来给姐姐打了个电话。"
+        "她说孩子们已经吃过饭了，不用着急。"
+    ),
+    "Japanese": (
+        "昨日家に帰る途中で雨が降り始めたので、小さな喫茶店に寄って姉に電話をかけました。"
+        "子供たちはもうご飯を食べたから急がなくていいと言われました。"
+    ),
+    "Korean": (
+        "어제 집에 가는 길에 비가 오기 시작해서 작은 카페에 들러 언니에게 전화를 했어요. 아이들은 벌써 밥을 먹었으니까 서두를 필요가 없다고 했어요."
+    ),
+    "Russian": (
+        "Вчера по дороге домой начался дождь, поэтому я зашла в маленькое кафе и "
+        "позвонила сестре. Она сказала, что дети уже поели и что спешить не нужно."
+    ),
+    "Turkish": (
+        "Dün eve giderken yağmur yağmaya başladı, ben de küçük bir kafeye girip ablamı "
+        "aradım. Çocukların yemeklerini çoktan yediklerini ve acele etmeme gerek "
+        "olmadığını söyledi."
+    ),
+    "Persian": (
+        "دیروز در راه خانه باران گرفت، برای همین به یک کافه کوچک رفتم و به خواهرم زنگ "
+        "زدم. او گفت بچه‌ها غذا خورده‌اند و لازم نیست عجله کنم."
+    ),
+    "Thai": (
+        "เมื่อวานฝนตกระหว่างทางกลับบ้าน ฉันเลยแวะร้านกาแฟเล็กๆ แล้วโทรหาพี่สาว เธอบอกว่าเด็กๆ กินข้าวกันแล้ว ไม่ต้องรีบ"
+    ),
+    "Hindi": (
+        "कल घर लौटते समय बारिश शुरू हो गई, इसलिए मैं एक छोटे से कैफ़े में रुक गया और अपनी "
+        "बहन को फ़ोन किया। उसने कहा कि बच्चों ने खाना खा लिया है और जल्दी करने की कोई "
+        "ज़रूरत नहीं है।"
+    ),
+    "Greek": (
+        "Χθες, καθώς γύριζα στο σπίτι, άρχισε να βρέχει και μπήκα σε ένα μικρό καφενείο "
+        "για να τηλεφωνήσω στην αδελφή μου. Μου είπε ότι τα παιδιά είχαν ήδη φάει και ότι "
+        "δεν χρειαζόταν να βιαστώ."
+    ),
 }
 FAST_WORDS_PER_SECOND = 5.2  # 1.4 times a usual rate
 FAST_CHARACTERS_PER_SECOND = {"Chinese": 9, "Japanese": 11, "Thai": 24}  # written without spaces
-TOKENS_PER_WORD = {"English": 1.1, "Russian": 1.9, "Turkish": 2.3, "Persian": 2.9, "Hindi": 4.1, "Greek": 4.4}
+TOKENS_PER_WORD = {
+    "English": 1.1,
+    "Russian": 1.9,
+    "Turkish": 2.3,
+    "Persian": 2.9,
+    "Hindi": 4.1,
+    "Greek": 4.4,
+}
 
 
 @pytest.mark.parametrize("language", SAMPLES)
@@ -200,7 +261,9 @@ def test_fast_speech_stays_under_the_limit_of_an_answer(tokenizer, language):
 @pytest.mark.parametrize("language", TOKENS_PER_WORD)
 def test_a_word_takes_as_many_tokens_as_the_limit_was_computed_with(tokenizer, language):
     tokens = len(tokenizer.encode(SAMPLES[language]))
-    assert tokens / len(SAMPLES[language].split()) == pytest.approx(TOKENS_PER_WORD[language], rel=0.1)
+    assert tokens / len(SAMPLES[language].split()) == pytest.approx(
+        TOKENS_PER_WORD[language], rel=0.1
+    )
 
 
 # the aligner
@@ -221,12 +284,19 @@ def write_narrow_aligner(folder: Path, real: Path) -> None:
     from qwen_asr.core.transformers_backend import Qwen3ASRConfig, Qwen3ASRForConditionalGeneration
     from safetensors.torch import save_file
 
-    shutil.copytree(real, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        real, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")
+    )
     config = json.loads((folder / "config.json").read_text())
     layers = {"encoder_layers": 2, "num_hidden_layers": 2, "encoder_attention_heads": 1}
     sizes = {"d_model": 16, "encoder_ffn_dim": 16, "downsample_hidden_size": 4, "output_dim": 16}
     config["thinker_config"]["audio_config"] |= layers | sizes
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
+    heads = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
     rope = config["thinker_config"]["text_config"]["rope_scaling"] | {"mrope_section": [4, 2, 2]}
     narrow = {"hidden_size": 16, "intermediate_size": 16, "rope_scaling": rope}
     config["thinker_config"]["text_config"] |= heads | narrow
@@ -244,7 +314,9 @@ SPOKEN = {
 
 
 @pytest.mark.parametrize("language", SPOKEN)
-def test_the_aligner_s_prompt_has_two_timestamps_a_unit_and_thirteen_tokens_a_second(aligner, language):
+def test_the_aligner_s_prompt_has_two_timestamps_a_unit_and_thirteen_tokens_a_second(
+    aligner, language
+):
     text, units = SPOKEN[language]
     task = aligner._prepared(chunk_of(noise(3)), text, language, None)
     ids = task.token_ids.tolist()
@@ -254,11 +326,17 @@ def test_the_aligner_s_prompt_has_two_timestamps_a_unit_and_thirteen_tokens_a_se
 
 
 @pytest.mark.parametrize("language", SPOKEN)
-def test_the_aligner_s_words_are_split_as_the_published_tokenizer_splits_them(aligner, published, language):
+def test_the_aligner_s_words_are_split_as_the_published_tokenizer_splits_them(
+    aligner, published, language
+):
     task = aligner._prepared(chunk_of(noise(1)), SPOKEN[language][0], language, None)
     ids = task.token_ids.tolist()
-    of_words = [list(group) for is_mark, group in itertools.groupby(ids, TIMESTAMP.__eq__) if not is_mark]
-    of_words[0] = of_words[0][1 + AUDIO_TOKENS_PER_SECOND + 1 :]  # behind the audio's start, padding and end
+    of_words = [
+        list(group) for is_mark, group in itertools.groupby(ids, TIMESTAMP.__eq__) if not is_mark
+    ]
+    of_words[0] = of_words[0][
+        1 + AUDIO_TOKENS_PER_SECOND + 1 :
+    ]  # behind the audio's start, padding and end
     assert of_words == [published.encode(unit) for unit in task.units]
 
 
