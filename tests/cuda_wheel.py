@@ -1,11 +1,10 @@
-"""vLLM's CUDA build, which the GPU image has, against what test_cuda_platform.py rehearses without it.
+"""vLLM's CUDA build, as on a machine with a GPU, against what test_cuda_platform.py rehearses.
 
     bash tests/run.sh tests/cuda_wheel.py    downloads 250 MB, needs 1.5 GB of disk and no GPU
 
 It is not part of the first command. A change of vLLM's version, or of fake_card.py, needs it.
 """
 
-import ctypes.util
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 import vllm
 
 from test_cuda_platform import report_of
@@ -36,22 +36,13 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory) -> Path:
-    """A folder with a libcuda.so.1 that has no function: the kernels name it, and nothing calls it.
+    """A folder with a libcuda.so.1 that lacks the driver's functions: a library of torch.
 
-    Python must then bind functions at their first call; see `bind_lazily` in fake_card.py.
+    The kernels name it, and call nothing in it here; see `bind_lazily` in fake_card.py.
     """
     folder = tmp_path_factory.mktemp("driver")
-    (folder / "libcuda.so.1").symlink_to(_path_of(ctypes.util.find_library("dl") or "libdl.so.2"))
+    (folder / "libcuda.so.1").symlink_to(Path(torch.__path__[0]) / "lib" / "libc10.so")
     return folder
-
-
-def _path_of(library: str) -> str:
-    """Where the system's loader finds `library`."""
-    ctypes.CDLL(library)
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(f"/{library}"):
-            return line.split()[-1]
-    raise FileNotFoundError(library)
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def write_checkpoints(folder: Path) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write vocab.json, merges.txt and tokenizer_config.json of the real tokenizer. It takes some seconds."""
+    """Write the real tokenizer's vocab.json, merges.txt and tokenizer_config.json."""
     ranks = _published_ranks()
     printable = _printable_bytes()
     vocabulary = {_printed(token, printable): rank for token, rank in ranks.items()}
