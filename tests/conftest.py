@@ -14,6 +14,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import real_models
+
 hypothesis.settings.register_profile("without deadline", deadline=None)  # a machine under load is slow, and nothing is wrong
 hypothesis.settings.load_profile("without deadline")
 
@@ -56,6 +58,22 @@ def file_server(tmp_path_factory) -> Iterator[FileServer]:
     server = FileServer(tmp_path_factory.mktemp("served"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def real_checkpoints(tmp_path_factory) -> Path:
+    """A folder with 0.6B, 1.7B and aligner: the real tokenizer and configurations, empty weights of the real size."""
+    folder = tmp_path_factory.mktemp("real")
+    real_models.write_checkpoints(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published(real_checkpoints):
+    """The real recogniser's tokenizer as the model's authors use it: the class for its files, without any patch."""
+    from transformers import Qwen2TokenizerFast
+
+    return Qwen2TokenizerFast.from_pretrained(real_checkpoints / "tokenizer")
 
 
 @pytest.fixture(scope="session")
