@@ -3,8 +3,10 @@
 `plan` chooses what the settings leave open. `EngineOptions.engine_args` is everything that vLLM is given.
 """
 
+import getpass
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,14 @@ CUDA_CONTEXT_BYTES = GIB // 2  # of the aligner's process; PyTorch's memory limi
 # CPU it spawns it, so both devices take the same path. HF_HUB_OFFLINE: both models are local folders, the hub is not needed.
 ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "HF_HUB_OFFLINE": "1"}
 IMAGE_CACHE = Path("/var/cache/vllm")  # VLLM_CACHE_ROOT in the image, filled by the build
+# Variable → folder below VLLM_CACHE_ROOT. vLLM itself moves only a part of these caches there.
+CACHES = {
+    "CUDA_CACHE_PATH": "cuda",  # kernels that the driver compiles for a GPU newer than the build
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "NUMBA_CACHE_DIR": "numba",  # librosa cannot be imported without a folder to write to
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+}
 RENDERERS = 2  # threads that compute spectra; one computes 1500 x real time, and more than two wait for the GIL
 CAPTURE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)  # vLLM's fifty sizes take most of a start
 
@@ -144,6 +154,43 @@ def cache_bytes_per_token(folder: str) -> int:
     """Size of the keys and values of one token in all layers, in bfloat16."""
     text = json.loads((Path(folder) / "config.json").read_text())["thinker_config"]["text_config"]
     return 2 * 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
+
+
+def cache_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """The variables, of those that `given` does not set, with which any user can compile and cache.
+
+    All libraries then keep what they compile below vLLM's own cache, so one volume keeps all of it.
+    Must be set before torch or vLLM is imported. Raises SettingsError where the cache is not writable.
+    """
+    home = Path(given.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    root = Path(given.get("VLLM_CACHE_ROOT") or home / "vllm")
+    _check_writable(root)
+    wanted = {name: str(root / folder) for name, folder in CACHES.items()}
+    wanted["VLLM_CACHE_ROOT"] = str(root)
+    wanted["LOGNAME"] = _user_name()
+    return {name: value for name, value in wanted.items() if not given.get(name)}
+
+
+def _check_writable(cache: Path) -> None:
+    """Make the folder `cache`. Raises SettingsError where that, or writing to it, is not allowed."""
+    with suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    if not os.access(cache, os.W_OK | os.X_OK, effective_ids=True):
+        raise SettingsError(
+            f"User {os.getuid()} cannot write to {cache}, where vLLM keeps what it compiles; "
+            "VLLM_CACHE_ROOT must name a folder that this user can write to."
+        )
+
+
+def _user_name() -> str:
+    """The user's name, or the number of a user without an entry in /etc/passwd.
+
+    When torch is imported it asks for a name, and fails where neither LOGNAME nor /etc/passwd has one.
+    """
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # Python 3.13 raises OSError
+        return str(os.getuid())
 
 
 def copy_model_info(cache: Path, source_cache: Path = IMAGE_CACHE) -> None:

@@ -1,6 +1,7 @@
 """Settings → both models, loaded and checked. Knows no jobs."""
 
 import gc
+import os
 from pathlib import Path
 
 from runpod import RunPodLogger
@@ -8,7 +9,7 @@ from runpod import RunPodLogger
 from align import Aligner
 from asr import Recogniser
 from audio import decode
-from engine import find_device, plan
+from engine import cache_environment, find_device, plan
 from errors import RecognitionError
 from settings import Settings
 from vad import CutRules, split_at_pauses
@@ -24,8 +25,10 @@ log = RunPodLogger()
 def start_models(settings: Settings) -> tuple[Recogniser, Aligner]:
     """Load both models at the same time: while the engine's process starts, this process loads the aligner.
 
-    Raises WeightsError where a model is not available, SettingsError where there is no GPU for the models or they do not fit it.
+    Raises WeightsError where a model is not available, SettingsError where there is no GPU for the models, they do not fit it,
+    or the user cannot write to the cache.
     """
+    os.environ |= cache_environment(os.environ)  # before find_device, which imports vLLM
     gc.disable()  # a million objects are created here and stay: the collector would scan them again and again, for seconds
     device, gpu_bytes = find_device(settings.device)
     if settings.device == "auto" and device == "cpu":
