@@ -162,8 +162,8 @@ def cache_environment(given: Mapping[str, str]) -> dict[str, str]:
     All libraries then keep what they compile below vLLM's own cache, so one volume keeps all of it.
     Must be set before torch or vLLM is imported. Raises SettingsError where the cache is not writable.
     """
-    home = Path(given.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    root = Path(given.get("VLLM_CACHE_ROOT") or home / "vllm")
+    home = given.get("XDG_CACHE_HOME") or "~/.cache"
+    root = Path(os.path.expanduser(given.get("VLLM_CACHE_ROOT") or f"{home}/vllm"))
     _check_writable(root)
     wanted = {name: str(root / folder) for name, folder in CACHES.items()}
     wanted["VLLM_CACHE_ROOT"] = str(root)

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent.parent
 FOLDERS = [str(ROOT / folder) for folder in ("src", "tests", "tests/bench", "tests/models/recipe")]
 BOOT_SECONDS = 120  # until a process reports its first part, or after one its next
 START_SECONDS, TEXTS_SECONDS = 150, 30
+END_SECONDS = 30  # for a process to close its models
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ def follow(
 def end(process: subprocess.Popen) -> None:
     """Wait until the process has closed its models; kill it and its children where it does not."""
     try:
-        process.wait(30)
+        process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
