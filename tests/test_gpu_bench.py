@@ -20,7 +20,8 @@ import gpu_kit
 import gpu_load
 import gpu_parts
 
-HOPPER, AMPERE = 90, 80
+AMPERE, ADA, HOPPER = 80, 89, 90
+CODE, PTX = gpu_kit.MACHINE_CODE, gpu_kit.PTX
 
 
 # parts
@@ -194,23 +195,34 @@ def fat_binary(*entries: bytes) -> bytes:
     return gpu_kit.HEADER.pack(gpu_kit.MAGIC, 1, gpu_kit.HEADER.size, sum(map(len, entries))) + b"".join(entries)
 
 
-def test_only_the_code_of_other_architectures_becomes_zeros():
-    kept = entry(gpu_kit.MACHINE_CODE, HOPPER, b"hopper")
-    others = entry(gpu_kit.MACHINE_CODE, AMPERE, b"ampere"), entry(gpu_kit.PTX, HOPPER, b"source")
-    zeroed = others[0].replace(b"ampere", bytes(6)), others[1].replace(b"source", bytes(6))
-    library = b"elf" + fat_binary(others[0], kept, others[1]) + b"between" + fat_binary(others[0]) + b"end"
-    expected = b"elf" + fat_binary(zeroed[0], kept, zeroed[1]) + b"between" + fat_binary(zeroed[0]) + b"end"
-    assert gpu_kit.one_architecture(library, HOPPER) == (expected, 6, 18)
+def kept_of(architecture: int, *entries: tuple[int, int]) -> list[tuple[int, int]]:
+    """Which of the entries (kind, architecture) of a fat binary are left for a GPU."""
+    blocks = [entry(kind, found, b"code") for kind, found in entries]
+    content, kept, zeroed = gpu_kit.one_architecture(fat_binary(*blocks), architecture)
+    assert kept + zeroed == 4 * len(blocks)
+    (binary,) = gpu_kit.fat_binaries(content)
+    return [(c.kind, c.architecture) for c in binary if content[c.first : c.end] == b"code"]
 
 
-def test_a_library_without_the_architecture_is_left_as_it_is():
-    library = fat_binary(entry(gpu_kit.MACHINE_CODE, AMPERE, b"ampere"))
-    assert gpu_kit.one_architecture(library, HOPPER) == (library, 0, 0)
+def test_code_that_the_gpu_does_not_take_becomes_zeros_and_nothing_moves():
+    kept, other = entry(CODE, HOPPER, b"hopper"), entry(CODE, AMPERE, b"ampere")
+    zeroed = other.replace(b"ampere", bytes(6))
+    library = b"elf" + fat_binary(other, kept) + b"between" + fat_binary(other) + b"end"
+    expected = b"elf" + fat_binary(zeroed, kept) + b"between" + fat_binary(zeroed) + b"end"
+    assert gpu_kit.one_architecture(library, HOPPER) == (expected, 6, 12)
+
+
+def test_the_gpu_takes_the_newest_code_of_its_generation():
+    assert kept_of(ADA, (CODE, 80), (CODE, 86), (CODE, 90), (PTX, 80)) == [(CODE, 86)]
+
+
+def test_without_code_of_its_generation_the_gpu_takes_the_newest_ptx_that_it_knows():
+    assert kept_of(HOPPER, (CODE, 80), (PTX, 75), (PTX, 80), (PTX, 100)) == [(PTX, 80)]
 
 
 @pytest.mark.parametrize("end", [b"", b"\0" * 8, gpu_kit.HEADER.pack(gpu_kit.MAGIC, 1, 16, 1 << 40) + b"\1" * 99])
 def test_bytes_that_only_look_like_a_fat_binary_are_left_as_they_are(end):
-    library = fat_binary(entry(gpu_kit.MACHINE_CODE, HOPPER, b"hopper")) + gpu_kit.MAGIC + end
+    library = fat_binary(entry(CODE, HOPPER, b"hopper")) + gpu_kit.MAGIC + end
     assert gpu_kit.one_architecture(library, HOPPER) == (library, 6, 0)
 
 

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib.metadata import requires
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -107,34 +108,53 @@ def pins(names: set[str]) -> Iterator[str]:
     return (f"{name}{versions[name]}" for name in names)
 
 
-def one_architecture(library: bytes, architecture: int) -> tuple[bytes, int, int]:
-    """(the library with the machine code of `architecture` only, bytes of code kept, bytes zeroed).
+class Code(NamedTuple):
+    """One entry of a fat binary, without its header."""
 
-    The code of the others becomes zeros, so sizes and addresses stay, and the file packs to a fraction.
-    A library without code for `architecture` is returned as it is.
+    kind: int
+    architecture: int
+    first: int  # byte in the library
+    end: int
+
+
+def one_architecture(library: bytes, architecture: int) -> tuple[bytes, int, int]:
+    """(the library with zeros for the code that a GPU of `architecture` does not take, bytes kept, bytes zeroed).
+
+    Sizes and addresses stay, and the file packs to a fraction.
     """
     content, kept, zeroed = bytearray(library), 0, 0
-    for kind, found, first, end in code_blocks(library):
-        if kind == MACHINE_CODE and found == architecture:
-            kept += end - first
-        else:
-            content[first:end] = bytes(end - first)
-            zeroed += end - first
-    return (bytes(content), kept, zeroed) if kept else (library, 0, 0)
+    for binary in fat_binaries(library):
+        taken = taken_by(architecture, binary)
+        for code in binary:
+            size = code.end - code.first
+            if code in taken:
+                kept += size
+            else:
+                content[code.first : code.end] = bytes(size)
+                zeroed += size
+    return bytes(content), kept, zeroed
 
 
-def code_blocks(library: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """(kind, architecture, first byte, byte behind the last) of each piece of GPU code."""
+def taken_by(architecture: int, binary: list[Code]) -> list[Code]:
+    """What the driver takes: the newest machine code of the same generation, else the newest PTX to compile."""
+    older = [code for code in binary if code.architecture <= architecture]
+    runs = [c for c in older if c.kind == MACHINE_CODE and c.architecture // 10 == architecture // 10]
+    usable = runs or [code for code in older if code.kind == PTX]
+    newest = max((code.architecture for code in usable), default=None)
+    return [code for code in usable if code.architecture == newest]
+
+
+def fat_binaries(library: bytes) -> Iterator[list[Code]]:
     at = library.find(MAGIC)
     while 0 <= at <= len(library) - HEADER.size:
         _, version, header_bytes, entries_bytes = HEADER.unpack_from(library, at)
         end = at + HEADER.size + entries_bytes
         if version == 1 and header_bytes == HEADER.size and end <= len(library):
-            yield from _entries(library, at + HEADER.size, end)
+            yield list(_entries(library, at + HEADER.size, end))
         at = library.find(MAGIC, at + len(MAGIC))
 
 
-def _entries(library: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def _entries(library: bytes, at: int, end: int) -> Iterator[Code]:
     while at <= end - ENTRY.size:
         kind, _, header_bytes, code_bytes, architecture = ENTRY.unpack_from(library, at)
         if kind not in (PTX, MACHINE_CODE) or not ENTRY.size <= header_bytes <= MAX_ENTRY_HEADER_BYTES:
@@ -143,7 +163,7 @@ def _entries(library: bytes, at: int, end: int) -> Iterator[tuple[int, int, int,
         at = first + code_bytes
         if at > end:
             return
-        yield kind, architecture, first, at
+        yield Code(kind, architecture, first, at)
 
 
 def packed(folder: Path, out: Path, piece_bytes: int = MAX_PIECE_BYTES) -> list[Path]:

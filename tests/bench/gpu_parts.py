@@ -25,7 +25,7 @@ MARK_BATCHES = (500, 128, 30)  # conv_chunksize: windows of a second that pass t
 TEXT_CHUNKS, TEXT_SECONDS = 8, 20
 LEFT_FREE = 256 * MIB  # of the GPU, when another process has taken the rest
 # Of vLLM's log: what it says of time and memory.
-TELLING = re.compile(r"GiB|took|takes|compil|captur|KV cache size|attention backend", re.I)
+TELLING = re.compile(r"GiB|took \d|takes \d|captur|KV cache size|attention backend", re.I)
 
 
 class Bench:
