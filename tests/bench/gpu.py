@@ -47,15 +47,29 @@ class Part:
 PARTS = {
     "checkpoints": Part("bare", 60, "the two models with random weights are written"),
     "memory": Part("bare", 20, "mem_get_info against NVML, and the size of a CUDA context"),
-    "marks": Part("bare", 90, "aligner: memory and time by conv_chunksize, mask and type; marks of both types compared"),
-    "start": Part("worker", START_SECONDS, "imports, models, warm-up; vLLM's own account of time and memory in its DEBUG log"),
+    "marks": Part(
+        "bare",
+        90,
+        "aligner: memory and time by conv_chunksize, mask and type; marks of both types compared",
+    ),
+    "start": Part(
+        "worker",
+        START_SECONDS,
+        "imports, models, warm-up; vLLM's own account of time and memory in its DEBUG log",
+    ),
     "engine": Part("worker", 90, "recognition alone, by chunk length and number in flight"),
     "texts": Part("worker", TEXTS_SECONDS, "greedy answers as they come, for the comparison in v2"),
     "jobs": Part("worker", 120, "whole jobs at once, with the memory of each process every second"),
-    "aligner": Part("worker", 120, "alignment alone, by chunk length and number in flight", planned=False),
+    "aligner": Part(
+        "worker", 120, "alignment alone, by chunk length and number in flight", planned=False
+    ),
     "reference": Part("worker", 60, "one chunk at a time, as public workers do it", planned=False),
-    "crowded": Part("worker", 60, "a job while another process takes the free memory; then the engine is killed"),
-    "v2": Part("v2", START_SECONDS + TEXTS_SECONDS, "start and texts with VLLM_USE_V2_MODEL_RUNNER=1"),
+    "crowded": Part(
+        "worker", 60, "a job while another process takes the free memory; then the engine is killed"
+    ),
+    "v2": Part(
+        "v2", START_SECONDS + TEXTS_SECONDS, "start and texts with VLLM_USE_V2_MODEL_RUNNER=1"
+    ),
     "again": Part("again", START_SECONDS, "a second start, with warm caches"),
 }
 STEPS = {"v2": ("start", "texts"), "again": ("start",)}  # sessions of one part
@@ -78,8 +92,17 @@ def main() -> int:
     last = time.monotonic() + 60 * a.minutes
     with tempfile.TemporaryDirectory() as temporary:
         work = a.work or Path(temporary)
-        sizes = {"lengths": a.lengths, "in_flight": a.in_flight, "jobs": a.jobs, "seconds": a.seconds}
-        options = sizes | {"small": a.small, "out": str(a.out.resolve()), "work": str(work.resolve())}
+        sizes = {
+            "lengths": a.lengths,
+            "in_flight": a.in_flight,
+            "jobs": a.jobs,
+            "seconds": a.seconds,
+        }
+        options = sizes | {
+            "small": a.small,
+            "out": str(a.out.resolve()),
+            "work": str(work.resolve()),
+        }
         for session, steps in sessions(a.part or [n for n, part in PARTS.items() if part.planned]):
             run_session(session, steps, options, results, last)
     print(json.dumps(results.found, indent=2))
@@ -92,7 +115,9 @@ def arguments() -> argparse.Namespace:
         for name, part in PARTS.items()
     )
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__.format(plan=plan), formatter_class=formatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.format(plan=plan), formatter_class=formatter
+    )
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for gpu.json and the logs")
     add("--work", type=Path, help="folder for checkpoints and caches; without it a temporary one")
@@ -105,7 +130,9 @@ def arguments() -> argparse.Namespace:
     add("--small", action="store_true", help="tiny checkpoints on the CPU, few points")
     a = parser.parse_args()
     defaults = dict(lengths=[2], in_flight=[1, 4], jobs=2, seconds=20) if a.small else {}
-    for name, value in (dict(lengths=[60], in_flight=[1, 64, 256], jobs=4, seconds=3600) | defaults).items():
+    for name, value in (
+        dict(lengths=[60], in_flight=[1, 64, 256], jobs=4, seconds=3600) | defaults
+    ).items():
         setattr(a, name, getattr(a, name) or value)
     return a
 
@@ -139,7 +166,9 @@ class Results:
         self._path.write_text(json.dumps(self.found, indent=2))
 
 
-def run_session(session: str, steps: list[str], options: dict, results: Results, last: float) -> None:
+def run_session(
+    session: str, steps: list[str], options: dict, results: Results, last: float
+) -> None:
     """Run the steps in one process. Where one ends the process or its time, the rest run in a new one.
 
     None is begun after `last`, on the clock of time.monotonic.
@@ -182,8 +211,19 @@ def environment(session: str, options: dict) -> dict[str, str]:
     """Of a session's process. Caches are in the work folder, so that the first start is cold."""
     paths = {"PYTHONPATH": os.pathsep.join(FOLDERS), "VLLM_CACHE_ROOT": f"{options['work']}/cache"}
     models = {"MODEL_NAME": f"{options['work']}/asr", "ALIGNER_NAME": f"{options['work']}/aligner"}
-    logs = {"RUNPOD_LOG_LEVEL": "WARN", "VLLM_LOGGING_LEVEL": "DEBUG", "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}
-    return os.environ | paths | models | logs | ENVIRONMENT.get(session, {}) | (SMALL if options["small"] else {})
+    logs = {
+        "RUNPOD_LOG_LEVEL": "WARN",
+        "VLLM_LOGGING_LEVEL": "DEBUG",
+        "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true",
+    }
+    return (
+        os.environ
+        | paths
+        | models
+        | logs
+        | ENVIRONMENT.get(session, {})
+        | (SMALL if options["small"] else {})
+    )
 
 
 def forward(reading: int, messages: queue.SimpleQueue) -> None:

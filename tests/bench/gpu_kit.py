@@ -51,8 +51,12 @@ cat "$(dirname "$0")"/kit.tar.*.* | __TOOL__ -dc | tar -x -C "$target"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pieces and unpack.sh")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the pieces and unpack.sh"
+    )
     parser.add_argument("--architecture", type=int, required=True, help="of the GPU, such as 90")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,9 @@ def main() -> None:
         for library in sorted((site / "vllm").rglob("*.so")):
             content, kept, zeroed = one_architecture(library.read_bytes(), a.architecture)
             library.write_bytes(content)
-            print(f"{library.relative_to(site)}: {kept >> 20} MiB of code kept, {zeroed >> 20} MiB zeroed")
+            print(
+                f"{library.relative_to(site)}: {kept >> 20} MiB of code kept, {zeroed >> 20} MiB zeroed"
+            )
         for piece in packed(site.parent, a.out):
             print(f"{piece.name}: {piece.stat().st_size / 1024**2:.1f} MiB")
 
@@ -84,7 +90,9 @@ def roots() -> set[str]:
 def needed(names: set[str]) -> set[str]:
     """`names` and all that they depend on here, without what comes with torch and what the worker does not need."""
     found: set[tuple[str, str]] = set()
-    waiting = {(name, "") for name in names}  # (package, one of its extras, or "" for what it always needs)
+    waiting = {
+        (name, "") for name in names
+    }  # (package, one of its extras, or "" for what it always needs)
     while waiting:
         package = name, extra = waiting.pop()
         if package in found or name in LEFT_OUT or WITH_TORCH.match(name):
@@ -138,7 +146,9 @@ def one_architecture(library: bytes, architecture: int) -> tuple[bytes, int, int
 def taken_by(architecture: int, binary: list[Code]) -> list[Code]:
     """What the driver takes: the newest machine code of the same generation, else the newest PTX to compile."""
     older = [code for code in binary if code.architecture <= architecture]
-    runs = [c for c in older if c.kind == MACHINE_CODE and c.architecture // 10 == architecture // 10]
+    runs = [
+        c for c in older if c.kind == MACHINE_CODE and c.architecture // 10 == architecture // 10
+    ]
     usable = runs or [code for code in older if code.kind == PTX]
     newest = max((code.architecture for code in usable), default=None)
     return [code for code in usable if code.architecture == newest]
@@ -157,7 +167,10 @@ def fat_binaries(library: bytes) -> Iterator[list[Code]]:
 def _entries(library: bytes, at: int, end: int) -> Iterator[Code]:
     while at <= end - ENTRY.size:
         kind, _, header_bytes, code_bytes, architecture = ENTRY.unpack_from(library, at)
-        if kind not in (PTX, MACHINE_CODE) or not ENTRY.size <= header_bytes <= MAX_ENTRY_HEADER_BYTES:
+        if (
+            kind not in (PTX, MACHINE_CODE)
+            or not ENTRY.size <= header_bytes <= MAX_ENTRY_HEADER_BYTES
+        ):
             return
         first = at + header_bytes
         at = first + code_bytes
@@ -177,7 +190,13 @@ def packed(folder: Path, out: Path, piece_bytes: int = MAX_PIECE_BYTES) -> list[
     tar = subprocess.Popen(["tar", "-c", "-C", folder, "."], stdout=subprocess.PIPE)
     pack = subprocess.Popen([tool, *options], stdin=tar.stdout, stdout=subprocess.PIPE)
     tar.stdout.close()
-    split = ["split", f"--bytes={piece_bytes}", "--numeric-suffixes", "-", out / f"kit.tar.{suffix}."]
+    split = [
+        "split",
+        f"--bytes={piece_bytes}",
+        "--numeric-suffixes",
+        "-",
+        out / f"kit.tar.{suffix}.",
+    ]
     subprocess.run(split, stdin=pack.stdout, check=True)
     pack.stdout.close()
     if tar.wait() or pack.wait():
@@ -188,7 +207,10 @@ def packed(folder: Path, out: Path, piece_bytes: int = MAX_PIECE_BYTES) -> list[
 
 def packer() -> tuple[str, str, tuple[str, ...]]:
     """(program, suffix, options) of the packer that is installed here. Raises RuntimeError without one."""
-    for tool, suffix, options in (("zstd", "zst", ("-19", "-T0", "-q", "-c")), ("xz", "xz", ("-6", "-T0", "-c"))):
+    for tool, suffix, options in (
+        ("zstd", "zst", ("-19", "-T0", "-q", "-c")),
+        ("xz", "xz", ("-6", "-T0", "-c")),
+    ):
         if shutil.which(tool):
             return tool, suffix, options
     raise RuntimeError("Neither zstd nor xz is installed.")

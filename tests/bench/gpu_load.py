@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-TOKENS_PER_SECOND = 4.5  # of audio, in an answer; measured of real speech, the language's prefix included
+TOKENS_PER_SECOND = (
+    4.5  # of audio, in an answer; measured of real speech, the language's prefix included
+)
 WORDS_PER_SECOND = 2.5
 WORDS = (
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo"

@@ -21,7 +21,11 @@ from gpu_load import chunk_of, rtfx
 
 MIB = 1024**2
 REPEATS = 3  # of a point in a sweep; the median counts
-MARK_BATCHES = (500, 128, 30)  # conv_chunksize: windows of a second that pass the convolutions together
+MARK_BATCHES = (
+    500,
+    128,
+    30,
+)  # conv_chunksize: windows of a second that pass the convolutions together
 TEXT_CHUNKS, TEXT_SECONDS = 8, 20
 LEFT_FREE = 256 * MIB  # of the GPU, when another process has taken the rest
 # Of vLLM's log: what it says of time and memory.
@@ -110,7 +114,9 @@ def marks(bench: Bench) -> None:
 
 def aligner_batch(aligner, count: int, seconds: int) -> list:
     chunks = [chunk_of(seconds, seed) for seed in range(count)]
-    return [aligner._prepared(chunk, gpu_load.words_for(seconds), "English", None) for chunk in chunks]
+    return [
+        aligner._prepared(chunk, gpu_load.words_for(seconds), "English", None) for chunk in chunks
+    ]
 
 
 def measured_marks(aligner, batch: list) -> tuple[dict, list[int]]:
@@ -153,7 +159,9 @@ def start(bench: Bench) -> None:
     bench.report("ready_s", round(time.monotonic() - began, 1))
     bench.report("memory", process_memory())
     log = (bench.out / f"{bench.session}.log").read_text(errors="replace")
-    bench.report("vllm", [line.strip()[:300] for line in log.splitlines() if TELLING.search(line)][-80:])
+    bench.report(
+        "vllm", [line.strip()[:300] for line in log.splitlines() if TELLING.search(line)][-80:]
+    )
 
 
 def engine(bench: Bench) -> None:
@@ -185,7 +193,10 @@ def texts(bench: Bench) -> None:
 
     async def answers() -> list[str]:
         asr = bench.worker.asr
-        return [heard.text for heard in await asyncio.gather(*(asr.transcribe(c, "English", "") for c in chunks))]
+        return [
+            heard.text
+            for heard in await asyncio.gather(*(asr.transcribe(c, "English", "") for c in chunks))
+        ]
 
     found = asyncio.run(answers())
     (bench.out / f"texts-{bench.session}.json").write_text(json.dumps(found))
@@ -206,7 +217,10 @@ def jobs(bench: Bench) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        with gpu_load.forced_answers(bench.worker.asr), gpu_load.recording(bench.work, bench.seconds) as url:
+        with (
+            gpu_load.forced_answers(bench.worker.asr),
+            gpu_load.recording(bench.work, bench.seconds) as url,
+        ):
             seconds = asyncio.run(gpu_load.run_jobs(bench.worker, url, bench.jobs))
     finally:
         ended.set()
@@ -231,7 +245,9 @@ def reference(bench: Bench) -> None:
     with gpu_load.forced_answers(worker.asr):
         began = time.monotonic()
         asyncio.run(one_by_one())
-    bench.report("times_real_time", round(sum(c.duration for c in chunks) / (time.monotonic() - began), 1))
+    bench.report(
+        "times_real_time", round(sum(c.duration for c in chunks) / (time.monotonic() - began), 1)
+    )
 
 
 def crowded(bench: Bench) -> None:
@@ -251,7 +267,7 @@ def crowded(bench: Bench) -> None:
 
 
 def outcome(bench: Bench, url: str) -> str:
-    """"ok", with the warnings there are, or the error code of a job."""
+    """ "ok", with the warnings there are, or the error code of a job."""
     job = {"id": "crowded", "input": {"audio_url": url, "language": "English"}}
     result = asyncio.run(bench.worker.handler(job))
     return result.get("error_code") or ", ".join(["ok", *result.get("warnings", [])])
@@ -303,7 +319,18 @@ def nvml_memory() -> dict[str, int]:
 
 STEPS = {
     step.__name__: step
-    for step in (checkpoints, memory, marks, start, engine, texts, jobs, aligner, reference, crowded)
+    for step in (
+        checkpoints,
+        memory,
+        marks,
+        start,
+        engine,
+        texts,
+        jobs,
+        aligner,
+        reference,
+        crowded,
+    )
 }
 
 
