@@ -9,21 +9,38 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from runpod import RunPodLogger
 
 from admission import Gate, chunk_priority
+from aligner_network import predicted_classes, use_windows
 from audio import SAMPLE_RATE, AudioChunk, waveform
-from errors import AlignError
+from errors import AlignError, SettingsError
+from gpu_memory import MAX_UNITS_PER_SECOND
 from timing import words
+from tokenizer import load_tokenizer
 from transcript import Word
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LANGUAGES = frozenset(
     ("Chinese", "English", "Cantonese", "French", "German", "Italian", "Japanese", "Korean", "Portuguese", "Russian", "Spanish")
 )
-TOKENS_PER_BLOCK = 13  # of the audio encoder, for a block of 2 * n_window mel frames (one second)
 PREPARERS = 1  # threads; qwen-asr's word splitters for Japanese and Korean keep state, and one thread prepares 1500 x real time
 MAX_BATCH = 16  # chunks; larger batches are slower (962 x real time at 8, 649 x at 128)
+# In the messages of CUDA ("CUDA error: out of memory"), cuBLAS (CUBLAS_STATUS_ALLOC_FAILED) and
+# cuDNN (…_ALLOC_FAILED, …_DEVICE_ALLOCATION_FAILED, or no plan whose working memory fits).
+OUT_OF_MEMORY = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "unable to find an engine to execute",
+)
+
+log = RunPodLogger()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,26 +48,37 @@ class _Task:
     chunk: AudioChunk
     text: str
     units: list[str]  # words or characters, as the aligner splits the text
-    inputs: dict  # tensors of this chunk alone, without a batch dimension
+    token_ids: "Tensor"  # (tokens,) int64
+    spectrum: "Tensor"  # (mel bands, frames) float
     result: Future
 
 
 class Aligner:
     """qwen-asr's Qwen3ForcedAligner behind a queue."""
 
-    def __init__(self, model: str, device: str, batch_seconds: float, gpu_share: float = 1.0):
-        """Load the checkpoint in the local folder `model` into main memory, for `device` ("cuda" or "cpu").
+    def __init__(
+        self,
+        model: str,
+        device: str,
+        dtype: str,
+        batch_seconds: float,
+        max_chunk_seconds: float,
+        gpu_share: float = 1.0,
+    ):
+        """Load the checkpoint in the local folder `model` into main memory, for `device`.
 
-        `gpu_share`: the share of the GPU's memory that weights and activations may take.
+        `device`: "cuda" or "cpu". `dtype`: "bfloat16" or "float32". `batch_seconds`: audio in a
+        batch at most. `max_chunk_seconds`: the longest chunk. `gpu_share`: the share of the GPU's
+        memory that weights and activations may take.
         """
         import torch
         from qwen_asr import Qwen3ForcedAligner
-        from transformers import AttentionInterface
 
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        dtype = getattr(torch, dtype)
         self._model = Qwen3ForcedAligner.from_pretrained(model, dtype=dtype, device_map="cpu")
-        AttentionInterface.register("windowed", windowed_attention)
-        self._model.model.thinker.audio_tower.set_attn_implementation("windowed")
+        self._model.processor.tokenizer = load_tokenizer(model)
+        use_windows(self._model.model.thinker.audio_tower)
+        self._max_chunk_seconds = max_chunk_seconds
         self._device = torch.device(device)
         self._gpu_share = gpu_share
         self._batch_seconds = batch_seconds
@@ -67,7 +95,41 @@ class Aligner:
             torch.cuda.set_per_process_memory_fraction(self._gpu_share)
         self._model.model.to(self._device)
         self._model.device = self._device
+        if self._device.type == "cuda":
+            self.take_memory()
         self._thread.start()
+
+    def take_memory(self) -> None:
+        """Run the largest batches once, so that PyTorch holds their memory before the first job.
+
+        Where a batch does not fit, batches get smaller from here on, with a warning. Raises
+        SettingsError where not even the longest chunk fits.
+        """
+        while True:
+            try:
+                for batch in self._largest_batches():
+                    self._marks(batch)
+                return
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            if self._batch_seconds <= self._max_chunk_seconds:
+                raise SettingsError(
+                    f"The GPU has too little free memory to align {self._max_chunk_seconds:g} s of "
+                    "audio; GPU_MEMORY_UTILIZATION or CHUNK_LIMIT_SECONDS must be lower."
+                )
+            self._batch_seconds /= 2
+            log.warn(f"out of memory: the aligner's batches get {self._batch_seconds:g} s of audio")
+
+    def _largest_batches(self) -> Iterator[list["_Task"]]:
+        """The batch of the most chunks, and that of the longest: silence with a dense text."""
+        longest = max(1, min(MAX_BATCH, int(self._batch_seconds // self._max_chunk_seconds)))
+        shapes = (MAX_BATCH, self._batch_seconds / MAX_BATCH), (longest, self._max_chunk_seconds)
+        for count, seconds in shapes:
+            samples = round(seconds * SAMPLE_RATE)
+            chunk = AudioChunk(0, 0, np.zeros(samples, np.int16), ((0, samples),))
+            text = "a " * round(seconds * MAX_UNITS_PER_SECOND)
+            yield [self._prepared(chunk, text, "English", None)] * count
 
     def close(self) -> None:
         """Align what is queued and end the thread."""
@@ -75,10 +137,12 @@ class Aligner:
         self._queue.put(None)
         self._thread.join()
 
-    async def align(self, chunk: AudioChunk, text: str, language: str | None, spectrum: np.ndarray | None = None) -> tuple[Word, ...]:
+    async def align(
+        self, chunk: AudioChunk, text: str, language: str | None, spectrum: "Tensor | None" = None
+    ) -> tuple[Word, ...]:
         """The words of `text` with their times, in seconds from the start of the recording.
 
-        `spectrum`: (mel bands, frames) float32 of the chunk, where the recogniser has computed it already.
+        `spectrum`: (mel bands, frames) float of the chunk, where the recogniser has computed it.
         Raises AlignError where the aligner does not support the language, fails, or returns other words than those of the text.
         """
         if language not in LANGUAGES:
@@ -86,9 +150,17 @@ class Aligner:
         async with self._prepare_gate.place(chunk_priority(chunk.index)):
             task = await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepared, chunk, text, language, spectrum)
         self._queue.put(task)
-        return await asyncio.wrap_future(task.result)
+        marks = await asyncio.wrap_future(task.result)
+        try:
+            return words(chunk, text, task.units, marks)
+        except AlignError:
+            raise
+        except Exception as error:  # the fault is in this text, not in the aligner
+            raise AlignError(f"The times have no words: {type(error).__name__}.") from error
 
-    def _prepared(self, chunk: AudioChunk, text: str, language: str, spectrum: np.ndarray | None) -> _Task:
+    def _prepared(
+        self, chunk: AudioChunk, text: str, language: str, spectrum: "Tensor | None"
+    ) -> _Task:
         """The model's inputs for one chunk, as its processor makes them. Runs while the device works on the previous batch.
 
         Each chunk's spectrum is computed by itself: with padding, its last frames would depend on the length of the others.
@@ -100,20 +172,19 @@ class Aligner:
         try:
             units, prompt = self._model.aligner_processor.encode_timestamp(text, language)
             if spectrum is None:
-                extract = processor.feature_extractor
-                spectrum = extract(waveform(chunk), sampling_rate=SAMPLE_RATE, padding=True, truncation=False)["input_features"][0]
+                (spectrum,) = processor.feature_extractor(
+                    waveform(chunk),
+                    sampling_rate=SAMPLE_RATE,
+                    padding=True,
+                    truncation=False,
+                    return_tensors="pt",
+                )["input_features"]
             audio_tokens = _get_feat_extract_output_lengths(spectrum.shape[1])
             (prompt,) = processor.replace_multimodal_special_tokens([prompt], iter([audio_tokens]))
             tokens = torch.tensor(processor.tokenizer(prompt)["input_ids"])
         except Exception as error:  # some texts break the word splitters; their times are estimated instead
             raise AlignError(f"The aligner could not read the text: {type(error).__name__}.") from error
-        inputs = {
-            "input_ids": tokens,
-            "attention_mask": torch.ones_like(tokens),
-            "input_features": torch.from_numpy(spectrum),
-            "feature_attention_mask": torch.ones(spectrum.shape[1], dtype=torch.long),
-        }
-        return _Task(chunk, text, units, inputs, Future())
+        return _Task(chunk, text, units, tokens, spectrum, Future())
 
     def _serve(self) -> None:
         waiting: list[_Task] = []
@@ -129,54 +200,39 @@ class Aligner:
                 self._align_batch([t for t in batch if t.result.set_running_or_notify_cancel()])
 
     def _align_batch(self, batch: Sequence[_Task]) -> None:
-        import torch
-
         if not batch:
             return
         try:
             for task, marks in zip(batch, self._marks(batch)):
-                try:
-                    task.result.set_result(words(task.chunk, task.text, task.units, marks))
-                except AlignError as error:
-                    task.result.set_exception(error)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                return _fail(batch, "The aligner ran out of memory.")
+                task.result.set_result(marks)
         except Exception as error:  # whatever torch raises, the worker goes on with estimated times
-            return _fail(batch, f"The aligner failed: {type(error).__name__}.", unexplained=True)
-        if left := [task for task in batch if not task.result.done()]:  # after running out of memory
-            half = (len(left) + 1) // 2
-            self._align_batch(left[:half])
-            self._align_batch(left[half:])
+            self._recover(batch, error)
 
-    def _marks(self, batch: Sequence[_Task]) -> Iterator[list[int]]:
+    def _recover(self, batch: Sequence[_Task], error: Exception) -> None:
+        """After `error`: halve a batch that ran out of memory; fail any other, and a single chunk."""
+        if not is_out_of_memory(error):
+            return _fail(batch, f"The aligner failed: {type(error).__name__}.")
+        if len(batch) == 1:
+            return _fail(batch, "The aligner ran out of memory.")
+        half = (len(batch) + 1) // 2
+        self._align_batch(batch[:half])
+        self._align_batch(batch[half:])
+
+    def _marks(self, batch: Sequence[_Task]) -> list[list[int]]:
         """For each chunk two marks per unit: its start and end in ms from the chunk's start, as the model predicts them.
 
-        The steps of Qwen3ForcedAligner.align without its repair, which is quadratic and does not tell which times it changed.
+        Without the repair of Qwen3ForcedAligner.align, which is quadratic and does not tell which times it changed.
         """
         import torch
 
         model = self._model
-        together = {name: _stacked([task.inputs[name] for task in batch]).to(model.model.device) for name in batch[0].inputs}
-        together["input_features"] = together["input_features"].to(model.model.dtype)
-        is_mark = together["input_ids"] == model.timestamp_token_id
-        # the head computes 5000 scores per token; only those of the marks are needed
-        hook = model.model.thinker.lm_head.register_forward_pre_hook(lambda _, args: (args[0][is_mark],))
-        try:
-            with torch.inference_mode():
-                classes = model.model.thinker(**together, use_cache=False).logits.argmax(dim=-1)
-        finally:
-            hook.remove()
-        times = (classes.cpu() * model.timestamp_segment_time).split(is_mark.sum(dim=1).tolist())
-        return ([round(mark) for mark in marks.tolist()] for marks in times)
-
-
-def _stacked(tensors: Sequence):
-    """Stack tensors, padded with zeros at the end of their last dimension. The attention masks exclude the padding."""
-    import torch
-
-    longest = max(t.shape[-1] for t in tensors)
-    return torch.stack([torch.nn.functional.pad(t, (0, longest - t.shape[-1])) for t in tensors])
+        token_ids = [task.token_ids for task in batch]
+        counts = [int((ids == model.timestamp_token_id).sum()) for ids in token_ids]
+        spectra = [task.spectrum for task in batch]
+        with torch.inference_mode():
+            classes = predicted_classes(model.model.thinker, token_ids, spectra, model.timestamp_token_id)
+        times = (classes.cpu() * model.timestamp_segment_time).split(counts)
+        return [[round(mark) for mark in marks.tolist()] for marks in times]
 
 
 def next_batch(waiting: list[_Task], seconds: float) -> list[_Task]:
@@ -196,30 +252,16 @@ def next_batch(waiting: list[_Task], seconds: float) -> list[_Task]:
     return batch
 
 
-def _fail(batch: Sequence[_Task], sentence: str, unexplained: bool = False) -> None:
+def _fail(batch: Sequence[_Task], sentence: str) -> None:
     for task in batch:
-        if not task.result.done():
-            task.result.set_exception(AlignError(sentence, unexplained))
+        task.result.set_exception(AlignError(sentence, unexplained=True))
 
 
-def windowed_attention(module, query, key, value, attention_mask, scaling: float, **_):
-    """Attention of the aligner's audio encoder, for transformers' AttentionInterface: windows of 8 s, as in the model's training.
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the GPU's memory is used up: CUDA, cuBLAS and cuDNN say it in a RuntimeError."""
+    import torch
 
-    qwen-asr passes the windows as `cu_seq_lens_q`, which only FlashAttention reads (QwenLM/Qwen3-ASR#213).
-    `query`, `key`, `value`: (1, heads, tokens, head size) of one chunk. Returns (1, tokens, heads, head size), and None for the
-    attention weights.
-    """
-    from torch import cat
-    from torch.nn.functional import scaled_dot_product_attention
-
-    window = TOKENS_PER_BLOCK * (module.config.n_window_infer // (2 * module.config.n_window))
-    tokens = query.shape[2]
-    in_whole_windows = tokens // window * window
-
-    def attended(start: int, end: int, length: int):
-        windows = (x[0, :, start:end].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value))
-        return scaled_dot_product_attention(*windows, scale=scaling).transpose(1, 2).flatten(0, 1)
-
-    parts = [attended(0, in_whole_windows, window)] if in_whole_windows else []
-    parts += [attended(in_whole_windows, tokens, tokens - in_whole_windows)] if in_whole_windows < tokens else []
-    return cat(parts)[None], None
+    message = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in message for sign in OUT_OF_MEMORY)
+    )

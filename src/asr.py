@@ -16,16 +16,17 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from admission import Gate, chunk_priority
 from audio import SAMPLE_RATE, AudioChunk, waveform
-from engine import (
-    CONTEXT_TOKENS, ENVIRONMENT, IMAGE_CACHE, RENDERERS, VOCABULARY_TOKENS, EngineOptions, answer_tokens, copy_model_info,
-)  # fmt: skip
+from engine import ENVIRONMENT, IMAGE_CACHE, RENDERERS, EngineOptions, copy_model_info
 from errors import EngineDead, InvalidRequest, RecognitionError
+from token_limits import CONTEXT_TOKENS, VOCABULARY_TOKENS, max_answer_tokens
+from tokenizer import load_tokenizer, special_tokens, without_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SEED = 0  # of sampling, so that a retry gives the same answer every time
 CONTEXT_SPEECH_SECONDS = 1.0  # a chunk with less speech gets no context: the model may answer with the context instead
@@ -40,7 +41,8 @@ class Hypothesis:
     language: str | None  # the model's name for it; None without text
     finish_reason: str  # vLLM's: "stop", or "length" where the answer was cut off at its token limit
     num_tokens: int
-    spectrum: np.ndarray | None = None  # (mel bands, frames) float32 of the chunk; the aligner needs the same
+    # (mel bands, frames) of the chunk, in the engine's dtype: the aligner needs the same
+    spectrum: "Tensor | None" = None
     prompt_tokens: int = 0  # with those of the audio
 
 
@@ -73,10 +75,8 @@ class Recogniser:
             while not (multiprocessing.active_children() or self._starting.done()):
                 time.sleep(0.01)  # the other thread still imports vLLM; this one must not import at the same time
             self._processes = multiprocessing.active_children()
-        from transformers import AutoTokenizer
-
         self._render_gate = Gate(RENDERERS)
-        self._tokenizer = AutoTokenizer.from_pretrained(options.model, fix_mistral_regex=True)
+        self._tokenizer = load_tokenizer(options.model)
         self._special_tokens = special_tokens(self._tokenizer)
 
     def wait_until_ready(self) -> None:
@@ -164,7 +164,7 @@ class Recogniser:
         sampling = SamplingParams(
             temperature=temperature,
             seed=SEED if temperature else None,
-            max_tokens=answer_tokens(chunk.duration),
+            max_tokens=max_answer_tokens(chunk.duration),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         try:
@@ -184,7 +184,7 @@ class Recogniser:
             audio = [(await self._loop.run_in_executor(None, waveform, chunk), SAMPLE_RATE)]
             prompt = {"prompt_token_ids": prompt_ids, "multi_modal_data": {"audio": audio}}
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
-        return rendered, rendered["mm_kwargs"]["audio"][0]["input_audio_features"].data.numpy()
+        return rendered, rendered["mm_kwargs"]["audio"][0]["input_audio_features"].data
 
 
 @contextmanager
@@ -230,18 +230,3 @@ def prompt_template(language: str | None) -> tuple[str, str]:
         "<|im_start|>system\n",
         f"<|im_end|>\n<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n<|im_start|>assistant\n{forced}",
     )
-
-
-def special_tokens(tokenizer) -> tuple[str, ...]:
-    """All added and special tokens of the tokenizer, the longest first."""
-    return tuple(sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}, key=len, reverse=True))
-
-
-def without_tokens(tokens: tuple[str, ...], text: str) -> str:
-    """`text` without any of `tokens`, even where the removal of one joins the parts of another."""
-    before = None
-    while before != text:
-        before = text
-        for token in tokens:
-            text = text.replace(token, "")
-    return text

@@ -1,60 +1,46 @@
-"""Settings and GPU → vLLM's arguments for Qwen3-ASR, each with its reason. Knows nothing of requests.
+"""Settings and device → vLLM's arguments for Qwen3-ASR, each with its reason. Knows nothing of requests.
 
 `plan` chooses what the settings leave open. `EngineOptions.engine_args` is everything that vLLM is given.
 """
 
-import getpass
-import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from errors import SettingsError
+from gpu_memory import RECOGNISER_BLOCKS_CONVOLVED, Card, allocate
 from settings import Settings
+from token_limits import max_prompt_tokens, max_request_tokens
 
-GIB = 1024**3
-AUDIO_TOKENS_PER_SECOND = 13  # of the audio encoder, for 100 mel frames
-TEXT_TOKENS_PER_SECOND, FEWEST_TEXT_TOKENS = 30, 256  # limit of an answer; fast Greek or Hindi takes up to 22 a second
-CONTEXT_TOKENS = 1024  # of vocabulary and context together, at most; a longer context keeps its end
-VOCABULARY_TOKENS = 512  # of them for the vocabulary, at most (about 150 names); the rest is left for the context
-PROMPT_TOKENS = 64  # of the rest of the prompt, with a margin
-
-# (GPU memory in GiB at most, chunks in one step, tokens in one step). A chunk of a minute takes about 1200 tokens of cache. With
-# more than ten such chunks a step reads more cache than weights, so more chunks gain little. On a simulated L4, 128 chunks instead
-# of 64 save 5 % of a long job's time, and a job of 5 s beside 16 long ones takes 3.1 s instead of 2.8 s.
-STEP_BY_MEMORY = ((20, 32, 4096), (32, 64, 8192), (64, 128, 8192), (float("inf"), 256, 16384))
-STEP_ON_CPU = (128, 8192)
-SHARE_ON_CPU = 0.3  # of the free memory; vLLM requires a share there as well
-MOST_SHARE = 0.85  # of a GPU's memory for vLLM
-VLLM_WORKING_BYTES = 2 * GIB  # CUDA context, activations and graphs of vLLM; weights and cache come on top
-ALIGNER_WORKING_BYTES = 4 * GIB  # the same for the aligner, with a full batch of ALIGNER_BATCH_SECONDS
-CUDA_CONTEXT_BYTES = GIB // 2  # of the aligner's process; PyTorch's memory limit does not include it
-# On CUDA vLLM would fork its process: from a thread, and with Python's garbage collector off for the whole life of the child. On a
-# CPU it spawns it, so both devices take the same path. HF_HUB_OFFLINE: both models are local folders, the hub is not needed.
-ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "HF_HUB_OFFLINE": "1"}
-IMAGE_CACHE = Path("/var/cache/vllm")  # VLLM_CACHE_ROOT in the image, filled by the build
-# Variable → folder below VLLM_CACHE_ROOT. vLLM itself moves only a part of these caches there.
-CACHES = {
-    "CUDA_CACHE_PATH": "cuda",  # kernels that the driver compiles for a GPU newer than the build
-    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-    "NUMBA_CACHE_DIR": "numba",  # librosa cannot be imported without a folder to write to
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "TRITON_CACHE_DIR": "triton",
+STEP_ON_CPU = (128, 8192)  # chunks and tokens
+SHARE_ON_CPU = 0.3  # vLLM requires a share of the free memory there as well
+ENVIRONMENT = {
+    # On CUDA vLLM would fork its process: from a thread, and with Python's garbage collector off for
+    # the whole life of the child. On a CPU it spawns it, so both devices take the same path.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "HF_HUB_OFFLINE": "1",  # both models are local folders
+    # FlashInfer compiles its sampler at the first start with nvcc, which a machine without the CUDA
+    # toolkit lacks (vllm#49497, vllm#50705). It serves top-k and top-p, which are never used here.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_NO_USAGE_STATS": "1",  # vLLM would report each start to its makers
 }
+IMAGE_CACHE = Path("/var/cache/vllm")  # VLLM_CACHE_ROOT in the image, filled by the build
 RENDERERS = 2  # threads that compute spectra; one computes 1500 x real time, and more than two wait for the GIL
 CAPTURE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)  # vLLM's fifty sizes take most of a start
+MIN_CAPABILITY = (8, 0)  # of a GPU that computes in bfloat16
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """The options of one engine."""
+    """The options of one engine, and what the aligner beside it gets."""
 
     model: str  # local folder
     device: str  # "cuda" or "cpu"
-    longest_chunk_seconds: float
+    dtype: str  # "bfloat16" or "float32", of both models
+    max_chunk_seconds: float
     max_num_seqs: int  # chunks in one step
     max_num_batched_tokens: int  # tokens in one step
     gpu_memory_utilization: float  # vLLM's share of the GPU's memory
@@ -63,21 +49,24 @@ class EngineOptions:
     @property
     def max_model_len(self) -> int:
         """Tokens of the longest request. vLLM's cache must hold at least one such request; the model's own 65536 would be too many."""
-        return longest_request(self.longest_chunk_seconds)
+        return max_request_tokens(self.max_chunk_seconds)
 
     def engine_args(self) -> dict[str, Any]:
         """Arguments of vLLM's AsyncEngineArgs."""
         on_gpu = self.device == "cuda"
         graphs = dict(cudagraph_capture_sizes=[*(n for n in CAPTURE_SIZES if n < self.max_num_seqs), self.max_num_seqs])
+        audio_config = {"conv_chunksize": RECOGNISER_BLOCKS_CONVOLVED}
         return dict(
             model=self.model,
-            dtype="bfloat16" if on_gpu else "float32",
+            dtype=self.dtype,
             enforce_eager=not on_gpu,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
-            # must hold the longest chunk: the default of 2048 rejects audio over 157 s (vllm#39408)
-            max_num_batched_tokens=max(self.max_num_batched_tokens, self.max_model_len),
+            # A step must hold the longest prompt: the default of 2048 rejects audio over 157 s (vllm#39408). The answer
+            # comes token by token in later steps.
+            max_num_batched_tokens=max(self.max_num_batched_tokens, max_prompt_tokens(self.max_chunk_seconds)),
             gpu_memory_utilization=self.gpu_memory_utilization,
+            hf_overrides={"thinker_config": {"audio_config": audio_config}},
             limit_mm_per_prompt={"audio": 1},
             scheduling_policy="priority",  # early chunks first, so that short recordings do not wait for long ones
             enable_prefix_caching=False,  # no input is repeated
@@ -89,108 +78,46 @@ class EngineOptions:
         )
 
 
-def longest_request(seconds: float) -> int:
-    """Tokens of a request for `seconds` of audio with the longest context and answer."""
-    return int(AUDIO_TOKENS_PER_SECOND * (seconds + 1)) + CONTEXT_TOKENS + PROMPT_TOKENS + answer_tokens(seconds)
+def plan(settings: Settings, model: str, aligner: str, card: Card | None) -> EngineOptions:
+    """The settings; for those that are 0 or "auto", what suits the GPU, or the CPU where `card` is None.
 
-
-def answer_tokens(seconds: float) -> int:
-    """The limit of text tokens in an answer for `seconds` of audio. It ends a loop."""
-    return max(FEWEST_TEXT_TOKENS, int(TEXT_TOKENS_PER_SECOND * seconds))
-
-
-def plan(settings: Settings, model: str, aligner: str, device: str, gpu_bytes: int) -> EngineOptions:
-    """The settings; for those that are 0, what suits the GPU. `model` and `aligner` are local folders.
-
-    `device` and `gpu_bytes` come from find_device. Raises SettingsError where the GPU, or vLLM's share of it, is too small.
+    `model` and `aligner` are local folders. Raises SettingsError where the GPU, or vLLM's share of it, is too small.
     """
-    if device == "cpu":
-        sequences, tokens = STEP_ON_CPU
-        share, aligner_share = settings.gpu_memory_utilization or SHARE_ON_CPU, 1.0
-    else:
-        sequences, tokens = next(step for gib, *step in STEP_BY_MEMORY if gpu_bytes <= gib * GIB)
-        for_aligner = weight_bytes(aligner) + ALIGNER_WORKING_BYTES
-        share = settings.gpu_memory_utilization or min(MOST_SHARE, max(0, gpu_bytes - for_aligner) / gpu_bytes)
-        _check_fit(settings, model, gpu_bytes, share, for_aligner)
-        aligner_share = 1 - share - CUDA_CONTEXT_BYTES / gpu_bytes
     return EngineOptions(
         model=model,
-        device=device,
-        longest_chunk_seconds=settings.chunk_limit_seconds,
-        max_num_seqs=settings.max_num_seqs or sequences,
-        max_num_batched_tokens=settings.max_num_batched_tokens or tokens,
-        gpu_memory_utilization=round(share, 3),
-        aligner_share=aligner_share,
+        device="cuda" if card else "cpu",
+        dtype=_dtype(settings.dtype, on_gpu=card is not None),
+        max_chunk_seconds=settings.chunk_limit_seconds,
+        **(_on_gpu(settings, model, aligner, card) if card else _on_cpu(settings)),
     )
 
 
-def _check_fit(settings: Settings, model: str, total: int, share: float, for_aligner: int) -> None:
-    """Raises SettingsError where `total` bytes of a GPU, or vLLM's `share` of them, cannot hold the models."""
-    needed = weight_bytes(model) + VLLM_WORKING_BYTES + longest_request(settings.chunk_limit_seconds) * cache_bytes_per_token(model)
-    if needed + for_aligner > total:
-        raise SettingsError(
-            f"The GPU has {total / GIB:.1f} GiB of memory; {settings.model_name} needs {needed / GIB:.1f} GiB and, beside it, "
-            f"{settings.aligner_name} {for_aligner / GIB:.1f} GiB. Choose a larger GPU, or a smaller model."
-        )
-    gpu = f"GPU_MEMORY_UTILIZATION {share:.2f} of the GPU's {total / GIB:.1f} GiB"
-    if share * total < needed:
-        raise SettingsError(
-            f"{gpu} is {share * total / GIB:.1f} GiB; {settings.model_name} needs {needed / GIB:.1f} GiB, "
-            f"so it must be at least {needed / total:.2f}."
-        )
-    if share * total + for_aligner > total:
-        raise SettingsError(
-            f"{gpu} leaves {(1 - share) * total / GIB:.1f} GiB; {settings.aligner_name} needs {for_aligner / GIB:.1f} GiB, "
-            f"so it must be at most {1 - for_aligner / total:.2f}."
-        )
+def _dtype(wanted: str, on_gpu: bool) -> str:
+    """The memory of a GPU is planned for bfloat16; on a CPU float32 is the faster one."""
+    if on_gpu and wanted == "float32":
+        raise SettingsError("DTYPE is 'float32', which is for CPUs; on a GPU it must be 'auto' or 'bfloat16'.")
+    if wanted == "auto":
+        return "bfloat16" if on_gpu else "float32"
+    return wanted
 
 
-def weight_bytes(folder: str) -> int:
-    """Size of a checkpoint's weights, which is the same in memory as on disk."""
-    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+def _on_gpu(settings: Settings, model: str, aligner: str, card: Card) -> dict[str, Any]:
+    allocation = allocate(settings, model, aligner, card)
+    return dict(
+        max_num_seqs=allocation.max_num_seqs,
+        max_num_batched_tokens=allocation.max_num_batched_tokens,
+        gpu_memory_utilization=round(allocation.vllm_share, 3),
+        aligner_share=allocation.aligner_share,
+    )
 
 
-def cache_bytes_per_token(folder: str) -> int:
-    """Size of the keys and values of one token in all layers, in bfloat16."""
-    text = json.loads((Path(folder) / "config.json").read_text())["thinker_config"]["text_config"]
-    return 2 * 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
-
-
-def cache_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The variables, of those that `given` does not set, with which any user can compile and cache.
-
-    All libraries then keep what they compile below vLLM's own cache, so one volume keeps all of it.
-    Must be set before torch or vLLM is imported. Raises SettingsError where the cache is not writable.
-    """
-    home = given.get("XDG_CACHE_HOME") or "~/.cache"
-    root = Path(os.path.expanduser(given.get("VLLM_CACHE_ROOT") or f"{home}/vllm"))
-    _check_writable(root)
-    wanted = {name: str(root / folder) for name, folder in CACHES.items()}
-    wanted["VLLM_CACHE_ROOT"] = str(root)
-    wanted["LOGNAME"] = _user_name()
-    return {name: value for name, value in wanted.items() if not given.get(name)}
-
-
-def _check_writable(cache: Path) -> None:
-    """Make the folder `cache`. Raises SettingsError where that, or writing to it, is not allowed."""
-    with suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-    if not os.access(cache, os.W_OK | os.X_OK, effective_ids=True):
-        raise SettingsError(
-            f"User {os.getuid()} cannot write to {cache}, where vLLM keeps what it compiles; "
-            "VLLM_CACHE_ROOT must name a folder that this user can write to."
-        )
-
-
-def _user_name() -> str:
-    """The user's name, or the number of a user without an entry in /etc/passwd.
-
-    When torch is imported it asks for a name, and fails where neither LOGNAME nor /etc/passwd has one.
-    """
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # Python 3.13 raises OSError
-        return str(os.getuid())
+def _on_cpu(settings: Settings) -> dict[str, Any]:
+    sequences, tokens = STEP_ON_CPU
+    return dict(
+        max_num_seqs=settings.max_num_seqs or sequences,
+        max_num_batched_tokens=settings.max_num_batched_tokens or tokens,
+        gpu_memory_utilization=settings.gpu_memory_utilization or SHARE_ON_CPU,
+    )
 
 
 def copy_model_info(cache: Path, source_cache: Path = IMAGE_CACHE) -> None:
@@ -209,20 +136,20 @@ def copy_model_info(cache: Path, source_cache: Path = IMAGE_CACHE) -> None:
             partial.replace(target)
 
 
-def find_device(wanted: str) -> tuple[str, int]:
-    """("cuda", bytes of the GPU's memory) or ("cpu", 0): the device that the installed vLLM runs on. `wanted` is DEVICE.
+def find_device(wanted: str) -> Card | None:
+    """The GPU that the installed vLLM runs on, or None where it runs on the CPU. `wanted` is DEVICE.
 
-    NVML answers, so no CUDA context is created in this process. Raises SettingsError where there is no GPU, its driver is too old,
-    or DEVICE needs another build of vLLM.
+    NVML answers, so no CUDA context is created in this process. Raises SettingsError where there is no GPU, it or its driver is too
+    old, or DEVICE needs another build of vLLM.
     """
     import torch
     from vllm.platforms import current_platform
 
-    device = device_for(wanted, current_platform.device_type)
-    if device == "cpu":
-        return device, 0
+    if device_for(wanted, current_platform.device_type) == "cpu":
+        return None
     check_driver(_driver_version(), torch.version.cuda)
-    return device, current_platform.get_device_total_memory()
+    check_capability(current_platform.get_device_name(), tuple(current_platform.get_device_capability()))
+    return _card(current_platform.device_id_to_physical_device_id(0))
 
 
 def device_for(wanted: str, found: str) -> str:
@@ -252,11 +179,33 @@ def check_driver(supported: int, built_for: str) -> None:
         )
 
 
-def _driver_version() -> int:
+def check_capability(name: str, capability: tuple[int, int]) -> None:
+    """Raises SettingsError for a GPU that does not compute in bfloat16, such as T4 and V100."""
+    if capability < MIN_CAPABILITY:
+        raise SettingsError(
+            f"{name} has compute capability {capability[0]}.{capability[1]}; the models need bfloat16, so it must be at least 8.0 "
+            "(A10, L4, RTX 30 and newer)."
+        )
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
     from vllm.third_party import pynvml
 
     pynvml.nvmlInit()
     try:
-        return pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        yield pynvml
     finally:
         pynvml.nvmlShutdown()
+
+
+def _driver_version() -> int:
+    with _nvml() as nvml:
+        return nvml.nvmlSystemGetCudaDriverVersion_v2()
+
+
+def _card(index: int) -> Card:
+    """Version 2 of the answer tells what the driver keeps for itself: 0.3 to 0.7 GiB that no CUDA process sees."""
+    with _nvml() as nvml:
+        memory = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(index), version=nvml.nvmlMemory_v2)
+    return Card(memory.total - memory.reserved, memory.free)

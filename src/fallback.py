@@ -29,13 +29,15 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import partial
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from asr import EMPTY_VOCABULARY, Hypothesis, Vocabulary
 from audio import SAMPLE_RATE, AudioChunk
 from errors import EngineDead, RecognitionError
 from transcript import ChunkResult, Word
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RETRY_BUDGET = 2.0  # audio that all retries of a chunk may decode together, in lengths of the chunk
 LONG_SECONDS = 20.0  # from this length on a chunk is retried in halves, and too little text is a fault
@@ -66,7 +68,7 @@ class Answer:
     chunk: AudioChunk
     text: str = ""
     language: str | None = None
-    spectrum: np.ndarray | None = None  # (mel bands, frames) float32, from the recogniser
+    spectrum: "Tensor | None" = None  # (mel bands, frames) float, from the recogniser
     fault: str | None = None
     echo: str = ""  # letters of its prompt that the text begins with
     reasons: tuple[str, ...] = ()  # faults of the answers that were discarded for this one

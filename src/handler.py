@@ -21,13 +21,13 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packages import missing_packages
 
 if __name__ == "__main__" and (missing := missing_packages()):  # before an import fails because of it
     sys.exit(f"error: {missing}")
 
-import numpy as np
 import runpod
 from runpod import RunPodLogger
 from runpod.serverless.modules.worker_state import JobsProgress
@@ -37,7 +37,7 @@ from align import Aligner
 from asr import Hypothesis, Recogniser, Vocabulary
 from audio import AudioChunk, decode
 from delivery import bucket_for, deliver
-from errors import AlignError, EngineDead, Incomplete, SettingsError, WorkerError
+from errors import AlignError, EngineDead, Incomplete, RecognitionError, SettingsError, WorkerError
 from fallback import best_results
 from health import Health
 from job import Progress, progress_of, temporary_folder, time_allowed
@@ -51,6 +51,9 @@ from transcript import ChunkResult, Span, Transcript, Word, join, merge
 from usage import Usage
 from vad import CutRules, split_at_pauses
 from weights import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONTEXT_CHARACTERS = 200  # of the previous chunk's text, with use_previous_context
 STEPS_ADMITTED = 2  # the gate admits the chunks of so many engine steps: the engine never waits for the next chunk
@@ -150,14 +153,15 @@ async def recognise(chunk: AudioChunk, language: str | None, context: str, tempe
     try:
         async with asyncio.timeout(settings.chunk_timeout_seconds):
             hypothesis = await asr.transcribe(chunk, language, context, temperature, vocabulary)
-    except TimeoutError:
-        await health.failed("engine")
+    except (RecognitionError, TimeoutError) as error:
+        if not isinstance(error, EngineDead):
+            await health.failed("engine")
         raise
     health.worked("engine")
     return hypothesis
 
 
-async def time_words(chunk: AudioChunk, text: str, language: str | None, spectrum: np.ndarray | None) -> tuple[tuple[Word, ...], str | None]:
+async def time_words(chunk: AudioChunk, text: str, language: str | None, spectrum: "Tensor | None") -> tuple[tuple[Word, ...], str | None]:
     """(words, warning): the words of `text` with aligned times, or with estimated ones and a warning where the aligner failed."""
     try:
         async with asyncio.timeout(settings.chunk_timeout_seconds):

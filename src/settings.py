@@ -19,6 +19,7 @@ class Settings:
     model_revision: str = "main"
     aligner_revision: str = "main"
     device: str = "auto"  # "cuda", "cpu" (vLLM's CPU build: float32, no graphs) or "auto", the one that is available
+    dtype: str = "auto"  # "bfloat16", "float32", or "auto": bfloat16 on a GPU, float32 on a CPU
     chunk_target_seconds: float = 60
     chunk_limit_seconds: float = ALIGNER_LIMIT_SECONDS
     vad_mode: int = 2  # webrtcvad's aggressiveness: 0 detects the most speech, 3 the least
@@ -61,6 +62,8 @@ class Settings:
                 raise SettingsError(f"{name.upper()} is {value:.16g}; it must be from {low:.16g} to {high:.16g}.")
         if self.device not in ("auto", "cuda", "cpu"):
             raise SettingsError(f"DEVICE is {self.device!r}; it must be 'auto', 'cuda' or 'cpu'.")
+        if self.dtype not in ("auto", "bfloat16", "float32"):
+            raise SettingsError(f"DTYPE is {self.dtype!r}; it must be 'auto', 'bfloat16' or 'float32'.")
         bucket = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
         missing = [name.upper() for name in bucket if not getattr(self, name)]
         if missing and len(missing) < len(bucket):

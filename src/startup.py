@@ -9,7 +9,8 @@ from runpod import RunPodLogger
 from align import Aligner
 from asr import Recogniser
 from audio import decode
-from engine import cache_environment, find_device, plan
+from caches import cache_environment
+from engine import EngineOptions, find_device, plan
 from errors import RecognitionError
 from settings import Settings
 from vad import CutRules, split_at_pauses
@@ -30,27 +31,42 @@ def start_models(settings: Settings) -> tuple[Recogniser, Aligner]:
     """
     os.environ |= cache_environment(os.environ)  # before find_device, which imports vLLM
     gc.disable()  # a million objects are created here and stay: the collector would scan them again and again, for seconds
-    device, gpu_bytes = find_device(settings.device)
-    if settings.device == "auto" and device == "cpu":
+    card = find_device(settings.device)
+    if settings.device == "auto" and card is None:
         log.info("no GPU that this vLLM can use: the models run on the CPU, slowly")
     model = _checkpoint("recogniser", settings.model_name, settings.model_revision)
     aligner_model = _checkpoint("aligner", settings.aligner_name, settings.aligner_revision)
-    options = plan(settings, model, aligner_model, device, gpu_bytes)
+    options = plan(settings, model, aligner_model, card)
     log.info(f"starting the recogniser {settings.model_name}")
     asr = Recogniser(options)
-    log.info(f"loading the aligner {settings.aligner_name}")
     try:
-        aligner = Aligner(aligner_model, device, settings.aligner_batch_seconds, options.aligner_share)
+        aligner = _aligner_beside(asr, settings, aligner_model, options)
     except BaseException:
         asr.kill()  # the interpreter does not end before the engine's process has ended
         raise
+    gc.freeze()  # every later collection would stop all jobs for half a second
+    gc.enable()
+    return asr, aligner
+
+
+def _aligner_beside(
+    asr: Recogniser, settings: Settings, model: str, options: EngineOptions
+) -> Aligner:
+    """Load the aligner while the engine starts; move it to the GPU when the engine is ready."""
+    log.info(f"loading the aligner {settings.aligner_name}")
+    aligner = Aligner(
+        model,
+        options.device,
+        options.dtype,
+        settings.aligner_batch_seconds,
+        settings.chunk_limit_seconds,
+        options.aligner_share,
+    )
     gc.collect()
     log.info("waiting for the recogniser")
     asr.wait_until_ready()
     aligner.start()
-    gc.freeze()  # every later collection would stop all jobs for half a second
-    gc.enable()
-    return asr, aligner
+    return aligner
 
 
 def _checkpoint(role: str, name: str, revision: str) -> str:
