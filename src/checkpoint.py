@@ -11,6 +11,7 @@ from pathlib import Path
 
 MODEL_TYPE = "qwen3_asr"  # model_type of both the recogniser and the aligner in config.json
 ALIGNER_TYPE = "qwen3_forced_aligner"  # model_type of the aligner in config.json's thinker_config
+ATTENTION_KEY = "attn_implementation"  # such keys begin with this, after underscores
 LENGTH_BYTES = 8  # a safetensors file is: the header's length, little-endian; the header, in JSON; the tensors
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # one of these sets of files is enough
 
@@ -33,6 +34,7 @@ def verify(folder: Path, role: str) -> None:
 def verify_role(path: Path, role: str) -> None:
     """Raises CheckpointError for the other role: an aligner loads as a recogniser, and the other way round, but its output is nonsense."""
     config = _json_object(path)
+    verify_no_attention(path, config)
     if config.get("model_type") != MODEL_TYPE:
         raise CheckpointError(f'{path}: model_type is {config.get("model_type")!r}; it must be "{MODEL_TYPE}".')
     if not isinstance(config.get("thinker_config"), dict):
@@ -45,6 +47,26 @@ def verify_role(path: Path, role: str) -> None:
         )
     if role == "recogniser" and (is_aligner or config.get("timestamp_token_id") is not None):
         raise CheckpointError(f"{path} is an aligner's; a recogniser must have no timestamp_token_id and no classify_num.")
+
+
+def verify_no_attention(path: Path, value: object) -> None:
+    """Raises CheckpointError for a key that chooses the code of attention, at any depth.
+
+    transformers before 5.3 downloads the code that such a key names and runs it, whatever
+    `trust_remote_code` says (CVE-2026-4372). A key with true, false or null names no code: older
+    versions of transformers have written `"_attn_implementation_autoset": true` into checkpoints.
+    """
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return
+    for key, item in value.items():
+        names_code = item is not None and not isinstance(item, bool)
+        if str(key).lstrip("_").startswith(ATTENTION_KEY) and names_code:
+            raise CheckpointError(
+                f"{path} has the key {key!r}; a checkpoint must not choose the code of attention."
+            )
+        verify_no_attention(path, item)
 
 
 def _is_aligner(config: dict) -> bool:

@@ -7,6 +7,8 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -71,3 +73,16 @@ def worker() -> Iterator:
     yield handler
     handler.aligner.close()
     handler.asr.close()
+
+
+@contextmanager
+def other_models(worker, **settings) -> Iterator:
+    """The handler module with models of its own, loaded with these settings, for the duration of the context."""
+    before = {name: getattr(worker, name) for name in ("settings", "asr", "aligner", "gate")}
+    worker.settings = replace(worker.settings, **settings)
+    worker.load_models()
+    yield worker
+    worker.aligner.close()
+    worker.asr.close()
+    for name, value in before.items():
+        setattr(worker, name, value)

@@ -1,4 +1,4 @@
-"""The real aligner: its batches, its encoder's attention window, its word times, and its failures."""
+"""The real aligner: its batches, its word times, its failures, and its start on a GPU."""
 
 import asyncio
 import os
@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import align
-from align import LANGUAGES, MAX_BATCH, Aligner, next_batch
+from align import LANGUAGES, MAX_BATCH, Aligner, is_out_of_memory, next_batch
+from aligner_network import WINDOWED, predicted_classes
 from audio import SAMPLE_RATE, AudioChunk, waveform
-from errors import AlignError
+from errors import AlignError, SettingsError
+from gpu_memory import MAX_UNITS_PER_SECOND
 from material import CHINESE, ENGLISH, chunk_of, silence
 
 
@@ -23,7 +25,7 @@ def chunk_lasting(seconds: float, offset: int = 0) -> AudioChunk:
 
 
 def task_lasting(seconds: float, index: int = 0) -> align._Task:
-    return align._Task(replace(chunk_lasting(seconds), index=index), "", [], {}, Future())
+    return align._Task(replace(chunk_lasting(seconds), index=index), "", [], None, None, Future())
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=60), st.integers(1, 60))
@@ -47,71 +49,16 @@ def test_the_earliest_chunk_of_any_recording_goes_first():
     assert next_batch([*rest_of_a_long_one, short], seconds=16)[0] is short
 
 
-@pytest.fixture
-def tower(worker):
-    """The real aligner's audio encoder."""
-    return worker.aligner._model.model.thinker.audio_tower
-
-
-def spectrum(worker, pool, seconds: float) -> torch.Tensor:
-    """(128, 100 * seconds) of utterances one after another."""
-    pcm = np.resize(np.concatenate([u.pcm for u in pool]), round(seconds * SAMPLE_RATE)).astype(np.float32) / 32768
-    return worker.aligner._model.processor.feature_extractor(pcm, sampling_rate=SAMPLE_RATE, padding=False, return_tensors="pt").input_features[0]
-
-
-def features(tower, mel: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return tower(mel, feature_lens=torch.tensor([mel.shape[1]])).last_hidden_state
-
-
-def full_attention(tower, mel: torch.Tensor) -> torch.Tensor:
-    """The features without a window, as the package computes them."""
-    tower.set_attn_implementation("sdpa")
-    try:
-        return features(tower, mel)
-    finally:
-        tower.set_attn_implementation("windowed")
-
-
-def test_the_features_of_the_first_8_s_do_not_change_with_what_is_said_after_second_20(worker, tower):
-    one, other = spectrum(worker, ENGLISH[:20], 40), spectrum(worker, CHINESE[:20], 40)
-    spliced = torch.cat([one[:, :2000], other[:, 2000:]], dim=1)
-    first = lambda encoded: encoded[:104]
-    assert torch.equal(first(features(tower, one)), first(features(tower, spliced)))
-    assert not torch.allclose(first(full_attention(tower, one)), first(full_attention(tower, spliced)), atol=1e-3)
-
-
-@pytest.mark.parametrize("seconds", [0.5, 1, 3.21, 7.99, 8])
-def test_clips_up_to_8_s_have_the_same_features_with_and_without_a_window(worker, tower, seconds):
-    mel = spectrum(worker, ENGLISH[:4], seconds)
-    assert torch.equal(features(tower, mel), full_attention(tower, mel))
-
-
-@pytest.mark.parametrize("seconds", [8.01, 16, 28.3, 60])
-def test_the_windows_are_those_of_the_packages_own_mask(worker, tower, seconds):
-    """The package makes that mask for attention that does not read `cu_seqlens`, and never applies it."""
-    mel = spectrum(worker, ENGLISH[:40], seconds)
-    hooks = [
-        layer.self_attn.register_forward_pre_hook(
-            lambda _, args, kwargs: (args, kwargs | {"attention_mask": tower._prepare_attention_mask(kwargs["hidden_states"], kwargs["cu_seqlens"])}), with_kwargs=True
-        )
-        for layer in tower.layers
-    ]  # fmt: skip
-    try:
-        masked = full_attention(tower, mel)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    assert torch.allclose(features(tower, mel), masked, atol=1e-4)
-
-
 def test_word_times_equal_those_of_the_package(worker):
     """For every word whose marks need no repair. The others are estimated, which the package does in another way."""
     package, compared = worker.aligner._model, 0
+    tower = package.model.thinker.audio_tower
     for u in [*ENGLISH[:6], *CHINESE[:6]]:
         chunk = chunk_of(u.pcm)
         ours = asyncio.run(worker.aligner.align(chunk, u.text, u.language))
+        tower.set_attn_implementation("sdpa")  # the utterance is shorter than a window
         theirs = package.align((waveform(chunk), SAMPLE_RATE), u.text, u.language)[0]
+        tower.set_attn_implementation(WINDOWED)
         assert len(ours) == len(theirs)
         for a, b in zip(ours, theirs):
             if not a.estimated:
@@ -129,9 +76,10 @@ def test_inputs_made_from_the_recognisers_spectrum_equal_those_the_package_makes
     model = worker.aligner._model
     _, prompt = model.aligner_processor.encode_timestamp(text, "English")
     theirs = model.processor(text=[prompt], audio=[waveform(chunk)], return_tensors="pt")
-    assert ours.inputs.keys() == theirs.keys()
-    assert all(torch.equal(ours.inputs[name], theirs[name][0]) for name in theirs)
-    assert torch.equal(worker.aligner._prepared(chunk, text, "English", None).inputs["input_features"], theirs["input_features"][0])
+    assert torch.equal(ours.token_ids, theirs["input_ids"][0])
+    assert torch.equal(ours.spectrum, theirs["input_features"][0])
+    alone = worker.aligner._prepared(chunk, text, "English", None)
+    assert torch.equal(alone.spectrum, theirs["input_features"][0])
 
 
 def test_clips_aligned_at_the_same_time_each_get_their_own_words(worker):
@@ -150,28 +98,47 @@ def test_a_language_that_the_aligner_does_not_know_is_refused(worker):
         asyncio.run(worker.aligner.align(chunk_lasting(1), "नमस्ते", "Hindi"))
 
 
-def test_out_of_memory_halves_the_batch_until_it_fits_fault_injected(worker, monkeypatch):
-    """A clip that does not fit by itself fails by itself."""
-    thinker, sizes = worker.aligner._model.model.thinker, []
-    forward = thinker.forward
-    longest = max(ENGLISH[:8], key=lambda u: u.duration)
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+)
+OTHER_ERRORS = (
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ValueError("out of memory"),
+)
 
-    def fits_two_but_not_the_longest(**inputs):
-        sizes.append(len(inputs["input_ids"]))
-        if sizes[-1] > 2 or inputs["feature_attention_mask"].sum(-1).max() > 100 * longest.duration - 2:
-            raise torch.OutOfMemoryError("injected")
-        return forward(**inputs)
 
-    monkeypatch.setattr(thinker, "forward", fits_two_but_not_the_longest)
+def test_out_of_memory_is_told_apart_from_other_errors():
+    assert [str(e) for e in OUT_OF_MEMORY if not is_out_of_memory(e)] == []
+    assert [str(e) for e in OTHER_ERRORS if is_out_of_memory(e)] == []
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_batch_until_it_fits_fault_injected(worker, monkeypatch, error):
+    """A clip that does not fit by itself fails by itself, and counts against the aligner."""
+    sizes, longest = [], max(ENGLISH[:8], key=lambda u: u.duration)
+
+    def fits_two_but_not_the_longest(thinker, token_ids, spectra, timestamp_id):
+        sizes.append(len(token_ids))
+        if sizes[-1] > 2 or max(mel.shape[1] for mel in spectra) > 100 * longest.duration - 2:
+            raise error
+        return predicted_classes(thinker, token_ids, spectra, timestamp_id)
+
+    monkeypatch.setattr(align, "predicted_classes", fits_two_but_not_the_longest)
 
     async def together():
-        return await asyncio.gather(
-            *(worker.aligner.align(chunk_of(u.pcm), u.text, u.language) for u in ENGLISH[:8]), return_exceptions=True
-        )
+        clips = (worker.aligner.align(chunk_of(u.pcm), u.text, u.language) for u in ENGLISH[:8])
+        return await asyncio.gather(*clips, return_exceptions=True)
 
     for u, found in zip(ENGLISH[:8], asyncio.run(together())):
         if u is longest:
-            assert isinstance(found, AlignError) and "out of memory" in str(found) and not found.unexplained
+            assert isinstance(found, AlignError) and "out of memory" in str(found) and found.unexplained
         else:
             assert len(found) == len(u.words)
     assert max(sizes) > 2
@@ -187,25 +154,101 @@ def test_a_text_that_the_packages_splitter_cannot_read_fails_for_a_known_reason_
     assert not failed.value.unexplained  # the fault is in the text, so it does not count against the GPU
 
 
+def test_a_text_whose_times_cannot_be_made_fails_alone_fault_injected(worker, monkeypatch):
+    """The other clips of its batch keep their times, and it does not count against the GPU."""
+    broken, words = ENGLISH[0], align.words
+
+    def breaks_for_one(chunk, text, units, marks):
+        if text == broken.text:
+            raise IndexError("injected")
+        return words(chunk, text, units, marks)
+
+    monkeypatch.setattr(align, "words", breaks_for_one)
+
+    async def together():
+        clips = (worker.aligner.align(chunk_of(u.pcm), u.text, u.language) for u in ENGLISH[:4])
+        return await asyncio.gather(*clips, return_exceptions=True)
+
+    failed, *others = asyncio.run(together())
+    assert isinstance(failed, AlignError) and not failed.unexplained
+    assert [len(words) for words in others] == [len(u.words) for u in ENGLISH[1:4]]
+
+
 def test_an_exception_in_a_batch_fails_its_clips_and_the_next_batch_is_aligned_fault_injected(worker, monkeypatch):
-    def breaks(**_):
+    def breaks(*_):
         raise RuntimeError("injected")
 
     u = ENGLISH[0]
     chunk = chunk_of(u.pcm)
     with monkeypatch.context() as broken:
-        broken.setattr(worker.aligner._model.model.thinker, "forward", breaks)
+        broken.setattr(align, "predicted_classes", breaks)
         with pytest.raises(AlignError) as failed:
             asyncio.run(worker.aligner.align(chunk, u.text, u.language))
     assert failed.value.unexplained
     assert asyncio.run(worker.aligner.align(chunk, u.text, u.language))
 
 
-def test_on_a_gpu_the_memory_share_is_set_before_the_weights_are_moved_device_injected(monkeypatch):
+# the start on a GPU
+
+
+@pytest.fixture
+def own_aligner():
+    """A function: keyword arguments → an aligner of its own with the tiny checkpoint, not started."""
+    made = []
+
+    def make(device="cpu", dtype="float32", batch_seconds=32, max_chunk_seconds=8, gpu_share=1.0):
+        folder = os.environ["ALIGNER_NAME"]
+        made.append(Aligner(folder, device, dtype, batch_seconds, max_chunk_seconds, gpu_share))
+        return made[-1]
+
+    yield make
+    for aligner in made:
+        aligner._preparers.shutdown()
+
+
+def test_on_a_gpu_the_memory_share_is_set_before_the_weights_are_moved_device_injected(own_aligner, monkeypatch):
+    """Then the largest batches run, before the first job."""
     steps = []
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: steps.append(share))
-    aligner = Aligner(os.environ["ALIGNER_NAME"], "cuda", 32, gpu_share=0.2)
+    aligner = own_aligner("cuda", gpu_share=0.2)
     monkeypatch.setattr(aligner._model.model, "to", lambda device: steps.append(device.type))
+    monkeypatch.setattr(aligner, "take_memory", lambda: steps.append("largest batches"))
     aligner.start()
     aligner.close()
-    assert steps == [0.2, "cuda"]
+    assert steps == [0.2, "cuda", "largest batches"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_start_runs_the_batch_of_most_chunks_and_that_of_the_longest(own_aligner, monkeypatch, dtype):
+    batches = []
+
+    def watched(thinker, token_ids, spectra, timestamp_id):
+        classes = predicted_classes(thinker, token_ids, spectra, timestamp_id)
+        batches.append((len(spectra), spectra[0].shape[1] / 100, len(classes)))
+        return classes
+
+    monkeypatch.setattr(align, "predicted_classes", watched)
+    own_aligner(dtype=dtype).take_memory()
+    units = MAX_UNITS_PER_SECOND
+    assert batches == [(16, 2.0, 2 * 16 * 2 * units), (4, 8.0, 2 * 4 * 8 * units)]
+
+
+def test_where_the_largest_batch_does_not_fit_batches_are_halved_fault_injected(own_aligner, monkeypatch):
+    def fits_16_s(thinker, token_ids, spectra, timestamp_id):
+        if sum(mel.shape[1] for mel in spectra) > 1600:
+            raise torch.OutOfMemoryError("injected")
+        return predicted_classes(thinker, token_ids, spectra, timestamp_id)
+
+    monkeypatch.setattr(align, "predicted_classes", fits_16_s)
+    aligner = own_aligner(batch_seconds=64)
+    aligner.take_memory()
+    assert aligner._batch_seconds == 16
+
+
+def test_a_gpu_that_cannot_align_the_longest_chunk_is_refused_fault_injected(own_aligner, monkeypatch):
+    def fits_nothing(*_):
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(align, "predicted_classes", fits_nothing)
+    with pytest.raises(SettingsError, match="too little free memory to align 8 s"):
+        own_aligner().take_memory()

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from asr import parsed, prompt_template, without_tokens
+from asr import parsed, prompt_template
 from audio import AudioChunk
-from engine import CONTEXT_TOKENS
 from errors import EngineDead, RecognitionError
 from material import CHINESE, ENGLISH, chunk_of, silence
 from speech import plain
+from token_limits import CONTEXT_TOKENS
+from tokenizer import without_tokens
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<asr_text>", "<timestamp>")
 

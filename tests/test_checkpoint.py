@@ -36,6 +36,30 @@ def refusal(folder: Path, role: str) -> str:
     return str(caught.value)
 
 
+# code: a checkpoint that brings some is refused
+
+
+@pytest.mark.parametrize("role", FOLDERS)
+@pytest.mark.parametrize(
+    "key", ["_attn_implementation_internal", "_attn_implementation", "attn_implementation"]
+)
+@pytest.mark.parametrize("value", ["someone/kernels", {"audio_config": "someone/kernels"}])
+def test_a_key_that_names_the_code_of_attention_is_refused_at_any_depth(copy, role, key, value):
+    folder = copy(role)
+    thinker = json.loads((folder / "config.json").read_text())["thinker_config"]
+    deep = thinker | {"audio_config": thinker["audio_config"] | {"layers": [{key: value}]}}
+    for changes in ({key: value}, {"thinker_config": thinker | {key: value}}, {"thinker_config": deep}):
+        edit_config(folder, **changes)
+        assert f"has the key {key!r}; a checkpoint must not choose" in refusal(folder, role)
+        shutil.copy(MODELS / FOLDERS[role] / "config.json", folder)
+
+
+def test_a_key_about_attention_that_names_no_code_passes(copy):
+    folder = copy("recogniser")
+    edit_config(folder, _attn_implementation_autoset=True, _attn_implementation_internal=None)
+    verify(folder, "recogniser")
+
+
 # accepted
 
 

@@ -8,10 +8,10 @@ import soundfile
 
 import fallback
 from audio import SAMPLE_RATE, AudioChunk
-from engine import CONTEXT_TOKENS, VOCABULARY_TOKENS, answer_tokens, longest_request
 from errors import InvalidRequest
 from material import ENGLISH, chunk_of, silence
 from test_asr import Prompts
+from token_limits import CONTEXT_TOKENS, VOCABULARY_TOKENS, max_prompt_tokens
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_longest_vocabulary_and_context_fit_into_the_engine_with_the_longest
     vocabulary = worker.asr.vocabulary(["alpha"] * 128)
     chunk = chunk_of(silence(worker.settings.chunk_limit_seconds))
     heard = asyncio.run(worker.asr.transcribe(chunk, None, "alpha " * 1600, vocabulary=vocabulary))
-    assert heard.prompt_tokens <= longest_request(chunk.duration) - answer_tokens(chunk.duration)
+    assert heard.prompt_tokens <= max_prompt_tokens(chunk.duration)
 
 
 def test_special_tokens_in_a_vocabulary_are_stripped_from_the_prompt(job):

@@ -1,4 +1,4 @@
-"""vLLM's arguments by GPU memory and settings, the choice of the device, and refusals where the models do not fit."""
+"""vLLM's arguments by device and settings, and the choice of the device."""
 
 import os
 import re
@@ -9,93 +9,52 @@ from pathlib import Path
 import pytest
 
 from engine import (
-    CAPTURE_SIZES, CONTEXT_TOKENS, CUDA_CONTEXT_BYTES, GIB, PROMPT_TOKENS,
-    CACHES, answer_tokens, cache_bytes_per_token, cache_environment, check_driver, copy_model_info, device_for, find_device, longest_request, plan,
-)  # fmt: skip
+    CAPTURE_SIZES,
+    EngineOptions,
+    check_capability,
+    check_driver,
+    copy_model_info,
+    device_for,
+    find_device,
+    plan,
+)
 from errors import SettingsError
+from gpu_memory import STEP_BY_MEMORY, Card
 from settings import Settings
+from token_limits import (
+    CONTEXT_TOKENS,
+    PROMPT_TOKENS,
+    max_answer_tokens,
+    max_prompt_tokens,
+    max_request_tokens,
+)
 
-CONFIG = '{"thinker_config": {"text_config": {"num_hidden_layers": 28, "num_key_value_heads": 8, "head_dim": 128}}}'
-GPUS = {"RTX 4000": 20, "L4": 22.5, "RTX 4090": 24, "L40S": 45, "A100": 80, "H200": 141}  # GiB
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    """A folder like that of the 0.6B recogniser; its weights are a sparse file."""
-    return folder_of(tmp_path_factory.mktemp("model"), 1.9)
-
-
-@pytest.fixture(scope="module")
-def aligner(tmp_path_factory) -> str:
-    return folder_of(tmp_path_factory.mktemp("aligner"), 1.8)
+GIB = 1024**3
 
 
-def folder_of(folder, gib: float) -> str:
-    (folder / "config.json").write_text(CONFIG)
-    with open(folder / "model.safetensors", "wb") as file:
-        file.truncate(int(gib * GIB))
-    return str(folder)
-
-
-@pytest.fixture
-def options(model, aligner):
-    def options(gib: float, **given):
-        return plan(Settings("asr", "aligner", **given), model, aligner, "cuda", int(gib * GIB))
-
-    return options
-
-
-def test_a_token_of_the_0_6b_model_takes_112_kib_of_cache(model):
-    assert cache_bytes_per_token(model) == 112 * 1024
-
-
-@pytest.mark.parametrize("gpu", GPUS)
-def test_on_every_gpu_both_models_and_the_longest_chunk_fit(options, gpu):
-    chosen = options(GPUS[gpu])
-    vllm = chosen.gpu_memory_utilization * GPUS[gpu]
-    assert vllm + 1.8 + 4 <= GPUS[gpu] + 0.1 and vllm > 1.9 + 2 + chosen.max_model_len * 112 / 1024**2
-
-
-@pytest.mark.parametrize("gpu", GPUS)
-def test_the_aligners_share_holds_what_it_needs_and_ends_where_vllms_begins(options, gpu):
-    chosen, gib = options(GPUS[gpu]), GPUS[gpu]
-    assert chosen.aligner_share * gib >= 1.8 + 3.4
-    assert chosen.aligner_share * gib + CUDA_CONTEXT_BYTES / GIB + chosen.gpu_memory_utilization * gib <= gib * 1.001
-
-
-def test_larger_gpus_take_more_at_once(options):
-    chosen = [options(gib) for gib in GPUS.values()]
-    assert [o.max_num_seqs for o in chosen] == [32, 64, 64, 128, 256, 256]
-    assert [o.max_num_batched_tokens for o in chosen] == [4096, 8192, 8192, 8192, 16384, 16384]
-
-
-def test_settings_override_what_follows_from_the_memory(options):
-    chosen = options(80, max_num_seqs=7, max_num_batched_tokens=9000, gpu_memory_utilization=0.5)
-    assert (chosen.max_num_seqs, chosen.max_num_batched_tokens, chosen.gpu_memory_utilization) == (7, 9000, 0.5)
-
-
-def test_a_gpu_too_small_for_both_models_is_refused_with_what_they_need(options):
-    with pytest.raises(SettingsError) as error:
-        options(8)
-    assert str(error.value) == (
-        "The GPU has 8.0 GiB of memory; asr needs 4.8 GiB and, beside it, aligner 5.8 GiB. Choose a larger GPU, or a smaller model."
+def options_of(device: str = "cuda", dtype: str = "bfloat16", **given) -> EngineOptions:
+    options = dict(max_chunk_seconds=180, max_num_seqs=64, max_num_batched_tokens=8192)
+    return EngineOptions(
+        **{"model": "asr", "device": device, "dtype": dtype, "gpu_memory_utilization": 0.7} | options | given
     )
 
 
-def test_a_share_that_leaves_the_aligner_too_little_is_refused_with_the_largest_possible(options):
-    with pytest.raises(SettingsError, match=r"0.95 of the GPU's 24.0 GiB leaves 1.2 GiB; aligner needs 5.8 GiB, so it must be at most 0.76"):
-        options(24, gpu_memory_utilization=0.95)
-
-
-def test_a_share_too_small_for_one_chunk_is_refused_with_the_smallest_possible(options):
-    with pytest.raises(SettingsError, match=r"0.10 of the GPU's 24.0 GiB is 2.4 GiB; asr needs 4.8 GiB, so it must be at least 0.20"):
-        options(24, gpu_memory_utilization=0.1)
-
-
-def test_on_a_cpu_there_are_no_graphs_and_no_bfloat16(model, aligner):
-    args = plan(Settings("asr", "aligner"), model, aligner, "cpu", 0).engine_args()
-    assert (args["dtype"], args["enforce_eager"], args["gpu_memory_utilization"]) == ("float32", True, 0.3)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_on_a_cpu_there_are_no_graphs(dtype):
+    args = options_of("cpu", dtype).engine_args()
+    assert (args["dtype"], args["enforce_eager"]) == (dtype, True)
     assert "cudagraph_capture_sizes" not in args
+
+
+def test_on_a_cpu_the_plan_is_float32_unless_bfloat16_is_asked_for():
+    planned = plan(Settings("asr", "aligner"), "asr", "aligner", None)
+    assert (planned.device, planned.dtype, planned.gpu_memory_utilization) == ("cpu", "float32", 0.3)
+    assert plan(Settings("asr", "aligner", dtype="bfloat16"), "asr", "aligner", None).dtype == "bfloat16"
+
+
+def test_float32_on_a_gpu_is_refused():
+    with pytest.raises(SettingsError, match="DTYPE is 'float32', which is for CPUs; on a GPU it must be 'auto'"):
+        plan(Settings("asr", "aligner", dtype="float32"), "asr", "aligner", Card(24 * GIB, 24 * GIB))
 
 
 # the device: DEVICE against the device of the installed vLLM
@@ -108,7 +67,7 @@ def test_the_worker_runs_where_vllm_does(wanted, found):
 
 
 def test_with_vllms_cpu_build_the_device_is_the_cpu_and_no_gpu_is_asked_for():
-    assert find_device("auto") == ("cpu", 0)
+    assert find_device("auto") is None
 
 
 @pytest.mark.parametrize(
@@ -141,17 +100,39 @@ def test_a_driver_for_an_older_major_version_is_refused_with_both_versions():
         check_driver(12080, "13.0")
 
 
-def test_graphs_are_captured_up_to_what_one_step_holds(options):
-    for sequences in (1, 32, 100, 256):
-        sizes = options(80, max_num_seqs=sequences).engine_args()["cudagraph_capture_sizes"]
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (12, 0)])
+def test_a_gpu_that_computes_in_bfloat16_is_accepted(capability):
+    check_capability("NVIDIA L4", capability)
+
+
+@pytest.mark.parametrize("name, capability", [("Tesla T4", (7, 5)), ("Tesla V100", (7, 0))])
+def test_a_gpu_without_bfloat16_is_refused_by_its_name(name, capability):
+    with pytest.raises(SettingsError, match=rf"{name} has compute capability 7\.\d; .* it must be at least 8\.0"):
+        check_capability(name, capability)
+
+
+def test_graphs_are_captured_up_to_what_one_step_holds():
+    for sequences in (1, 17, 32, 100, 256):
+        sizes = options_of(max_num_seqs=sequences).engine_args()["cudagraph_capture_sizes"]
         assert sizes[-1] == sequences and sizes == sorted({*sizes}) and {*sizes[:-1]} <= {*CAPTURE_SIZES}
 
 
 @pytest.mark.parametrize("seconds", [2, 8, 60, 180])
-def test_the_longest_chunk_with_the_longest_context_and_answer_fits_the_model_length_and_a_step(options, seconds):
-    chosen = options(24, chunk_limit_seconds=seconds, chunk_target_seconds=1, max_num_batched_tokens=512)
-    assert chosen.max_model_len == longest_request(seconds) >= seconds * 13 + CONTEXT_TOKENS + PROMPT_TOKENS + answer_tokens(seconds)
-    assert chosen.engine_args()["max_num_batched_tokens"] >= chosen.max_model_len
+def test_the_longest_chunk_with_the_longest_context_and_answer_fits_the_model_length(seconds):
+    length = options_of(max_chunk_seconds=seconds).max_model_len
+    assert length == max_request_tokens(seconds)
+    assert length >= seconds * 13 + CONTEXT_TOKENS + PROMPT_TOKENS + max_answer_tokens(seconds)
+
+
+@pytest.mark.parametrize("tokens", sorted({tokens for _, _, tokens in STEP_BY_MEMORY}))
+def test_a_step_has_the_tokens_of_the_table(tokens):
+    """The answer is not in the step of its prompt, so the longest prompt fits all of them."""
+    assert options_of(max_num_batched_tokens=tokens).engine_args()["max_num_batched_tokens"] == tokens
+
+
+def test_a_step_that_is_set_too_small_holds_the_longest_prompt():
+    args = options_of(max_num_batched_tokens=512, max_chunk_seconds=60).engine_args()
+    assert args["max_num_batched_tokens"] == max_prompt_tokens(60) == 13 * 61 + CONTEXT_TOKENS + PROMPT_TOKENS
 
 
 # the model info: what vLLM caches about the model's class
@@ -208,38 +189,3 @@ print(registry.ModelRegistry.models["Qwen3ASRForConditionalGeneration"].inspect_
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "True"
-
-
-# caches and users
-
-
-def test_whatever_is_compiled_lies_in_folders_of_its_own_below_vllms_cache(tmp_path):
-    environment = cache_environment({"VLLM_CACHE_ROOT": str(tmp_path / "volume"), "LOGNAME": "me"})
-    folders = {Path(environment[name]) for name in CACHES}
-    assert len(folders) == len(CACHES)
-    assert {folder.parent for folder in folders} == {tmp_path / "volume"}
-    assert environment.keys() == CACHES.keys()
-
-
-def test_a_cache_that_is_already_set_stays_where_it_is(tmp_path):
-    given = {"VLLM_CACHE_ROOT": str(tmp_path), "TRITON_CACHE_DIR": "mine"}
-    assert "TRITON_CACHE_DIR" not in cache_environment(given)
-
-
-@pytest.mark.parametrize("given", [{"XDG_CACHE_HOME": "cache"}, {}], ids=["XDG", "home"])
-def test_without_a_cache_root_the_caches_lie_in_vllms_own_default(tmp_path, monkeypatch, given):
-    from vllm import envs
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("XDG_CACHE_HOME", "VLLM_CACHE_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    assert cache_environment(os.environ)["VLLM_CACHE_ROOT"] == envs.environment_variables["VLLM_CACHE_ROOT"]()
-
-
-def test_a_cache_that_cannot_be_written_to_ends_the_start_with_one_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match=f"cannot write to {tmp_path}/file/vllm, .*VLLM_CACHE_ROOT"):
-        cache_environment({"VLLM_CACHE_ROOT": str(tmp_path / "file" / "vllm")})

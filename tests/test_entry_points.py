@@ -109,7 +109,7 @@ def test_a_user_without_a_name_and_a_home_gets_a_transcript(nobodys_environment,
 @as_root
 def test_a_user_without_a_home_can_import_librosa(nobodys_environment):
     """It compiles functions, and fails without a folder to cache them in."""
-    code = "import os, engine; os.environ |= engine.cache_environment(os.environ); import librosa.core.audio"
+    code = "import os, caches; os.environ |= caches.cache_environment(os.environ); import librosa.core.audio"
     environment = nobodys_environment | {"PYTHONPATH": str(HANDLER.parent)}
     out = subprocess.run([*AS_NOBODY, sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr

@@ -21,6 +21,7 @@ import soundfile
 import torch
 from vllm.v1.engine.exceptions import EngineDeadError
 
+import align
 import asr
 import health
 from admission import Gate
@@ -229,23 +230,46 @@ def test_a_stuck_engine_is_noticed_at_the_third_timeout_fault_injected(run, serv
 
 
 def test_a_broken_gpu_is_noticed_at_the_third_aligner_error_fault_injected(run, serve, worker, monkeypatch, gave_up):
-    def sticky(**_):
+    def sticky(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(worker.aligner._model.model.thinker, "forward", sticky)
+    monkeypatch.setattr(align, "predicted_classes", sticky)
     job = {"audio_url": serve("broken.wav", ENGLISH[0].pcm)}
     outputs = [run(job) for _ in range(3)]
     assert [o.get("error_code") for o in outputs] == [None, None, "engine_dead"] and outputs[2]["refresh_worker"]
     assert outputs[0]["text"] == ENGLISH[0].text and gave_up == ["given up"]
 
 
-def test_aligner_errors_with_a_known_reason_do_not_count_fault_injected(run, serve, worker, monkeypatch, gave_up):
-    def too_much(**_):
+def test_an_aligner_that_has_no_memory_for_a_single_chunk_is_noticed_fault_injected(run, serve, worker, monkeypatch, gave_up):
+    def starved(*_):
         raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(worker.aligner._model.model.thinker, "forward", too_much)
+    monkeypatch.setattr(align, "predicted_classes", starved)
     job = {"audio_url": serve("memory.wav", ENGLISH[0].pcm)}
+    outputs = [run(job) for _ in range(3)]
+    assert [o.get("error_code") for o in outputs] == [None, None, "engine_dead"]
+    assert gave_up == ["given up"]
+
+
+def test_aligner_errors_with_a_known_reason_do_not_count_fault_injected(run, serve, worker, monkeypatch, gave_up):
+    def unreadable(*_):
+        raise KeyError("injected")
+
+    monkeypatch.setattr(worker.aligner._model.aligner_processor, "encode_timestamp", unreadable)
+    job = {"audio_url": serve("unreadable.wav", ENGLISH[0].pcm)}
     assert not [o for o in (run(job) for _ in range(4)) if "error" in o] and gave_up == []
+
+
+def test_an_engine_that_refuses_every_chunk_is_noticed_fault_injected(run, serve, worker, monkeypatch, gave_up):
+    """A chunk is refused twice before its job fails, so the third refusal comes with the second job."""
+
+    def refuses(*_, **__):
+        raise ValueError("injected")
+
+    monkeypatch.setattr(worker.asr._engine, "generate", refuses)
+    job = {"audio_url": serve("refused.wav", ENGLISH[0].pcm)}
+    assert [run(job)["error_code"] for _ in range(2)] == ["transcript_incomplete", "engine_dead"]
+    assert gave_up == ["given up"]
 
 
 def test_the_process_that_is_killed_on_giving_up_is_the_engines(worker):

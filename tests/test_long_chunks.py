@@ -6,12 +6,11 @@ cut, recognised and merged whole.
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, other_models
 from scoring import matched
 from test_end_to_end import FORMATS, Case, assert_words_are_whole_at_every_cut, boundaries_off_ms, case_of, per_language
 
@@ -28,17 +27,14 @@ def long_worker(worker, tmp_path_factory) -> Iterator:
     for kind in ("asr", "aligner"):
         shutil.copytree(MODELS / kind, folder / kind)
         shutil.copy(MODELS / "long" / kind / "model.safetensors", folder / kind)
-    before = {name: getattr(worker, name) for name in ("settings", "asr", "aligner")}
-    worker.settings = replace(
-        worker.settings, model_name=str(folder / "asr"), aligner_name=str(folder / "aligner"),
-        chunk_target_seconds=TARGET_SECONDS, chunk_limit_seconds=LIMIT_SECONDS,
-    )  # fmt: skip
-    worker.load_models()
-    yield worker
-    worker.aligner.close()
-    worker.asr.close()
-    for name, value in before.items():
-        setattr(worker, name, value)
+    settings = dict(
+        model_name=str(folder / "asr"),
+        aligner_name=str(folder / "aligner"),
+        chunk_target_seconds=TARGET_SECONDS,
+        chunk_limit_seconds=LIMIT_SECONDS,
+    )
+    with other_models(worker, **settings) as with_long_models:
+        yield with_long_models
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 import errors
 from align import LANGUAGES as ALIGNED
 from delivery import output_of
-from engine import STEP_BY_MEMORY
 from request import LANGUAGES, OUTPUT_FORMATS, SEGMENT_LEVELS, Request
 from settings import Settings
 from transcript import ChunkResult, Word, merge
@@ -130,13 +129,6 @@ def test_every_language_is_named_and_those_with_an_aligner_once_more(readme):
     named = [re.findall(r"[A-Z][a-z]+", re.split("[:：]", line, maxsplit=1)[1]) for line in lines[at : at + 2]]
     assert named[0] == list(LANGUAGES) and [name for name in named[1] if name in LANGUAGES] == [n for n in named[1] if n in ALIGNED]
     assert set(named[1]) & set(LANGUAGES) == ALIGNED
-
-
-@in_each
-def test_the_table_of_sizes_has_the_steps_of_the_engine(readme):
-    table = re.search(r"^\| (?:GPU memory|显存) \|.*\n\|[-|]+\n((?:\|.*\n)+)", READMES[readme], re.MULTILINE)[1]
-    steps = [tuple(map(int, re.findall(r"\| (\d+)(?= \|)", line))) for line in table.splitlines()]
-    assert steps == [(chunks, tokens, chunks // 4) for _, chunks, tokens in STEP_BY_MEMORY]
 
 
 # snippets

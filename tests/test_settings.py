@@ -15,6 +15,7 @@ OTHER = {  # of every setting a valid value that is not its default, as text and
     "MODEL_REVISION": ("5eb144179a02", "5eb144179a02"),
     "ALIGNER_REVISION": ("c7cbfc2048c4", "c7cbfc2048c4"),
     "DEVICE": ("cpu", "cpu"),
+    "DTYPE": ("bfloat16", "bfloat16"),
     "CHUNK_TARGET_SECONDS": ("4.8", 4.8),
     "CHUNK_LIMIT_SECONDS": ("90", 90.0),
     "VAD_MODE": ("3", 3),
@@ -107,6 +108,11 @@ def test_a_value_out_of_range_is_refused_with_its_name_and_the_range(variable, v
 @pytest.mark.parametrize("value", ["gpu", "CUDA:0", "mps", "tpu"])
 def test_an_unknown_device_is_refused(value):
     assert refusal(DEVICE=value) == f"DEVICE is {value!r}; it must be 'auto', 'cuda' or 'cpu'."
+
+
+@pytest.mark.parametrize("value", ["float16", "BF16", "half"])
+def test_an_unknown_dtype_is_refused(value):
+    assert refusal(DTYPE=value) == f"DTYPE is {value!r}; it must be 'auto', 'bfloat16' or 'float32'."
 
 
 def test_a_chunk_target_above_its_limit_is_lowered_and_logged(caplog):

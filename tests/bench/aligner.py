@@ -48,14 +48,17 @@ def _timed(work, repeats: int) -> float:
 
 def _measured(repeats: int) -> dict[str, dict[str, float]]:
     import numpy as np
+    import torch
+    from qwen_asr import Qwen3ForcedAligner
 
     from align import Aligner
     from audio import SAMPLE_RATE
     from timing import repair
 
-    aligner = Aligner(os.environ["ALIGNER_NAME"], "cpu", 480)
+    aligner = Aligner(os.environ["ALIGNER_NAME"], "cpu", "float32", 480, 180)
     aligner.start()
-    package, found = aligner._model, {}
+    package = Qwen3ForcedAligner.from_pretrained(os.environ["ALIGNER_NAME"], dtype=torch.float32)
+    found = {}
     for seconds in SECONDS:
         chunk, text = _clip(seconds)
         wave = chunk.pcm.astype(np.float32) / 32768

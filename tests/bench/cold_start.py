@@ -64,7 +64,7 @@ def _vllm() -> dict[str, float]:
         from settings import load_settings
 
         settings = load_settings(os.environ)
-        args = plan(settings, settings.model_name, settings.aligner_name, "cpu", 0).engine_args()
+        args = plan(settings, settings.model_name, settings.aligner_name, None).engine_args()
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
         said["ready"] = time.monotonic() - began
         engine.shutdown()

@@ -31,9 +31,10 @@ import inputs
 import measure
 from asr import EMPTY_VOCABULARY
 from audio import SAMPLE_RATE, AudioChunk
-from engine import AUDIO_TOKENS_PER_SECOND, STEP_BY_MEMORY
+from gpu_memory import STEP_BY_MEMORY
 from measure import cost_of, table
 from scripted import VOCABULARY
+from token_limits import AUDIO_TOKENS_PER_SECOND
 
 GPUS = {"L4": (121e12, 300e9, 24), "RTX 4090": (165e12, 1008e9, 24), "H100": (989e12, 3350e9, 80)}  # bf16 FLOP/s, bytes/s, GiB
 WANTED = {"L4": 1.15, "RTX 4090": 1.15, "H100": 1.3}
@@ -170,16 +171,18 @@ def clocked_aligner(gpu: Gpu, aligner, stages: "Stages"):
     """The aligner with a clock in place of its forward pass; the marks are spread evenly over the clip."""
     import torch
 
-    def forward(input_ids, feature_attention_mask, **_):
-        work = gpu.seconds_for(ALIGN_FLOP * float(feature_attention_mask.sum()) / 100)
-        end = gpu.book(work, time.monotonic())
-        counts = (input_ids == aligner._model.timestamp_token_id).sum(dim=1).tolist()
-        lasts = (feature_attention_mask.sum(dim=1) / 8 - 1).tolist()  # classes of 80 ms
-        classes = torch.cat([torch.linspace(0, last, count).long() for count, last in zip(counts, lasts)])
-        time.sleep(max(0, end - time.monotonic()))
-        return SimpleNamespace(logits=SimpleNamespace(argmax=lambda dim: classes))
+    import align
 
-    aligner._model.model.thinker.forward = stages.timed(CLOCK, forward)
+    def classes_of(thinker, token_ids, spectra, timestamp_id):
+        frames = [mel.shape[1] for mel in spectra]
+        end = gpu.book(gpu.seconds_for(ALIGN_FLOP * sum(frames) / 100), time.monotonic())
+        counts = [int((ids == timestamp_id).sum()) for ids in token_ids]
+        lasts = [n / 8 - 1 for n in frames]  # classes of 80 ms
+        classes = [torch.linspace(0, last, n).long() for n, last in zip(counts, lasts)]
+        time.sleep(max(0, end - time.monotonic()))
+        return torch.cat(classes)
+
+    align.predicted_classes = stages.timed(CLOCK, classes_of)
     return aligner
 
 
