@@ -18,6 +18,7 @@ from audio import SAMPLE_RATE, AudioChunk, waveform
 from errors import AlignError, SettingsError
 from gpu_memory import MAX_UNITS_PER_SECOND
 from material import CHINESE, ENGLISH, chunk_of, silence
+from test_aligner_network import the_packages_own_mask
 
 
 def chunk_lasting(seconds: float, offset: int = 0) -> AudioChunk:
@@ -56,8 +57,9 @@ def test_word_times_equal_those_of_the_package(worker):
     for u in [*ENGLISH[:6], *CHINESE[:6]]:
         chunk = chunk_of(u.pcm)
         ours = asyncio.run(worker.aligner.align(chunk, u.text, u.language))
-        tower.set_attn_implementation("sdpa")  # the utterance is shorter than a window
-        theirs = package.align((waveform(chunk), SAMPLE_RATE), u.text, u.language)[0]
+        tower.set_attn_implementation("sdpa")
+        with the_packages_own_mask(tower):
+            theirs = package.align((waveform(chunk), SAMPLE_RATE), u.text, u.language)[0]
         tower.set_attn_implementation(WINDOWED)
         assert len(ours) == len(theirs)
         for a, b in zip(ours, theirs):

@@ -4,6 +4,7 @@ The faults are injected at `engine.generate`; the other chunks go to the real en
 """
 
 import asyncio
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import soundfile
 
 from admission import Gate
 from audio import SAMPLE_RATE, decode
+from health import Health
 from material import ENGLISH, silence
 from speech import plain
 from vad import CutRules, split_at_pauses
@@ -78,6 +80,8 @@ def run(worker, recording, monkeypatch):
 
     def run(position=None, fault="cut_off", times=0, **fields):
         faulty = Faulty(worker, chunks, POSITIONS.get(position, lambda i, n: False), ANSWERS[fault], times)
+        # The self-check of the worker would be answered by `faulty` as well.
+        monkeypatch.setattr(worker, "health", Health(partial(asyncio.sleep, 0), pytest.fail))
         monkeypatch.setattr(worker.asr, "_rendered", faulty.rendered)
         monkeypatch.setattr(worker.asr._engine, "generate", faulty)
         output = asyncio.run(worker.handler({"id": "test", "input": {"audio_url": url, **fields}}))
