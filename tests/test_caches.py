@@ -38,5 +38,7 @@ def test_without_a_cache_root_the_caches_lie_in_vllms_own_default(tmp_path, monk
 
 def test_a_cache_that_cannot_be_written_to_ends_the_start_with_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match=f"cannot write to {tmp_path}/file/vllm, .*VLLM_CACHE_ROOT"):
+    with pytest.raises(
+        SettingsError, match=f"cannot write to {tmp_path}/file/vllm, .*VLLM_CACHE_ROOT"
+    ):
         cache_environment({"VLLM_CACHE_ROOT": str(tmp_path / "file" / "vllm")})

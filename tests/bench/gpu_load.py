@@ -1,4 +1,4 @@
-"""The load of gpu.py: sound, words and answers that cost what real speech costs, and jobs of them."""
+"""The load of gpu.py: sound, words and answers that cost what real speech costs; whole jobs."""
 
 import asyncio
 import functools
@@ -17,7 +17,7 @@ TOKENS_PER_SECOND = (
 )
 WORDS_PER_SECOND = 2.5
 WORDS = (
-    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo"
+    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar"
 ).split()
 SAMPLE_RATE = 16_000
 
@@ -49,8 +49,8 @@ def words_for(seconds: float) -> str:
 
 @contextmanager
 def forced_answers(recogniser) -> Iterator[None]:
-    """Wrap `engine.generate`: answers as long as those of real speech, with words for the aligner."""
-    from engine import AUDIO_TOKENS_PER_SECOND
+    """Answers as long as those of real speech, with words for the aligner: wraps `engine.generate`."""
+    from token_limits import AUDIO_TOKENS_PER_SECOND
 
     generate, rng = recogniser._engine.generate, random.Random(0)
 
@@ -69,21 +69,6 @@ def forced_answers(recogniser) -> Iterator[None]:
         yield
     finally:
         recogniser._engine.generate = generate
-
-
-@contextmanager
-def length_mask_on(thinker, device: str) -> Iterator[None]:
-    """Pass the aligner's feature_attention_mask on `device`: the model reads the lengths of the chunks from it."""
-
-    def moved(_, args, kwargs):
-        mask = kwargs["feature_attention_mask"].to(device)
-        return args, kwargs | {"feature_attention_mask": mask}
-
-    hook = thinker.register_forward_pre_hook(moved, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 async def rtfx(work, chunks: list, in_flight: int) -> float:

@@ -88,22 +88,23 @@ def memory(bench: Bench) -> None:
 
 
 def marks(bench: Bench) -> None:
-    """The aligner by itself: one full batch by conv_chunksize, by where the length mask lies, and by type."""
+    """The aligner by itself: a full batch by blocks convolved together, and by type."""
     import torch
 
+    import aligner_network
     from align import Aligner
 
     device = "cpu" if bench.small else "cuda"
-    aligner = Aligner(str(bench.work / "aligner"), device, 480.0)
+    aligner = Aligner(str(bench.work / "aligner"), device, "bfloat16", 480, 180)
     model = aligner._model.model.to(device)
     aligner._model.device = model.device
-    batch = aligner_batch(aligner, count=2 if bench.small else 16, seconds=2 if bench.small else 30)
-    for size in MARK_BATCHES:
-        model.thinker.audio_tower.conv_chunksize = size
-        bench.report(f"conv_chunksize {size}", measured_marks(aligner, batch)[0])
-    for name, place in (("host", "cpu"), ("device", device)):
-        with gpu_load.length_mask_on(model.thinker, place):
-            bench.report(f"length mask on the {name}", measured_marks(aligner, batch)[0])
+    count, seconds = (2, 2) if bench.small else (16, 30)
+    batch = aligner_batch(aligner, count, seconds)
+    chosen = aligner_network.BLOCKS_CONVOLVED_TOGETHER
+    for blocks in BLOCKS_CONVOLVED:
+        aligner_network.BLOCKS_CONVOLVED_TOGETHER = blocks
+        bench.report(f"{blocks} blocks convolved together", measured_marks(aligner, batch)[0])
+    aligner_network.BLOCKS_CONVOLVED_TOGETHER = chosen
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
         model.to(dtype)
