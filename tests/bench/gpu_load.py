@@ -49,7 +49,7 @@ def words_for(seconds: float) -> str:
 
 @contextmanager
 def forced_answers(recogniser) -> Iterator[None]:
-    """Answers as long as those of real speech, with words for the aligner: wraps `engine.generate`."""
+    """Answers as long as those of real speech, with words: `engine.generate` is wrapped."""
     from token_limits import AUDIO_TOKENS_PER_SECOND
 
     generate, rng = recogniser._engine.generate, random.Random(0)

@@ -1,6 +1,6 @@
-"""The parts of gpu.py, each a function; gpu.py starts this file as a process: SESSION PIPE OPTIONS STEP…
+"""The parts of gpu.py, each a function. gpu.py starts this file: SESSION PIPE OPTIONS STEP…
 
-Each part reports its figures as soon as it has them. `Bench` is what the parts of one session share.
+Each part reports its figures as soon as it has them; `Bench` is what those of a session share.
 """
 
 import asyncio
@@ -21,11 +21,7 @@ from gpu_load import chunk_of, rtfx
 
 MIB = 1024**2
 REPEATS = 3  # of a point in a sweep; the median counts
-MARK_BATCHES = (
-    500,
-    128,
-    30,
-)  # conv_chunksize: windows of a second that pass the convolutions together
+BLOCKS_CONVOLVED = (500, 128, 30)  # blocks of a second that the aligner convolves together
 TEXT_CHUNKS, TEXT_SECONDS = 8, 20
 LEFT_FREE = 256 * MIB  # of the GPU, when another process has taken the rest
 # Of vLLM's log: what it says of time and memory.
@@ -178,7 +174,10 @@ def aligner(bench: Bench) -> None:
 
 
 def sweep(bench: Bench, work) -> None:
-    """Report times real time by chunk length and number in flight. A point has two chunks for each in flight."""
+    """Report times real time by chunk length and number in flight.
+
+    A point has two chunks for each in flight, and is the median of REPEATS.
+    """
     for length in bench.lengths:
         pool = [chunk_of(length, seed) for seed in range(8)]
         for count in bench.in_flight:
@@ -252,7 +251,7 @@ def reference(bench: Bench) -> None:
 
 
 def crowded(bench: Bench) -> None:
-    """What a job ends with while another process has the free memory, and after the engine was killed."""
+    """How a job ends while another process has the free memory, and after the engine was killed."""
     with gpu_load.forced_answers(bench.worker.asr), gpu_load.recording(bench.work, 20) as url:
         command = [sys.executable, __file__, "occupy"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
