@@ -26,8 +26,8 @@ log = RunPodLogger()
 def start_models(settings: Settings) -> tuple[Recogniser, Aligner]:
     """Load both models at the same time: while the engine's process starts, this process loads the aligner.
 
-    Raises WeightsError where a model is not available, SettingsError where there is no GPU for the models, they do not fit it,
-    or the user cannot write to the cache.
+    Raises WeightsError where a model is not available, SettingsError where there is no GPU for the
+    models, they do not fit it, or the user cannot write to the cache.
     """
     os.environ |= cache_environment(os.environ)  # before find_device, which imports vLLM
     gc.disable()  # a million objects are created here and stay: the collector would scan them again and again, for seconds

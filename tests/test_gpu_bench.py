@@ -1,4 +1,4 @@
-"""The benchmark for a GPU: each part runs, none can hold up the others. Its kit keeps what it must."""
+"""The benchmark for a GPU: each part runs, none can hold up the others. Its kit is whole."""
 
 import asyncio
 import json

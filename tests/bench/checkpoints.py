@@ -30,8 +30,8 @@ TRUE_ALIGNER_AUDIO = TRUE_AUDIO | dict(
 )
 TRUE = {"asr": (TRUE_AUDIO, TRUE_TEXT), "aligner": (TRUE_ALIGNER_AUDIO, TRUE_ALIGNER_TEXT)}
 SPREAD = 0.02  # standard deviation of the weights
-# Random values that are drawn; larger tensors repeat them, because to draw 1.7 billion takes most of
-# a minute. The number is odd, so that no two rows of a matrix begin at the same value.
+# Random values that are drawn; larger tensors repeat them, because to draw 1.7 billion takes
+# most of a minute. The number is odd, so that no two rows of a matrix begin at the same value.
 POOL = (1 << 24) + 1
 
 

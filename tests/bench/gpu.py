@@ -1,6 +1,6 @@
 """What a GPU does with the worker: python tests/bench/gpu.py --out FOLDER [--part NAME]…
 
-Models of the true 0.6B shape with random weights, whose speed and memory are those of the real ones.
+Models of the true 0.6B shape with random weights, with the speed and memory of the real ones.
 Answers are forced to a realistic length (4.5 tokens per second of audio) and number of words.
 
 The parts run in this order, each within its own time limit. A figure is printed and saved in
@@ -142,7 +142,7 @@ def numbers(text: str) -> list[int]:
 
 
 def sessions(parts: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """(session, its steps), in the order of PARTS. Steps that need a worker begin with its start."""
+    """(session, its steps), in the order of PARTS. Those of a worker begin with its start."""
     chosen: dict[str, list[str]] = {"bare": ["checkpoints"]}
     for name, part in PARTS.items():
         if name in parts and name != "checkpoints":
