@@ -1,6 +1,7 @@
 """Settings → both models, loaded and checked. Knows no jobs."""
 
 import gc
+import os
 from pathlib import Path
 
 from runpod import RunPodLogger
@@ -8,6 +9,7 @@ from runpod import RunPodLogger
 from align import Aligner
 from asr import Recogniser
 from audio import decode
+from caches import cache_environment
 from engine import EngineOptions, find_device, plan
 from errors import RecognitionError
 from settings import Settings
@@ -24,8 +26,10 @@ log = RunPodLogger()
 def start_models(settings: Settings) -> tuple[Recogniser, Aligner]:
     """Load both models at the same time: while the engine's process starts, this process loads the aligner.
 
-    Raises WeightsError where a model is not available, SettingsError where there is no GPU for the models or they do not fit it.
+    Raises WeightsError where a model is not available, SettingsError where there is no GPU for the
+    models, they do not fit it, or the user cannot write to the cache.
     """
+    os.environ |= cache_environment(os.environ)  # before find_device, which imports vLLM
     gc.disable()  # a million objects are created here and stay: the collector would scan them again and again, for seconds
     card = find_device(settings.device)
     if settings.device == "auto" and card is None:

@@ -1,6 +1,5 @@
 """The tools of the benchmarks: sides in turn, medians, tables, long recordings, and a reference worker that drops no sound."""
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent / "bench"))
 
-import gpu
 import inputs
 import media
 import measure
@@ -73,11 +71,3 @@ def test_the_chunks_of_the_reference_worker_cover_the_whole_recording(tmp_path, 
     media.encode(pcm, file_server.folder / "bench.wav")
     paths = reference.front_end(file_server.url("bench.wav"), tmp_path, 5)
     assert len(paths) > 2 and abs(sum(soundfile.info(p).frames for p in paths) - len(pcm)) < SAMPLE_RATE // 100
-
-
-def test_forced_answers_are_as_long_as_those_of_real_speech(worker, monkeypatch):
-    monkeypatch.setattr(worker.asr._engine, "generate", worker.asr._engine.generate)  # restored at the end
-    gpu.force_answers(worker.asr)
-    hypothesis = asyncio.run(worker.asr.transcribe(gpu.chunk_of(6.0, 0), "English", ""))
-    assert len(hypothesis.text.split()) == round(gpu.WORDS_PER_SECOND * 6)
-    assert hypothesis.num_tokens == pytest.approx(gpu.TOKENS_PER_SECOND * 6, abs=12)

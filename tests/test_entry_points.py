@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,44 @@ def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
     environment = os.environ | {"DEVICE": "auto", "MODEL_NAME": "no/such-model", "HF_HUB_OFFLINE": "1"}  # so that it ends soon
     out = subprocess.run([sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=START_SECONDS)
     assert out.returncode == 1 and "no GPU that this vLLM can use: the models run on the CPU" in out.stdout
+
+
+NOBODYS_UID = "12345"  # without an entry in /etc/passwd
+# Root's Python may be readable by root alone. With this capability the user reads all, and writes nothing more than any other.
+AS_NOBODY = ("setpriv", f"--reuid={NOBODYS_UID}", f"--regid={NOBODYS_UID}", "--clear-groups")
+AS_NOBODY += ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+as_root = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv")
+
+
+@pytest.fixture
+def nobodys_environment(tmp_path) -> dict[str, str]:
+    """As in a container that was started with another user: no name, no home, one cache that all may write to."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_CACHE_DIR")}
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME", "TMPDIR"):
+        environment.pop(name, None)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    return environment | {"HOME": "/", "VLLM_CACHE_ROOT": str(cache)}
+
+
+@as_root
+def test_a_user_without_a_name_and_a_home_gets_a_transcript(nobodys_environment, speech_url):
+    job = json.dumps({"input": {"audio_url": speech_url}})
+    command = [*AS_NOBODY, sys.executable, "-u", HANDLER, "--test_input", job]
+    out = subprocess.run(command, cwd="/", env=nobodys_environment, capture_output=True, text=True, timeout=START_SECONDS)
+    assert out.returncode == 0, out.stderr
+    (result,) = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
+    assert result["text"] == ENGLISH[0].text
+
+
+@as_root
+def test_a_user_without_a_home_can_import_librosa(nobodys_environment):
+    """It compiles functions, and fails without a folder to cache them in."""
+    code = "import os, caches; os.environ |= caches.cache_environment(os.environ); import librosa.core.audio"
+    environment = nobodys_environment | {"PYTHONPATH": str(HANDLER.parent)}
+    out = subprocess.run([*AS_NOBODY, sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert out.returncode == 0, out.stderr
 
 
 class Closing:
