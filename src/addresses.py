@@ -1,7 +1,10 @@
 """Host name → addresses, all of them public, so that no client's URL reaches a private network."""
 
+import asyncio
 import ipaddress
 import socket
+import threading
+from concurrent.futures import Future
 
 from runpod.serverless.utils import rp_ssrf
 
@@ -16,8 +19,33 @@ NOT_PUBLIC = [  # in addition to the networks that the SDK's check refuses
 ]  # fmt: skip
 
 
+_pending: dict[tuple[str, int], Future[list[str]]] = {}  # the look-ups that run now
+
+
 class NotPublic(Exception):
     """A host has an address that is not public."""
+
+
+async def look_up(host: str, port: int) -> list[str]:
+    """`public_addresses` in a thread, with the same result and errors. A cancellation does not wait for the thread.
+
+    Each host has a thread of its own, so a resolver that hangs for one delays no other. It has only one at a time, which is
+    shared by all who ask for the same host, so hanging threads do not pile up.
+    """
+    pending = _pending.get((host, port))
+    if pending is None:
+        pending = Future()
+        threading.Thread(target=_resolve, args=(host, port, pending), name="resolver", daemon=True).start()
+        _pending[host, port] = pending
+        pending.add_done_callback(lambda _: _pending.pop((host, port), None))
+    return await asyncio.shield(asyncio.wrap_future(pending))
+
+
+def _resolve(host: str, port: int, pending: Future[list[str]]) -> None:
+    try:
+        pending.set_result(public_addresses(host, port))
+    except Exception as error:
+        pending.set_exception(error)
 
 
 def public_addresses(host: str, port: int) -> list[str]:

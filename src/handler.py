@@ -37,7 +37,7 @@ from align import Aligner
 from asr import Hypothesis, Recogniser, Vocabulary
 from audio import AudioChunk, decode
 from delivery import bucket_for, deliver
-from errors import AlignError, EngineDead, Incomplete, SettingsError, WorkerError
+from errors import AlignError, EngineDead, Incomplete, SettingsError, WorkerError, WorkerFailed, is_shortage
 from fallback import best_results
 from health import Health
 from job import Progress, progress_of, temporary_folder, time_allowed
@@ -45,7 +45,7 @@ from outliers import LanguageOutliers
 from request import Request, parse_request
 from settings import Settings, load_settings
 from source import recording
-from startup import check_models, start_models
+from startup import check_models, raise_limit_of_open_files, start_models
 from timing import estimated_words
 from transcript import ChunkResult, Span, Transcript, Word, join, merge
 from usage import Usage
@@ -74,6 +74,8 @@ async def handler(job: dict) -> dict:
             cost = usage.to_output(transcript.duration, settings)
             output = await deliver(transcript, request, cost, settings.max_result_bytes, bucket_for(job, settings), f"{job.get('id')}.json")
     except Exception as error:
+        if asyncio.current_task().cancelling():  # a TaskGroup drops a cancellation that comes together with a failure
+            raise asyncio.CancelledError from error
         failure = as_worker_error(error)
         log.warn(f"failed after {usage.seconds:.1f} s: {failure.code}", job.get("id"))
         refresh = {"refresh_worker": True} if isinstance(failure, EngineDead) else {}
@@ -179,6 +181,8 @@ def as_worker_error(error: BaseException) -> WorkerError:
     if isinstance(error, WorkerError):
         return error
     log.error(f"unexpected {type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__))}")
+    if is_shortage(error):
+        return WorkerFailed("The worker ran out of memory, threads, disk space or open files.")
     return WorkerError("The worker failed because of an unexpected error.")
 
 
@@ -218,6 +222,7 @@ def main() -> None:
     global settings
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `finally` runs; on RunPod the SDK installs its own handler
     began = time.monotonic()
+    raise_limit_of_open_files()
     try:
         settings = load_settings(os.environ)
         load_models()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,11 +12,14 @@ from pathlib import Path
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
-from errors import DeadlineExceeded
+from errors import DeadlineExceeded, WorkerFailed
+from shield import to_the_end
 
 INTERVAL_SECONDS = 1.0  # least time between two posts of progress
 LAST_POST_SECONDS = 2.0  # the result waits at most so long for a post that is still being sent
 MARGIN_SECONDS, MARGIN_SHARE = 5.0, 0.2  # the smaller of both is kept of executionTimeout: to stop, clean up and send the answer
+
+_unremoved: set[Path] = set()  # folders of jobs that have ended
 
 
 @dataclass(slots=True)
@@ -58,12 +62,36 @@ async def time_allowed(job: dict) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def temporary_folder() -> AsyncIterator[Path]:
-    """A folder for the files of one job. Removed in a thread: to remove a large file may take long and would block other jobs."""
-    folder = tempfile.TemporaryDirectory(prefix="job-")
+    """A folder for the files of one job. A cancellation waits for its removal, which never fails the job.
+
+    Raises WorkerFailed where it cannot be made.
+    """
     try:
-        yield Path(folder.name)
+        folder = Path(tempfile.mkdtemp(prefix="job-"))
+    except OSError as error:
+        raise WorkerFailed(f"The worker could not make a temporary folder: {error.strerror}.") from error
+    try:
+        yield folder
     finally:
-        await asyncio.to_thread(folder.cleanup)
+        await to_the_end(_removed_in_thread([folder, *_unremoved]))
+
+
+async def _removed_in_thread(folders: list[Path]) -> None:
+    """Remove the folders in a thread: to remove a large file may take long and would block other jobs."""
+    try:
+        await asyncio.to_thread(_remove, folders)
+    except RuntimeError:  # no thread can be started
+        _remove(folders)
+
+
+def _remove(folders: list[Path]) -> None:
+    """A folder that cannot be removed is tried again at the end of each later job."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        if os.path.lexists(folder):
+            _unremoved.add(folder)
+        else:
+            _unremoved.discard(folder)
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Settings → both models, loaded and checked. Knows no jobs."""
 
 import gc
+import resource
 from pathlib import Path
 
 from runpod import RunPodLogger
@@ -19,6 +20,12 @@ CHECK_TEXT = "November xray"  # what is said in it
 CHECK_SECONDS = 10.0  # limits for the check; the recording is shorter, so it becomes one chunk
 
 log = RunPodLogger()
+
+
+def raise_limit_of_open_files() -> None:
+    """To what the system allows: a job holds about ten of them, and the usual limit of 1024 would fail the jobs of a busy worker."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def start_models(settings: Settings) -> tuple[Recogniser, Aligner]:
