@@ -703,7 +703,7 @@ def test_the_end_of_the_download_does_not_prolong_the_time_of_a_stuck_decoder(tm
 def test_a_decoder_that_closes_its_output_but_does_not_end_is_stuck_fault_injected(tmp_path, monkeypatch):
     media.encode(SPEECH, tmp_path / "a.wav")
     decoder = tmp_path / "decoder.py"
-    decoder.write_text("import os, time\nos.close(1)\ntime.sleep(3600)\n")
+    decoder.write_text("import os, time\nos.close(1)\ntime.sleep(20)\n")
     monkeypatch.setattr(audio, "DECODER", decoder)
     monkeypatch.setattr(audio, "STALL_SECONDS", 0.5)
     with pytest.raises(DecodeError, match="stuck"):
