@@ -19,7 +19,7 @@ NOT_PUBLIC = [  # in addition to the networks that the SDK's check refuses
 ]  # fmt: skip
 
 
-_pending: dict[tuple[str, int], Future[list[str]]] = {}  # the look-ups that run now
+_pending: dict[tuple[str, int], Future[list[str]]] = {}  # look-ups that run now
 
 
 class NotPublic(Exception):
@@ -27,15 +27,16 @@ class NotPublic(Exception):
 
 
 async def look_up(host: str, port: int) -> list[str]:
-    """`public_addresses` in a thread, with the same result and errors. A cancellation does not wait for the thread.
+    """`public_addresses` in a thread, with the same result and errors.
 
-    Each host has a thread of its own, so a resolver that hangs for one delays no other. It has only one at a time, which is
-    shared by all who ask for the same host, so hanging threads do not pile up.
+    Each host has a thread of its own, so a resolver that hangs for one delays no other. All who ask
+    for the same host share its thread, so hanging ones do not pile up. Cancelling does not wait.
     """
     pending = _pending.get((host, port))
     if pending is None:
         pending = Future()
-        threading.Thread(target=_resolve, args=(host, port, pending), name="resolver", daemon=True).start()
+        arguments = (host, port, pending)
+        threading.Thread(target=_resolve, args=arguments, name="resolver", daemon=True).start()
         _pending[host, port] = pending
         pending.add_done_callback(lambda _: _pending.pop((host, port), None))
     return await asyncio.shield(asyncio.wrap_future(pending))

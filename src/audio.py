@@ -25,8 +25,8 @@ SHORTEST_SECONDS = 0.5  # shortest audio that the models were trained on
 HOP = 160  # samples between two mel frames of the models
 BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # 8 s; largest block of the stream
 DECODER = Path(__file__).parent / "decoder.py"
-STALL_SECONDS = 60  # a decoder is stuck that writes nothing for so long, with the whole file before it
-STALL_LOOKS = 60  # the seconds are counted in so many waits
+STALL_SECONDS = 60  # a decoder that has the whole file and writes nothing for so long is stuck
+STALL_LOOKS = 60  # STALL_SECONDS are counted in this many waits
 POLL_SECONDS = 0.02  # between two looks whether the file is complete
 STUCK = "The audio decoder got stuck on this file."
 ERRORS = {"empty": EmptyAudio, "too long": AudioTooLong, "no channel": InvalidRequest}  # kinds in the decoder's report; others: DecodeError
@@ -91,7 +91,14 @@ def waveform(chunk: AudioChunk) -> np.ndarray:
 class PcmStream:
     """The decoded samples of a recording, or of a part of it, as a stream; iterate once."""
 
-    def __init__(self, child: Child, report: BinaryIO, first: int, max_seconds: float, complete_marker: Path | None):
+    def __init__(
+        self,
+        child: Child,
+        report: BinaryIO,
+        first: int,
+        max_seconds: float,
+        complete_marker: Path | None,
+    ):
         self.first = first  # sample of the recording with which the part begins
         self.samples = 0  # yielded so far
         self.warning: str | None = None  # set at the end of the iteration, where the file holds less than it declares
@@ -121,8 +128,8 @@ class PcmStream:
 
         Raises AudioTooLong beyond the limit, before the first block where the file declares it. Raises at the end: EmptyAudio
         where there was no sample; InvalidRequest where the file does not have the channel; DecodeError where the file is not
-        audio, has no audio track, is damaged by more than MAX_DAMAGED_SHARE, or the decoder failed; WorkerFailed where the
-        decoder was killed.
+        audio, has no audio track, is damaged by more than MAX_DAMAGED_SHARE, or the decoder failed;
+        WorkerFailed where the decoder was killed.
         """
         # samples before the part are dropped here and not by the decoder, which would be taken for stuck while it writes nothing
         to_drop = self.first
@@ -177,7 +184,7 @@ class PcmStream:
         """The decoder's warning, None without one. Raises the error that its report or its exit status tells."""
         returncode = self._child.returncode
         if returncode == -signal.SIGKILL:
-            raise WorkerFailed("The worker's decoder was killed, most likely because memory ran out.")
+            raise WorkerFailed("The decoder was killed, most likely because memory ran out.")
         if returncode == 0 and not decoded:
             raise EmptyAudio("The file at audio_url holds no audio: its audio track has no samples.")
         self._report.seek(0)
@@ -225,9 +232,10 @@ async def decode(
             arguments = json.dumps(options | {"descriptor": file.fileno()})
             command = [sys.executable, "-B", "-E", "-s", DECODER, arguments]
             # stderr goes to a file: a pipe that nobody reads would block the child once it is full
-            child = await stack.enter_async_context(
-                child_process(command, stderr=report, descriptors=[file.fileno()], buffer_bytes=BLOCK_BYTES)
+            process = child_process(
+                command, stderr=report, descriptors=[file.fileno()], buffer_bytes=BLOCK_BYTES
             )
+            child = await stack.enter_async_context(process)
         except OSError as error:
             reason = error.strerror
             raise WorkerFailed(f"The worker could not start its decoder: {reason}.") from error

@@ -1,8 +1,9 @@
-"""One child process: started without holding the event loop, and ended with its context whatever happens.
+"""One child process: started outside the event loop, and ended with its context whatever happens.
 
-asyncio's own subprocesses are not used. On Python 3.11 to 3.13 a cancelled `create_subprocess_exec` may wait for ever for a
-pipe that is paused (CPython gh-103847, gh-133536). They also start in the thread of the event loop: 64 at once held it for
-4 to 8 s on 2 cores. From one other thread they hold it for 0.1 s at most, because each start holds the GIL only for itself.
+asyncio's own subprocesses are not used. On Python 3.11 to 3.13 a cancelled `create_subprocess_exec`
+may wait for ever for a pipe that is paused (CPython gh-103847, gh-133536). They also start in the
+thread of the event loop: 64 at once held it for 4 to 8 s on 2 cores. Started one after the other in
+another thread, they hold it for about 0.1 s each, because a start holds the GIL until its exec.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from typing import BinaryIO
 from shield import to_the_end
 
 POLL_SECONDS = 0.01  # between two looks whether a process has ended
-MAX_KILL_SECONDS = 30  # a killed process that needs longer hangs in the kernel, and nothing can be done about it
+MAX_KILL_SECONDS = 30  # a killed process that needs longer to end hangs in the kernel
 
 _starter = ThreadPoolExecutor(1, "process-starter")
 
@@ -56,15 +57,22 @@ class Child:
 async def child_process(
     command: Sequence[object], *, stderr: BinaryIO, descriptors: Sequence[int], buffer_bytes: int
 ) -> AsyncIterator[Child]:
-    """Run `command` with an empty environment; the process is killed at the end of the context, if it still runs.
+    """Run `command` with an empty environment. The end of the context kills it, if it still runs.
 
-    `descriptors`: open files that it inherits. `buffer_bytes`: up to twice as many of its stdout are read ahead.
-    Raises OSError where it cannot be started. A cancellation during the start waits for it, and ends the process.
+    `descriptors`: open files that it inherits. `buffer_bytes`: up to twice as many bytes of its
+    stdout are read ahead. Raises OSError where it cannot be started. A cancellation during the
+    start waits until the process is there, and ends it.
     """
     start = functools.partial(
-        subprocess.Popen, command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-        env={}, pass_fds=descriptors,
-    )  # fmt: skip
+        subprocess.Popen,
+        command,
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env={},
+        pass_fds=descriptors,
+    )
     loop = asyncio.get_running_loop()
     starting = loop.run_in_executor(_starter, start)
     reading = None

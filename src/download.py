@@ -43,8 +43,9 @@ async def download(
     `headers`: of the request, for the origin of `url` only. `timer`: a context that lasts until the file is complete.
 
     The context begins with the file's first bytes, and is cancelled if the rest does not arrive. Raises DownloadError after
-    ATTEMPTS transient failures, and AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge, DownloadTimeout, and
-    WorkerFailed where the worker cannot store the file. Messages name the host, never the path or the query.
+    ATTEMPTS transient failures, and AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge,
+    DownloadTimeout; WorkerFailed where the worker cannot store the file. Messages name the host,
+    never the path or the query.
     """
     transfer = _Transfer(url, headers, folder, max_bytes)
     async with asyncio.TaskGroup() as group:
@@ -90,7 +91,8 @@ class _Transfer:
                     raise DownloadError(f"audio_url could not be fetched from {host_of(self.url)}: {failure}, {ATTEMPTS} times.") from failure
                 await asyncio.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
             except OSError as error:  # of the disk; those of the network are TransientError
-                raise WorkerFailed(f"The worker could not store the file of audio_url: {error.strerror}.") from error
+                sentence = f"The worker could not store the file of audio_url: {error.strerror}."
+                raise WorkerFailed(sentence) from error
 
     async def _attempt(self) -> None:
         async with get(self.url, self._headers) as response:

@@ -23,7 +23,15 @@ WorkerError
 
 import errno
 
-SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+SHORTAGES = (  # of open files, memory, processes and disk space
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+)
 NO_THREAD = "can't start new thread"  # the only sign in the RuntimeError that Python raises
 SPANS_IN_MESSAGE = 10  # the message names at most so many; `failed_spans` lists all
 
@@ -168,7 +176,10 @@ class DeadlineExceeded(WorkerError):
 
 
 class WorkerFailed(WorkerError):
-    """The worker ran out of memory, disk space, processes or open files. Neither the request nor its recording is the cause."""
+    """The worker ran out of memory, disk space, processes or open files.
+
+    Neither the request nor its recording is the cause: the same request may succeed later.
+    """
 
     code = "worker_failed"
     retryable = True

@@ -37,7 +37,15 @@ from align import Aligner
 from asr import Hypothesis, Recogniser, Vocabulary
 from audio import AudioChunk, decode
 from delivery import bucket_for, deliver
-from errors import AlignError, EngineDead, Incomplete, SettingsError, WorkerError, WorkerFailed, is_shortage
+from errors import (
+    AlignError,
+    EngineDead,
+    Incomplete,
+    SettingsError,
+    WorkerError,
+    WorkerFailed,
+    is_shortage,
+)
 from fallback import best_results
 from health import Health
 from job import Progress, progress_of, temporary_folder, time_allowed
@@ -74,7 +82,8 @@ async def handler(job: dict) -> dict:
             cost = usage.to_output(transcript.duration, settings)
             output = await deliver(transcript, request, cost, settings.max_result_bytes, bucket_for(job, settings), f"{job.get('id')}.json")
     except Exception as error:
-        if asyncio.current_task().cancelling():  # a TaskGroup drops a cancellation that comes together with a failure
+        # A TaskGroup drops a cancellation that comes together with a failure.
+        if asyncio.current_task().cancelling():
             raise asyncio.CancelledError from error
         failure = as_worker_error(error)
         log.warn(f"failed after {usage.seconds:.1f} s: {failure.code}", job.get("id"))

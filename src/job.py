@@ -62,14 +62,15 @@ async def time_allowed(job: dict) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def temporary_folder() -> AsyncIterator[Path]:
-    """A folder for the files of one job. A cancellation waits for its removal, which never fails the job.
+    """A folder for the files of one job. Its removal fails no job, and a cancellation waits for it.
 
     Raises WorkerFailed where it cannot be made.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix="job-"))
     except OSError as error:
-        raise WorkerFailed(f"The worker could not make a temporary folder: {error.strerror}.") from error
+        sentence = f"The worker could not make a temporary folder: {error.strerror}."
+        raise WorkerFailed(sentence) from error
     try:
         yield folder
     finally:
@@ -77,7 +78,7 @@ async def temporary_folder() -> AsyncIterator[Path]:
 
 
 async def _removed_in_thread(folders: list[Path]) -> None:
-    """Remove the folders in a thread: to remove a large file may take long and would block other jobs."""
+    """Remove the folders in a thread: a large file takes long and would block other jobs."""
     try:
         await asyncio.to_thread(_remove, folders)
     except RuntimeError:  # no thread can be started

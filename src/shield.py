@@ -1,4 +1,4 @@
-"""Work that goes on to its end when its job is cancelled. Knows nothing of jobs, files or processes."""
+"""Work that goes on to its end when its caller is cancelled. Knows no jobs, files or processes."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -23,7 +23,7 @@ log = RunPodLogger()
 
 
 def raise_limit_of_open_files() -> None:
-    """To what the system allows: a job holds about ten of them, and the usual limit of 1024 would fail the jobs of a busy worker."""
+    """To what the system allows. A job holds about ten, and the usual limit is 1024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

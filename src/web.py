@@ -34,7 +34,7 @@ LONGEST_HOST = 253  # characters; no name in the DNS is longer
 HIGHEST_PORT = 65_535
 COMPRESSIONS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")
 SUPPORTED_COMPRESSIONS = (["gzip"], ["x-gzip"], ["deflate"])
-MAX_PADDING_BYTES = 1 << 20  # of a compressed body, beyond what it expands to: real ones are smaller than their content
+MAX_PADDING_BYTES = 1 << 20  # by which a compressed body may be larger than its content
 GZIP_OR_ZLIB = zlib.MAX_WBITS + 32  # zlib's code for "detect which"; HTTP's deflate is zlib's format
 HEADERS = {
     "User-Agent": "Mozilla/5.0 (compatible; qwen3-asr-worker)",  # some hosts refuse unknown clients
@@ -65,7 +65,8 @@ async def get(url: str, headers: Mapping[str, str]) -> AsyncIterator[FileRespons
 
     `headers`: added to HEADERS or replacing them, but sent to no other origin (scheme, host, port) than that of `url`.
 
-    Raises AddressRefused, HostNotFound, SourceRefused and WorkerFailed, and TransientError, also while the blocks are read.
+    Raises AddressRefused, HostNotFound, SourceRefused, WorkerFailed, and TransientError, which also
+    comes while the blocks are read.
     """
     pool = httpcore.AsyncConnectionPool(ssl_context=_tls(), network_backend=_CheckedNetwork())
     try:
@@ -158,11 +159,14 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
             raise
         except OSError as error:  # TimeoutError is one
             if is_shortage(error):
-                raise WorkerFailed(f"The worker could not open a connection: {error.strerror}.") from error
+                sentence = f"The worker could not open a connection: {error.strerror}."
+                raise WorkerFailed(sentence) from error
             raise httpcore.ConnectError(str(error)) from error
 
 
-async def _connection_to_one(addresses: list[str], port: int, timeout: float | None) -> "_Connection":
+async def _connection_to_one(
+    addresses: list[str], port: int, timeout: float | None
+) -> "_Connection":
     """Raises the OSError of the last address where none of them answers."""
     for address in addresses:
         try:
@@ -242,8 +246,8 @@ def _compressions(headers: httpx.Headers) -> list[str]:
 async def _decompressed(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """A body in gzip's or zlib's format → blocks of at most BLOCK_BYTES, some of them empty.
 
-    Raises zlib.error for other bodies, and for one that goes on and on without content: empty members, empty blocks, a header
-    without an end.
+    Raises zlib.error for other bodies, and for one that goes on without content: with empty
+    members, with empty blocks, or with a header that does not end.
     """
     decompressor = None
     padding = 0  # bytes received, less those of the content

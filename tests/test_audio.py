@@ -652,10 +652,15 @@ def test_cancelling_a_job_ends_its_decoder(tmp_path):
 
 @pytest.mark.parametrize(
     "signal_, error, sentence",
-    [(signal.SIGSEGV, DecodeError, "decoder failed on this file"), (signal.SIGKILL, WorkerFailed, "memory ran out")],
+    [
+        (signal.SIGSEGV, DecodeError, "decoder failed on this file"),
+        (signal.SIGKILL, WorkerFailed, "memory ran out"),
+    ],
     ids=["crash", "killed by the kernel"],
 )
-def test_a_decoder_that_crashes_fails_the_file_and_one_that_is_killed_the_worker(tmp_path, signal_, error, sentence):
+def test_a_crash_of_the_decoder_fails_the_file_and_its_kill_the_worker(
+    tmp_path, signal_, error, sentence
+):
     media.encode(silence(300), tmp_path / "a.wav")
 
     async def end():
@@ -682,7 +687,7 @@ def test_a_stuck_decoder_is_an_error(tmp_path, monkeypatch):
         asyncio.run(stop())
 
 
-def test_the_end_of_the_download_does_not_prolong_the_time_of_a_stuck_decoder(tmp_path, monkeypatch):
+def test_the_end_of_the_download_gives_a_stuck_decoder_no_more_time(tmp_path, monkeypatch):
     media.encode(SPEECH, tmp_path / "a.wav")
     monkeypatch.setattr(audio, "STALL_SECONDS", 4)
 
@@ -700,7 +705,7 @@ def test_the_end_of_the_download_does_not_prolong_the_time_of_a_stuck_decoder(tm
     assert asyncio.run(stop()) < 7
 
 
-def test_a_decoder_that_closes_its_output_but_does_not_end_is_stuck_fault_injected(tmp_path, monkeypatch):
+def test_a_decoder_that_ends_its_output_and_goes_on_is_stuck_fault_injected(tmp_path, monkeypatch):
     media.encode(SPEECH, tmp_path / "a.wav")
     decoder = tmp_path / "decoder.py"
     decoder.write_text("import os, time\nos.close(1)\ntime.sleep(20)\n")
@@ -717,7 +722,10 @@ def box(kind: bytes, *parts: bytes, more: int = 0) -> bytes:
 
 
 def with_cover(path: Path, size: int) -> None:
-    """Put a cover picture of `size` bytes into an M4A file, whose index is at its end. It is a hole and takes no disk."""
+    """Put a cover picture of `size` bytes into an M4A file, whose index is at its end.
+
+    The picture is a hole in the file and takes no disk.
+    """
     content = path.read_bytes()
     index = content.index(b"moov") - 4
     tags = content.index(b"udta") - 4

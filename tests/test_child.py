@@ -1,4 +1,4 @@
-"""The decoder's process starts off the event loop and ends with its job, at whatever moment the job is cancelled."""
+"""The decoder's process starts outside the event loop and ends with its job, whenever that ends."""
 
 import asyncio
 import errno
@@ -28,7 +28,7 @@ FILL_SECONDS, STEP_SECONDS = 2.5, 0.02  # for which the event loop is held
 
 @pytest.fixture
 def recording(tmp_path):
-    """Its decoder writes more than the worker reads ahead, so the pipe is paused when the job does not read it."""
+    """Its decoder writes more than the worker reads ahead: an unread pipe is paused."""
     path = tmp_path / "recording.wav"
     media.encode(silence(120), path)
     return path
@@ -58,7 +58,7 @@ async def ends_when_cancelled(job: asyncio.Task) -> None:
 
 
 async def held_event_loop() -> None:
-    """Hold the loop as a burst of jobs does: first until the decoders have filled their pipes, then in each step."""
+    """Hold the loop as a burst does: until the decoders have filled their pipes, then each step."""
     await asyncio.sleep(0)
     time.sleep(FILL_SECONDS)
     for _ in range(2 * CANCELLED_STEPS):
@@ -100,7 +100,8 @@ def test_the_exit_status_of_a_process_is_known():
     async def status() -> int:
         command = [sys.executable, "-S", "-c", "import sys; sys.stdin.read(); sys.exit(7)"]
         with tempfile.TemporaryFile() as report:
-            async with child_process(command, stderr=report, descriptors=[], buffer_bytes=1) as child:
+            options = {"stderr": report, "descriptors": [], "buffer_bytes": 1}
+            async with child_process(command, **options) as child:
                 child.close_stdin()
                 return await asyncio.wait_for(child.wait(), HANG_SECONDS)
 
@@ -132,8 +133,13 @@ def test_a_worker_without_open_files_left_is_itself_the_cause(recording):
         asyncio.run(starved())
 
 
-@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.ENFILE], ids=errno.errorcode.get)
-def test_a_process_that_cannot_be_started_is_the_workers_trouble_fault_injected(recording, monkeypatch, number):
+SHORTAGES = [errno.EAGAIN, errno.ENOMEM, errno.ENFILE]
+
+
+@pytest.mark.parametrize("number", SHORTAGES, ids=errno.errorcode.get)
+def test_a_process_that_cannot_be_started_is_the_workers_trouble_fault_injected(
+    recording, monkeypatch, number
+):
     def refused(*_, **__) -> None:
         raise OSError(number, os.strerror(number))
 

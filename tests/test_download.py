@@ -30,7 +30,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 import download as module
 import web
 from download import download
-from errors import AddressRefused, DownloadError, DownloadTimeout, DownloadTooLarge, HostNotFound, SourceRefused, WorkerError, WorkerFailed
+from errors import (
+    AddressRefused,
+    DownloadError,
+    DownloadTimeout,
+    DownloadTooLarge,
+    HostNotFound,
+    SourceRefused,
+    WorkerError,
+    WorkerFailed,
+)
 from web import MAX_REDIRECTS
 
 SOUND = random.Random(1).randbytes(700_000)  # more than two blocks
@@ -400,7 +409,8 @@ def test_a_full_disk_is_reported_as_such_fault_injected(serve, refusal, monkeypa
 
     server = serve(whole)
     monkeypatch.setattr(Path, "open", full)
-    assert refusal(server.url(), WorkerFailed) == "The worker could not store the file of audio_url: No space left on device."
+    sentence = "The worker could not store the file of audio_url: No space left on device."
+    assert refusal(server.url(), WorkerFailed) == sentence
     assert len(server.requests) == 1
 
 
@@ -565,7 +575,7 @@ def resolver_that_fails(monkeypatch, times: float) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
 
 
-def test_a_resolver_that_fails_for_a_moment_is_asked_again_fault_injected(serve, fetch, monkeypatch):
+def test_a_resolver_that_fails_twice_is_asked_again_fault_injected(serve, fetch, monkeypatch):
     server = serve(whole)
     resolver_that_fails(monkeypatch, times=2)
     assert fetch(server.url()) == SOUND
@@ -573,12 +583,13 @@ def test_a_resolver_that_fails_for_a_moment_is_asked_again_fault_injected(serve,
 
 def test_a_resolver_that_goes_on_failing_is_a_failed_download_fault_injected(refusal, monkeypatch):
     resolver_that_fails(monkeypatch, times=inf)
-    assert "look-up of its name failed, 3 times" in refusal(f"http://named.test{SECRET}", DownloadError)
+    sentence = refusal(f"http://named.test{SECRET}", DownloadError)
+    assert "look-up of its name failed, 3 times" in sentence
 
 
 @pytest.fixture
 def hanging(monkeypatch):
-    """The look-up of every name that begins with "hangs" lasts until the end of the test. Gives the names that were asked for."""
+    """The look-up of a name that begins with "hangs" lasts as long as the test; these names."""
     look_up, end, asked = socket.getaddrinfo, threading.Event(), []
 
     def hangs(host, *args, **more):
@@ -598,9 +609,9 @@ def test_look_ups_that_hang_delay_no_other_download_fault_injected(serve, tmp_pa
     server = serve(whole)
 
     async def beside_hanging_ones():
-        jobs = []
-        for i in range(40):
-            jobs.append(asyncio.create_task(fetched(f"http://hangs-{i}.test/", tmp_path, max_bytes=1, timeout=60)))
+        hosts = [f"http://hangs-{i}.test/" for i in range(40)]
+        downloads = [fetched(host, tmp_path, max_bytes=1, timeout=60) for host in hosts]
+        jobs = [asyncio.create_task(download) for download in downloads]
         await asyncio.to_thread(wait_until, lambda: len(hanging) == len(jobs))
         for job in jobs[::2]:
             job.cancel()
@@ -615,13 +626,15 @@ def test_look_ups_that_hang_delay_no_other_download_fault_injected(serve, tmp_pa
 
 def test_look_ups_of_one_host_that_hang_share_one_thread_fault_injected(tmp_path, hanging):
     async def together():
-        jobs = [fetched(f"http://hangs.test{SECRET}", tmp_path, max_bytes=1, timeout=0.3) for _ in range(40)]
+        url = f"http://hangs.test{SECRET}"
+        jobs = [fetched(url, tmp_path, max_bytes=1, timeout=0.3) for _ in range(40)]
         return await asyncio.gather(*jobs, return_exceptions=True)
 
-    assert {type(error) for error in asyncio.run(together())} == {DownloadTimeout} and hanging == ["hangs.test"]
+    kinds = {type(error) for error in asyncio.run(together())}
+    assert kinds == {DownloadTimeout} and hanging == ["hangs.test"]
 
 
-def test_a_look_up_that_hangs_is_given_up_like_a_connection_fault_injected(refusal, hanging, monkeypatch):
+def test_a_look_up_that_hangs_is_given_up_fault_injected(refusal, hanging, monkeypatch):
     monkeypatch.setattr(web, "CONNECT_SECONDS", 0.1)
     assert "3 times" in refusal(f"http://hangs.test{SECRET}", DownloadError, timeout=60)
 
@@ -755,7 +768,10 @@ def flood(handler, block: bytes) -> None:
         handler.wfile.write(block)
 
 
-@pytest.mark.parametrize("endless", [chunks_of_one_byte, small_gzip_members], ids=lambda f: f.__name__)
+ENDLESS = [chunks_of_one_byte, small_gzip_members]
+
+
+@pytest.mark.parametrize("endless", ENDLESS, ids=lambda f: f.__name__)
 def test_endless_bodies_block_neither_the_jobs_event_loop_nor_other_downloads(serve, endless, tmp_path):
     floods, quick, gaps = [serve(endless) for _ in range(4)], serve(whole), []
 
@@ -795,7 +811,9 @@ WITHOUT_CONTENT = {  # how a compressed body begins and how it goes on
 
 
 @pytest.mark.parametrize("start, more", WITHOUT_CONTENT.values(), ids=WITHOUT_CONTENT)
-def test_a_compressed_body_that_goes_on_without_content_is_a_failed_download(serve, refusal, monkeypatch, start, more):
+def test_a_compressed_body_that_goes_on_without_content_is_a_failed_download(
+    serve, refusal, monkeypatch, start, more
+):
     monkeypatch.setattr(web, "MAX_PADDING_BYTES", 10_000)
 
     def endless(handler):

@@ -1,4 +1,4 @@
-"""The handler without models: who wins when two things happen at once, and whose trouble a failure is."""
+"""The handler without models: a cancellation wins over a failure; whose trouble a failure is."""
 
 import asyncio
 import errno

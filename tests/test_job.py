@@ -1,4 +1,4 @@
-"""The time that a job is allowed, and its folder. Its progress needs a platform and is tested in test_runpod.py."""
+"""The time that a job is allowed, and its folder. test_runpod.py tests its progress."""
 
 import asyncio
 import shutil
@@ -99,7 +99,7 @@ def test_a_job_that_is_cancelled_while_its_folder_waits_to_be_removed_leaves_non
     assert list(temporary.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_removed_fails_no_job_and_is_tried_again_fault_injected(temporary, monkeypatch):
+def test_a_folder_that_cannot_be_removed_is_tried_again_fault_injected(temporary, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(shutil, "rmtree", lambda *_, **__: None)
         asyncio.run(job_with_a_file())
