@@ -48,7 +48,7 @@ from errors import (
 )
 from fallback import best_results
 from health import Health
-from job import Progress, progress_of, temporary_folder, time_allowed
+from job import Progress, cancellation_wins, progress_of, temporary_folder, time_allowed
 from outliers import LanguageOutliers
 from request import Request, parse_request
 from settings import Settings, load_settings
@@ -71,6 +71,7 @@ gate: Gate
 health = Health(lambda: fitness_check(), lambda: asr.kill())
 
 
+@cancellation_wins
 async def handler(job: dict) -> dict:
     """One RunPod job → one result. Raises only when it is cancelled. Logs hold no text, context or URL."""
     usage = Usage()
@@ -82,9 +83,6 @@ async def handler(job: dict) -> dict:
             cost = usage.to_output(transcript.duration, settings)
             output = await deliver(transcript, request, cost, settings.max_result_bytes, bucket_for(job, settings), f"{job.get('id')}.json")
     except Exception as error:
-        # A TaskGroup drops a cancellation that comes together with a failure.
-        if asyncio.current_task().cancelling():
-            raise asyncio.CancelledError from error
         failure = as_worker_error(error)
         log.warn(f"failed after {usage.seconds:.1f} s: {failure.code}", job.get("id"))
         refresh = {"refresh_worker": True} if isinstance(failure, EngineDead) else {}

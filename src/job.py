@@ -1,10 +1,11 @@
 """What surrounds every job: its timeout, its progress in /status, its temporary folder. Knows the SDK, but no audio and no models."""
 
 import asyncio
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from shield import to_the_end
 INTERVAL_SECONDS = 1.0  # least time between two posts of progress
 LAST_POST_SECONDS = 2.0  # the result waits at most so long for a post that is still being sent
 MARGIN_SECONDS, MARGIN_SHARE = 5.0, 0.2  # the smaller of both is kept of executionTimeout: to stop, clean up and send the answer
+
+Handler = Callable[[dict], Awaitable[dict]]
 
 _unremoved: set[Path] = set()  # folders of jobs that have ended
 
@@ -58,6 +61,23 @@ async def time_allowed(job: dict) -> AsyncIterator[None]:
         raise DeadlineExceeded(
             f"policy.executionTimeout of {given:.0f} ms was about to pass; a larger one is needed for this recording."
         ) from None
+
+
+def cancellation_wins(handler: Handler) -> Handler:
+    """The same handler; a job that is cancelled gives no answer, even if it fails in the same step.
+
+    A TaskGroup drops a cancellation that comes together with a failure. On Python 3.11 and 3.12 it
+    also counts its own cancellations wrongly, so the count is read in a task without a TaskGroup.
+    """
+
+    @functools.wraps(handler)
+    async def stoppable(job: dict) -> dict:
+        output = await asyncio.create_task(handler(job))
+        if asyncio.current_task().cancelling():
+            raise asyncio.CancelledError
+        return output
+
+    return stoppable
 
 
 @asynccontextmanager

@@ -46,6 +46,18 @@ def test_a_job_that_is_cancelled_in_the_step_in_which_it_fails_gives_no_answer(r
     assert run(fails_and_is_cancelled).cancelled()
 
 
+def test_a_job_whose_last_task_fails_answers_with_its_failure(run):
+    async def fails_at_the_end(_) -> None:
+        async def fail() -> None:
+            await asyncio.sleep(0)
+            raise DownloadError("injected")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+
+    assert run(fails_at_the_end).result()["error_code"] == "download_failed"
+
+
 SHORTAGES = {
     "open files": OSError(errno.EMFILE, "Too many open files"),
     "disk": OSError(errno.ENOSPC, "No space left on device"),
