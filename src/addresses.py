@@ -1,7 +1,10 @@
 """Host name → addresses, all of them public, so that no client's URL reaches a private network."""
 
+import asyncio
 import ipaddress
 import socket
+import threading
+from concurrent.futures import Future
 
 from runpod.serverless.utils import rp_ssrf
 
@@ -16,8 +19,34 @@ NOT_PUBLIC = [  # in addition to the networks that the SDK's check refuses
 ]  # fmt: skip
 
 
+_pending: dict[tuple[str, int], Future[list[str]]] = {}  # look-ups that run now
+
+
 class NotPublic(Exception):
     """A host has an address that is not public."""
+
+
+async def look_up(host: str, port: int) -> list[str]:
+    """`public_addresses` in a thread, with the same result and errors.
+
+    Each host has a thread of its own, so a resolver that hangs for one delays no other. All who ask
+    for the same host share its thread, so hanging ones do not pile up. Cancelling does not wait.
+    """
+    pending = _pending.get((host, port))
+    if pending is None:
+        pending = Future()
+        arguments = (host, port, pending)
+        threading.Thread(target=_resolve, args=arguments, name="resolver", daemon=True).start()
+        _pending[host, port] = pending
+        pending.add_done_callback(lambda _: _pending.pop((host, port), None))
+    return await asyncio.shield(asyncio.wrap_future(pending))
+
+
+def _resolve(host: str, port: int, pending: Future[list[str]]) -> None:
+    try:
+        pending.set_result(public_addresses(host, port))
+    except Exception as error:
+        pending.set_exception(error)
 
 
 def public_addresses(host: str, port: int) -> list[str]:

@@ -6,25 +6,29 @@ gets the open file and an empty environment, and gives up its rights (confine.py
 
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from errors import AudioTooLong, DecodeError, EmptyAudio, InvalidRequest
+from child import Child, child_process
+from errors import AudioTooLong, DecodeError, EmptyAudio, InvalidRequest, WorkerFailed
 
 SAMPLE_RATE = 16_000  # Hz, everywhere in this worker
 SHORTEST_SECONDS = 0.5  # shortest audio that the models were trained on
 HOP = 160  # samples between two mel frames of the models
 BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # 8 s; largest block of the stream
 DECODER = Path(__file__).parent / "decoder.py"
-STALL_SECONDS = 60  # a decoder without output for so long is stuck
+STALL_SECONDS = 60  # a decoder that has the whole file and writes nothing for so long is stuck
+STALL_LOOKS = 60  # STALL_SECONDS are counted in this many waits
 POLL_SECONDS = 0.02  # between two looks whether the file is complete
+STUCK = "The audio decoder got stuck on this file."
 ERRORS = {"empty": EmptyAudio, "too long": AudioTooLong, "no channel": InvalidRequest}  # kinds in the decoder's report; others: DecodeError
 
 
@@ -87,7 +91,14 @@ def waveform(chunk: AudioChunk) -> np.ndarray:
 class PcmStream:
     """The decoded samples of a recording, or of a part of it, as a stream; iterate once."""
 
-    def __init__(self, child: asyncio.subprocess.Process, report: BinaryIO, first: int, max_seconds: float, complete_marker: Path | None):
+    def __init__(
+        self,
+        child: Child,
+        report: BinaryIO,
+        first: int,
+        max_seconds: float,
+        complete_marker: Path | None,
+    ):
         self.first = first  # sample of the recording with which the part begins
         self.samples = 0  # yielded so far
         self.warning: str | None = None  # set at the end of the iteration, where the file holds less than it declares
@@ -117,7 +128,8 @@ class PcmStream:
 
         Raises AudioTooLong beyond the limit, before the first block where the file declares it. Raises at the end: EmptyAudio
         where there was no sample; InvalidRequest where the file does not have the channel; DecodeError where the file is not
-        audio, has no audio track, is damaged by more than MAX_DAMAGED_SHARE, or the decoder failed.
+        audio, has no audio track, is damaged by more than MAX_DAMAGED_SHARE, or the decoder failed;
+        WorkerFailed where the decoder was killed.
         """
         # samples before the part are dropped here and not by the decoder, which would be taken for stuck while it writes nothing
         to_drop = self.first
@@ -130,7 +142,7 @@ class PcmStream:
                 )
             if len(block):
                 yield block
-        await self._child.wait()
+        await self._wait_for_exit()
         decoded = self.first - to_drop + self.samples
         self.warning = self._warning_in_report(decoded)
         if not self.samples:
@@ -147,18 +159,32 @@ class PcmStream:
 
     async def _read(self) -> bytes:
         """What the decoder writes next, b"" at its end. Raises DecodeError where it is stuck."""
-        while True:
-            file_is_arriving = self._complete_marker is not None and not self._complete_marker.exists()  # looked at before the wait
+        looks = 0  # without output since the file was complete
+        while looks < STALL_LOOKS:
             try:
-                async with asyncio.timeout(STALL_SECONDS):
+                async with asyncio.timeout(STALL_SECONDS / STALL_LOOKS):
                     return await self._child.stdout.read(BLOCK_BYTES)
             except TimeoutError:
-                if not file_is_arriving:  # else the decoder may only wait for more of the file
-                    raise DecodeError("The audio decoder got stuck on this file.") from None
+                looks = 0 if self._file_is_arriving() else looks + 1
+        raise DecodeError(STUCK)
+
+    def _file_is_arriving(self) -> bool:
+        """Whether a silent decoder may only wait for more of the file."""
+        return self._complete_marker is not None and not self._complete_marker.exists()
+
+    async def _wait_for_exit(self) -> None:
+        """Raises DecodeError where the decoder has closed its output but does not end."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await self._child.wait()
+        except TimeoutError:
+            raise DecodeError(STUCK) from None
 
     def _warning_in_report(self, decoded: int) -> str | None:
         """The decoder's warning, None without one. Raises the error that its report or its exit status tells."""
         returncode = self._child.returncode
+        if returncode == -signal.SIGKILL:
+            raise WorkerFailed("The decoder was killed, most likely because memory ran out.")
         if returncode == 0 and not decoded:
             raise EmptyAudio("The file at audio_url holds no audio: its audio track has no samples.")
         self._report.seek(0)
@@ -193,31 +219,35 @@ async def decode(
 
     Time 0 is the start of the file, video included: if the audio starts later, silence comes first.
     A part that is longer than `max_seconds` by what the file declares is refused without decoding, if the file's bytes could hold it.
+    Raises WorkerFailed where the process cannot be started.
     """
     begin = round(start * SAMPLE_RATE)
     options = dict(rate=SAMPLE_RATE, size=size, channel=channel, begin=begin, limit=max_seconds)
     if end is not None:
         options["end"] = max(begin + 1, round(end * SAMPLE_RATE))
-    # stderr goes to a file: a full unread pipe would block the child, and an unread paused one hangs wait()
-    with tempfile.TemporaryFile() as report, path.open("rb") as file:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-B", "-E", "-s", DECODER, json.dumps(options | {"descriptor": file.fileno()}),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=report, limit=BLOCK_BYTES,
-            env={}, pass_fds=[file.fileno()],
-        )  # fmt: skip
-        closing = asyncio.create_task(_close_when_complete(child.stdin, complete_marker))
+    async with AsyncExitStack() as stack:
+        try:
+            report = stack.enter_context(tempfile.TemporaryFile())
+            file = stack.enter_context(path.open("rb"))
+            arguments = json.dumps(options | {"descriptor": file.fileno()})
+            command = [sys.executable, "-B", "-E", "-s", DECODER, arguments]
+            # stderr goes to a file: a pipe that nobody reads would block the child once it is full
+            process = child_process(
+                command, stderr=report, descriptors=[file.fileno()], buffer_bytes=BLOCK_BYTES
+            )
+            child = await stack.enter_async_context(process)
+        except OSError as error:
+            reason = error.strerror
+            raise WorkerFailed(f"The worker could not start its decoder: {reason}.") from error
+        closing = asyncio.create_task(_close_when_complete(child, complete_marker))
         try:
             yield PcmStream(child, report, begin, max_seconds, complete_marker)
         finally:
             closing.cancel()
-            child.stdin.close()
-            if child.returncode is None:
-                child.kill()
-            await child.communicate()  # reads what is left: wait() alone hangs on a paused pipe
 
 
-async def _close_when_complete(stdin: asyncio.StreamWriter, marker: Path | None) -> None:
+async def _close_when_complete(child: Child, marker: Path | None) -> None:
     """Tell the child that the file is complete; it cannot look for the marker itself."""
     while marker is not None and not marker.exists():
         await asyncio.sleep(POLL_SECONDS)
-    stdin.close()
+    child.close_stdin()

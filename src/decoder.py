@@ -30,6 +30,7 @@ OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 LENGTH_ERROR_SECONDS, LENGTH_ERROR_SHARE = 1.0, 0.01  # a declared length may be wrong by the larger of both
 UNKNOWN_SIZES, UNKNOWN_SIZE_MARGIN = (2**31, 2**32), 2**16  # bytes; a WAV written as a stream declares about one of these
 SAMPLED_PACKETS = 500  # at the start of a file, to estimate how long a file of its size is
+MAX_READ_BYTES = 1 << 20  # FFmpeg asks for a whole cover picture, which would be held twice
 WAIT_SECONDS = 0.02  # between two looks at a file that is still arriving
 FORWARD_ONLY = (b"OggS", b"RIFF", b"RF64", b"\x1a\x45\xdf\xa3")  # first bytes of Ogg, WAV, Matroska and WebM: decoded the same without seeking
 DEMUXERS = (  # no playlists, no concatenation, no devices: nothing that opens another file or address
@@ -44,6 +45,8 @@ class GrowingFile:
         self._file, self._size, self._complete = open(descriptor, "rb"), size, False
 
     def read(self, count: int) -> bytes:
+        """The next bytes: at most `count` and MAX_READ_BYTES, fewer only at the end of the file."""
+        count = min(count, MAX_READ_BYTES)
         data = b""
         while len(data) < count:
             complete = self._is_complete()  # asked before the read: a complete file gets no more bytes

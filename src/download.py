@@ -8,17 +8,15 @@ import asyncio
 import functools
 import threading
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from errors import DownloadError, DownloadTimeout, DownloadTooLarge
+from errors import DownloadError, DownloadTimeout, DownloadTooLarge, WorkerFailed
 from web import TransientError, get, host_of
 
 ATTEMPTS, BACKOFF_SECONDS = 3, 0.5  # the wait doubles after each attempt
-RESOLVERS = 32  # threads for DNS look-ups, one download each
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +43,9 @@ async def download(
     `headers`: of the request, for the origin of `url` only. `timer`: a context that lasts until the file is complete.
 
     The context begins with the file's first bytes, and is cancelled if the rest does not arrive. Raises DownloadError after
-    ATTEMPTS transient failures, and AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge, DownloadTimeout. Messages
-    name the host, never the path or the query.
+    ATTEMPTS transient failures, and AddressRefused, HostNotFound, SourceRefused, DownloadTooLarge,
+    DownloadTimeout; WorkerFailed where the worker cannot store the file. Messages name the host,
+    never the path or the query.
     """
     transfer = _Transfer(url, headers, folder, max_bytes)
     async with asyncio.TaskGroup() as group:
@@ -68,7 +67,6 @@ async def _run_in_time(transfer: "_Transfer", timeout: float, timer: AbstractCon
 def download_loop() -> asyncio.AbstractEventLoop:
     """The loop in which all downloads run."""
     loop = asyncio.new_event_loop()
-    loop.set_default_executor(ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolver"))
     loop.set_exception_handler(lambda *_: None)  # the default one logs failures during a cancellation, with tracebacks
     threading.Thread(target=loop.run_forever, name="downloads", daemon=True).start()
     return loop
@@ -93,7 +91,8 @@ class _Transfer:
                     raise DownloadError(f"audio_url could not be fetched from {host_of(self.url)}: {failure}, {ATTEMPTS} times.") from failure
                 await asyncio.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
             except OSError as error:  # of the disk; those of the network are TransientError
-                raise DownloadError(f"The worker could not store the file of audio_url: {error.strerror}.") from error
+                sentence = f"The worker could not store the file of audio_url: {error.strerror}."
+                raise WorkerFailed(sentence) from error
 
     async def _attempt(self) -> None:
         async with get(self.url, self._headers) as response:

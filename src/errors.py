@@ -17,9 +17,22 @@ WorkerError
 │   └── Incomplete       transcript_incomplete
 ├── AlignError           alignment_failed     retryable
 ├── DeadlineExceeded     deadline_exceeded    retryable
+├── WorkerFailed         worker_failed        retryable
 └── ResultTooLarge       result_too_large
 """
 
+import errno
+
+SHORTAGES = (  # of open files, memory, processes and disk space
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+)
+NO_THREAD = "can't start new thread"  # the only sign in the RuntimeError that Python raises
 SPANS_IN_MESSAGE = 10  # the message names at most so many; `failed_spans` lists all
 
 
@@ -162,7 +175,24 @@ class DeadlineExceeded(WorkerError):
     retryable = True
 
 
+class WorkerFailed(WorkerError):
+    """The worker ran out of memory, disk space, processes or open files.
+
+    Neither the request nor its recording is the cause: the same request may succeed later.
+    """
+
+    code = "worker_failed"
+    retryable = True
+
+
 class ResultTooLarge(WorkerError):
     """The text alone is larger than a result may be."""
 
     code = "result_too_large"
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether this machine has run out of memory, processes, threads, disk space or open files."""
+    if isinstance(error, OSError):
+        return error.errno in SHORTAGES
+    return isinstance(error, MemoryError) or str(error) == NO_THREAD

@@ -37,15 +37,24 @@ from align import Aligner
 from asr import Hypothesis, Recogniser, Vocabulary
 from audio import AudioChunk, decode
 from delivery import bucket_for, deliver
-from errors import AlignError, EngineDead, Incomplete, RecognitionError, SettingsError, WorkerError
+from errors import (
+    AlignError,
+    EngineDead,
+    Incomplete,
+    RecognitionError,
+    SettingsError,
+    WorkerError,
+    WorkerFailed,
+    is_shortage,
+)
 from fallback import best_results
 from health import Health
-from job import Progress, progress_of, temporary_folder, time_allowed
+from job import Progress, cancellation_wins, progress_of, temporary_folder, time_allowed
 from outliers import LanguageOutliers
 from request import Request, parse_request
 from settings import Settings, load_settings
 from source import recording
-from startup import check_models, start_models
+from startup import check_models, raise_limit_of_open_files, start_models
 from timing import estimated_words
 from transcript import ChunkResult, Span, Transcript, Word, join, merge
 from usage import Usage
@@ -66,6 +75,7 @@ gate: Gate
 health = Health(lambda: fitness_check(), lambda: asr.kill())
 
 
+@cancellation_wins
 async def handler(job: dict) -> dict:
     """One RunPod job → one result. Raises only when it is cancelled. Logs hold no text, context or URL."""
     usage = Usage()
@@ -183,6 +193,8 @@ def as_worker_error(error: BaseException) -> WorkerError:
     if isinstance(error, WorkerError):
         return error
     log.error(f"unexpected {type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__))}")
+    if is_shortage(error):
+        return WorkerFailed("The worker ran out of memory, threads, disk space or open files.")
     return WorkerError("The worker failed because of an unexpected error.")
 
 
@@ -222,6 +234,7 @@ def main() -> None:
     global settings
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `finally` runs; on RunPod the SDK installs its own handler
     began = time.monotonic()
+    raise_limit_of_open_files()
     try:
         settings = load_settings(os.environ)
         load_models()

@@ -1,9 +1,11 @@
 """What surrounds every job: its timeout, its progress in /status, its temporary folder. Knows the SDK, but no audio and no models."""
 
 import asyncio
+import functools
 import os
+import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +13,16 @@ from pathlib import Path
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
-from errors import DeadlineExceeded
+from errors import DeadlineExceeded, WorkerFailed
+from shield import to_the_end
 
 INTERVAL_SECONDS = 1.0  # least time between two posts of progress
 LAST_POST_SECONDS = 2.0  # the result waits at most so long for a post that is still being sent
 MARGIN_SECONDS, MARGIN_SHARE = 5.0, 0.2  # the smaller of both is kept of executionTimeout: to stop, clean up and send the answer
+
+Handler = Callable[[dict], Awaitable[dict]]
+
+_unremoved: set[Path] = set()  # folders of jobs that have ended
 
 
 @dataclass(slots=True)
@@ -56,14 +63,56 @@ async def time_allowed(job: dict) -> AsyncIterator[None]:
         ) from None
 
 
+def cancellation_wins(handler: Handler) -> Handler:
+    """The same handler; a job that is cancelled gives no answer, even if it fails in the same step.
+
+    A TaskGroup drops a cancellation that comes together with a failure. On Python 3.11 and 3.12 it
+    also counts its own cancellations wrongly, so the count is read in a task without a TaskGroup.
+    """
+
+    @functools.wraps(handler)
+    async def stoppable(job: dict) -> dict:
+        output = await asyncio.create_task(handler(job))
+        if asyncio.current_task().cancelling():
+            raise asyncio.CancelledError
+        return output
+
+    return stoppable
+
+
 @asynccontextmanager
 async def temporary_folder() -> AsyncIterator[Path]:
-    """A folder for the files of one job. Removed in a thread: to remove a large file may take long and would block other jobs."""
-    folder = tempfile.TemporaryDirectory(prefix="job-")
+    """A folder for the files of one job. Its removal fails no job, and a cancellation waits for it.
+
+    Raises WorkerFailed where it cannot be made.
+    """
     try:
-        yield Path(folder.name)
+        folder = Path(tempfile.mkdtemp(prefix="job-"))
+    except OSError as error:
+        sentence = f"The worker could not make a temporary folder: {error.strerror}."
+        raise WorkerFailed(sentence) from error
+    try:
+        yield folder
     finally:
-        await asyncio.to_thread(folder.cleanup)
+        await to_the_end(_removed_in_thread([folder, *_unremoved]))
+
+
+async def _removed_in_thread(folders: list[Path]) -> None:
+    """Remove the folders in a thread: a large file takes long and would block other jobs."""
+    try:
+        await asyncio.to_thread(_remove, folders)
+    except RuntimeError:  # no thread can be started
+        _remove(folders)
+
+
+def _remove(folders: list[Path]) -> None:
+    """A folder that cannot be removed is tried again at the end of each later job."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        if os.path.lexists(folder):
+            _unremoved.add(folder)
+        else:
+            _unremoved.discard(folder)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 from download import ArrivingFile, download
-from errors import DownloadError, DownloadTooLarge, SourceRefused
+from errors import DownloadTooLarge, SourceRefused, WorkerFailed
 from request import FILE_SCHEME, Request
 
 
@@ -19,7 +19,8 @@ async def recording(
 
     A download may take `timeout` seconds, and `timer` runs until it is complete.
 
-    Raises DownloadTooLarge for a larger file, SourceRefused for a local one that cannot be read, and what `download` raises.
+    Raises DownloadTooLarge for a larger file, SourceRefused for a local one that cannot be read,
+    WorkerFailed where the file of the request cannot be stored, and what `download` raises.
     """
     if request.audio_base64:
         if len(request.audio_base64) > max_bytes:
@@ -28,7 +29,8 @@ async def recording(
         try:
             await asyncio.to_thread(path.write_bytes, request.audio_base64)
         except OSError as error:
-            raise DownloadError(f"The worker could not store the file of the request: {error.strerror}.") from error
+            sentence = f"The worker could not store the file of the request: {error.strerror}."
+            raise WorkerFailed(sentence) from error
         yield ArrivingFile(path, len(request.audio_base64), complete_marker=path)
     elif request.audio_url.startswith(FILE_SCHEME):
         path = Path(request.audio_url.removeprefix(FILE_SCHEME))

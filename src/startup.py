@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 from pathlib import Path
 
 from runpod import RunPodLogger
@@ -21,6 +22,12 @@ CHECK_TEXT = "November xray"  # what is said in it
 CHECK_SECONDS = 10.0  # limits for the check; the recording is shorter, so it becomes one chunk
 
 log = RunPodLogger()
+
+
+def raise_limit_of_open_files() -> None:
+    """To what the system allows. A job holds about ten, and the usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def start_models(settings: Settings) -> tuple[Recogniser, Aligner]:

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import httpcore
 import httpx
 
-from addresses import NotPublic, public_addresses
-from errors import AddressRefused, HostNotFound, SourceRefused
+from addresses import NotPublic, look_up
+from errors import AddressRefused, HostNotFound, SourceRefused, WorkerFailed, is_shortage
 
 CONNECT_SECONDS, READ_SECONDS = 10, 30  # for one connection, for one wait for bytes; the sum is for the head of a response
 HEAD_BYTES = 1 << 18  # for the head of a response and the interim responses (1xx) before it; h11 takes 100 KiB for one of them
@@ -34,6 +34,7 @@ LONGEST_HOST = 253  # characters; no name in the DNS is longer
 HIGHEST_PORT = 65_535
 COMPRESSIONS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")
 SUPPORTED_COMPRESSIONS = (["gzip"], ["x-gzip"], ["deflate"])
+MAX_PADDING_BYTES = 1 << 20  # by which a compressed body may be larger than its content
 GZIP_OR_ZLIB = zlib.MAX_WBITS + 32  # zlib's code for "detect which"; HTTP's deflate is zlib's format
 HEADERS = {
     "User-Agent": "Mozilla/5.0 (compatible; qwen3-asr-worker)",  # some hosts refuse unknown clients
@@ -64,8 +65,8 @@ async def get(url: str, headers: Mapping[str, str]) -> AsyncIterator[FileRespons
 
     `headers`: added to HEADERS or replacing them, but sent to no other origin (scheme, host, port) than that of `url`.
 
-    Raises AddressRefused, HostNotFound and SourceRefused, and TransientError, also while the blocks are read. Looks names up
-    in the default executor of the running loop.
+    Raises AddressRefused, HostNotFound, SourceRefused, WorkerFailed, and TransientError, which also
+    comes while the blocks are read.
     """
     pool = httpcore.AsyncConnectionPool(ssl_context=_tls(), network_backend=_CheckedNetwork())
     try:
@@ -107,6 +108,8 @@ async def _follow_redirects(pool: httpcore.AsyncConnectionPool, url: str, header
             await response.aclose()
             target = target.join(location)
     except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            raise TransientError("the look-up of its name failed") from error
         raise HostNotFound(f"The host of audio_url does not resolve: {host_of(url)}.") from error
     except NotPublic as error:
         raise AddressRefused(
@@ -148,14 +151,32 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
     """
 
     async def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_: object, **__: object) -> "_Connection":
-        addresses = await asyncio.get_running_loop().run_in_executor(None, public_addresses, host, port)
-        for address in addresses:
-            try:
-                async with asyncio.timeout(timeout):
-                    return _Connection(*await asyncio.open_connection(address, port, limit=BLOCK_BYTES))
-            except OSError as error:  # TimeoutError is one
-                if address == addresses[-1]:
-                    raise httpcore.ConnectError(str(error)) from error
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await look_up(host, port)
+            return await _connection_to_one(addresses, port, timeout)
+        except socket.gaierror:
+            raise
+        except OSError as error:  # TimeoutError is one
+            if is_shortage(error):
+                sentence = f"The worker could not open a connection: {error.strerror}."
+                raise WorkerFailed(sentence) from error
+            raise httpcore.ConnectError(str(error)) from error
+
+
+async def _connection_to_one(
+    addresses: list[str], port: int, timeout: float | None
+) -> "_Connection":
+    """Raises the OSError of the last address where none of them answers."""
+    for address in addresses:
+        try:
+            async with asyncio.timeout(timeout):
+                streams = await asyncio.open_connection(address, port, limit=BLOCK_BYTES)
+            return _Connection(*streams)
+        except OSError:
+            if address == addresses[-1]:
+                raise
+    raise OSError("the host has no address")
 
 
 class _Connection(httpcore.AsyncNetworkStream):
@@ -223,14 +244,24 @@ def _compressions(headers: httpx.Headers) -> list[str]:
 
 
 async def _decompressed(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """A body in gzip's or zlib's format → blocks of at most BLOCK_BYTES, some of them empty. Raises zlib.error for other bodies."""
+    """A body in gzip's or zlib's format → blocks of at most BLOCK_BYTES, some of them empty.
+
+    Raises zlib.error for other bodies, and for one that goes on without content: with empty
+    members, with empty blocks, or with a header that does not end.
+    """
     decompressor = None
+    padding = 0  # bytes received, less those of the content
     async for block in blocks:
+        padding += len(block)
         while block:
             if decompressor is None or decompressor.eof:  # a gzip file may have several members
                 decompressor = zlib.decompressobj(GZIP_OR_ZLIB)
-            yield decompressor.decompress(block, BLOCK_BYTES)
+            content = decompressor.decompress(block, BLOCK_BYTES)
+            padding -= len(content)
+            yield content
             block = decompressor.unused_data or decompressor.unconsumed_tail
+        if padding > MAX_PADDING_BYTES:
+            raise zlib.error("more than a compressed body can need without content")
     if decompressor:
         yield decompressor.flush()
         if not decompressor.eof:

@@ -1,7 +1,10 @@
 """Files → samples: formats, start times, declared lengths, damage, limits. Each test starts real decoder processes and leaves none."""
 
 import asyncio
+import os
 import random
+import signal
+import struct
 import sys
 import tempfile
 import time
@@ -17,7 +20,7 @@ import audio
 import media
 from audio import BLOCK_BYTES, SAMPLE_RATE, AudioChunk, decode, waveform
 from conftest import FileServer, _QuietFiles
-from errors import AudioTooLong, DecodeError, EmptyAudio
+from errors import AudioTooLong, DecodeError, EmptyAudio, WorkerFailed
 from material import ENGLISH, silence
 from track import Resampler
 
@@ -647,17 +650,27 @@ def test_cancelling_a_job_ends_its_decoder(tmp_path):
     asyncio.run(cancel())
 
 
-def test_a_decoder_that_dies_fails_the_file_not_the_worker(tmp_path):
+@pytest.mark.parametrize(
+    "signal_, error, sentence",
+    [
+        (signal.SIGSEGV, DecodeError, "decoder failed on this file"),
+        (signal.SIGKILL, WorkerFailed, "memory ran out"),
+    ],
+    ids=["crash", "killed by the kernel"],
+)
+def test_a_crash_of_the_decoder_fails_the_file_and_its_kill_the_worker(
+    tmp_path, signal_, error, sentence
+):
     media.encode(silence(300), tmp_path / "a.wav")
 
-    async def kill():
+    async def end():
         async with decode(tmp_path / "a.wav", 3600) as pcm:
             async for _ in pcm:
                 if pcm._child.returncode is None:
-                    pcm._child.kill()
+                    os.kill(pcm._child.pid, signal_)
 
-    with pytest.raises(DecodeError, match="decoder failed"):
-        asyncio.run(kill())
+    with pytest.raises(error, match=sentence):
+        asyncio.run(end())
 
 
 def test_a_stuck_decoder_is_an_error(tmp_path, monkeypatch):
@@ -672,6 +685,64 @@ def test_a_stuck_decoder_is_an_error(tmp_path, monkeypatch):
 
     with pytest.raises(DecodeError, match="stuck"):
         asyncio.run(stop())
+
+
+def test_the_end_of_the_download_gives_a_stuck_decoder_no_more_time(tmp_path, monkeypatch):
+    media.encode(SPEECH, tmp_path / "a.wav")
+    monkeypatch.setattr(audio, "STALL_SECONDS", 4)
+
+    async def stop():
+        marker = tmp_path / "complete"
+        async with decode(tmp_path / "a.wav", 3600, complete_marker=marker) as pcm:
+            psutil.Process(pcm._child.pid).suspend()
+            asyncio.get_running_loop().call_later(0.2, marker.touch)
+            began = time.monotonic()
+            with pytest.raises(DecodeError, match="stuck"):
+                async for _ in pcm:
+                    pass
+            return time.monotonic() - began
+
+    assert asyncio.run(stop()) < 7
+
+
+def test_a_decoder_that_ends_its_output_and_goes_on_is_stuck_fault_injected(tmp_path, monkeypatch):
+    media.encode(SPEECH, tmp_path / "a.wav")
+    decoder = tmp_path / "decoder.py"
+    decoder.write_text("import os, time\nos.close(1)\ntime.sleep(20)\n")
+    monkeypatch.setattr(audio, "DECODER", decoder)
+    monkeypatch.setattr(audio, "STALL_SECONDS", 0.5)
+    with pytest.raises(DecodeError, match="stuck"):
+        decoded(tmp_path / "a.wav")
+
+
+def box(kind: bytes, *parts: bytes, more: int = 0) -> bytes:
+    """A box of an MP4 file, whose last `more` bytes are not among the parts."""
+    body = kind + b"".join(parts)
+    return struct.pack(">I", 4 + len(body) + more) + body
+
+
+def with_cover(path: Path, size: int) -> None:
+    """Put a cover picture of `size` bytes into an M4A file, whose index is at its end.
+
+    The picture is a hole in the file and takes no disk.
+    """
+    content = path.read_bytes()
+    index = content.index(b"moov") - 4
+    tags = content.index(b"udta") - 4
+    handler = box(b"hdlr", bytes(8), b"mdirappl", bytes(9))
+    picture = box(b"covr", box(b"data", struct.pack(">II", 13, 0), more=size), more=size)
+    listed = box(b"ilst", picture, more=size)
+    described = box(b"udta", box(b"meta", bytes(4), handler, listed, more=size), more=size)
+    movie = box(b"moov", content[index + 8 : tags], described, more=size)
+    path.write_bytes(content[:index] + movie)
+    os.truncate(path, path.stat().st_size + size)
+
+
+def test_a_cover_picture_of_500_mb_does_not_refuse_the_recording(tmp_path):
+    path = tmp_path / "a.m4a"
+    media.encode(SPEECH, path)
+    with_cover(path, 500 * 10**6)
+    assert abs(seconds(decoded(path)) - seconds(SPEECH)) <= 0.1
 
 
 @pytest.mark.parametrize("report", ["", "no JSON", "[]", "{}", '{"kind": "empty"}', '{"kind": [], "message": {}}', '{"kind": null, "message": null}'])

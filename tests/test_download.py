@@ -18,6 +18,7 @@ import threading
 import time
 import zlib
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 import download as module
 import web
 from download import download
-from errors import AddressRefused, DownloadError, DownloadTimeout, DownloadTooLarge, HostNotFound, SourceRefused, WorkerError
+from errors import (
+    AddressRefused,
+    DownloadError,
+    DownloadTimeout,
+    DownloadTooLarge,
+    HostNotFound,
+    SourceRefused,
+    WorkerError,
+    WorkerFailed,
+)
 from web import MAX_REDIRECTS
 
 SOUND = random.Random(1).randbytes(700_000)  # more than two blocks
@@ -399,7 +409,8 @@ def test_a_full_disk_is_reported_as_such_fault_injected(serve, refusal, monkeypa
 
     server = serve(whole)
     monkeypatch.setattr(Path, "open", full)
-    assert refusal(server.url(), DownloadError) == "The worker could not store the file of audio_url: No space left on device."
+    sentence = "The worker could not store the file of audio_url: No space left on device."
+    assert refusal(server.url(), WorkerFailed) == sentence
     assert len(server.requests) == 1
 
 
@@ -552,6 +563,91 @@ def test_a_host_that_does_not_resolve_has_an_error_of_its_own(refusal):
     assert refusal(f"http://nowhere.invalid{SECRET}", HostNotFound) == "The host of audio_url does not resolve: nowhere.invalid."
 
 
+def resolver_that_fails(monkeypatch, times: float) -> None:
+    """The first `times` look-ups of a name find no resolver; later ones are real."""
+    look_up, count = socket.getaddrinfo, itertools.count()
+
+    def unreachable(host, *args, **more):
+        if next(count) < times:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return look_up(host, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+
+
+def test_a_resolver_that_fails_twice_is_asked_again_fault_injected(serve, fetch, monkeypatch):
+    server = serve(whole)
+    resolver_that_fails(monkeypatch, times=2)
+    assert fetch(server.url()) == SOUND
+
+
+def test_a_resolver_that_goes_on_failing_is_a_failed_download_fault_injected(refusal, monkeypatch):
+    resolver_that_fails(monkeypatch, times=inf)
+    sentence = refusal(f"http://named.test{SECRET}", DownloadError)
+    assert "look-up of its name failed, 3 times" in sentence
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """The look-up of a name that begins with "hangs" lasts as long as the test; these names."""
+    look_up, end, asked = socket.getaddrinfo, threading.Event(), []
+
+    def hangs(host, *args, **more):
+        if host.startswith("hangs"):
+            asked.append(host)
+            end.wait(60)
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    yield asked
+    end.set()
+    assert wait_until(lambda: not any(t.name == "resolver" for t in threading.enumerate()))
+
+
+def test_look_ups_that_hang_delay_no_other_download_fault_injected(serve, tmp_path, hanging):
+    server = serve(whole)
+
+    async def beside_hanging_ones():
+        hosts = [f"http://hangs-{i}.test/" for i in range(40)]
+        downloads = [fetched(host, tmp_path, max_bytes=1, timeout=60) for host in hosts]
+        jobs = [asyncio.create_task(download) for download in downloads]
+        await asyncio.to_thread(wait_until, lambda: len(hanging) == len(jobs))
+        for job in jobs[::2]:
+            job.cancel()
+        path = await fetched(server.url(), tmp_path, max_bytes=10**6, timeout=20)
+        for job in jobs:
+            job.cancel()
+        await asyncio.wait(jobs)
+        return path.read_bytes()
+
+    assert asyncio.run(beside_hanging_ones()) == SOUND
+
+
+def test_look_ups_of_one_host_that_hang_share_one_thread_fault_injected(tmp_path, hanging):
+    async def together():
+        url = f"http://hangs.test{SECRET}"
+        jobs = [fetched(url, tmp_path, max_bytes=1, timeout=0.3) for _ in range(40)]
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+    kinds = {type(error) for error in asyncio.run(together())}
+    assert kinds == {DownloadTimeout} and hanging == ["hangs.test"]
+
+
+def test_a_look_up_that_hangs_is_given_up_fault_injected(refusal, hanging, monkeypatch):
+    monkeypatch.setattr(web, "CONNECT_SECONDS", 0.1)
+    assert "3 times" in refusal(f"http://hangs.test{SECRET}", DownloadError, timeout=60)
+
+
+def test_a_worker_without_open_files_left_is_itself_the_cause_fault_injected(refusal, monkeypatch):
+    async def refused(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio, "open_connection", refused)
+    sentence = "The worker could not open a connection: Too many open files."
+    assert refusal(f"http://127.0.0.1{SECRET}", WorkerFailed) == sentence
+
+
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".invalid", "nul\0.invalid", "*"])
 def test_an_invalid_host_name_is_a_download_error(fetch, host):
     with pytest.raises(DownloadError) as refused:
@@ -641,7 +737,6 @@ def test_64_downloads_at_once_share_one_thread(serve, tmp_path):
     assert {path.read_bytes() for path in asyncio.run(run())} == {SOUND}
     names = [t.name for t in threading.enumerate()]
     assert names.count("downloads") == 1 and "download" not in names
-    assert sum(name.startswith("resolver") for name in names) <= module.RESOLVERS < 64
 
 
 def test_servers_that_send_headers_slowly_occupy_no_thread_of_the_shared_pool(serve, fetch, refusal):
@@ -663,9 +758,9 @@ def chunks_of_one_byte(handler) -> None:
     flood(handler, b"1\r\nx\r\n" * 1000)
 
 
-def empty_gzip_members(handler) -> None:
+def small_gzip_members(handler) -> None:
     reply(handler, length=-1, Content_Encoding="gzip")
-    flood(handler, gzip.compress(b"") * 1000)
+    flood(handler, gzip.compress(bytes(100)) * 1000)
 
 
 def flood(handler, block: bytes) -> None:
@@ -673,7 +768,10 @@ def flood(handler, block: bytes) -> None:
         handler.wfile.write(block)
 
 
-@pytest.mark.parametrize("endless", [chunks_of_one_byte, empty_gzip_members], ids=lambda f: f.__name__)
+ENDLESS = [chunks_of_one_byte, small_gzip_members]
+
+
+@pytest.mark.parametrize("endless", ENDLESS, ids=lambda f: f.__name__)
 def test_endless_bodies_block_neither_the_jobs_event_loop_nor_other_downloads(serve, endless, tmp_path):
     floods, quick, gaps = [serve(endless) for _ in range(4)], serve(whole), []
 
@@ -701,6 +799,28 @@ def test_endless_bodies_block_neither_the_jobs_event_loop_nor_other_downloads(se
     asyncio.run(beside_floods())
     print(f"{endless.__name__}: largest gap of a 5 ms ticker {max(gaps) * 1000:.0f} ms")
     assert wait_until(lambda: not running_downloads())
+
+
+EMPTY_BLOCK = b"\0\0\0\xff\xff"  # of a deflate stream: stored, not the last, no bytes
+GZIP_HEADER = gzip.compress(b"")[:10]
+WITHOUT_CONTENT = {  # how a compressed body begins and how it goes on
+    "members": (b"", gzip.compress(b"")),
+    "blocks": (GZIP_HEADER, EMPTY_BLOCK),
+    "a name in the header": (GZIP_HEADER[:3] + b"\x08" + GZIP_HEADER[4:], b"name"),
+}
+
+
+@pytest.mark.parametrize("start, more", WITHOUT_CONTENT.values(), ids=WITHOUT_CONTENT)
+def test_a_compressed_body_that_goes_on_without_content_is_a_failed_download(
+    serve, refusal, monkeypatch, start, more
+):
+    monkeypatch.setattr(web, "MAX_PADDING_BYTES", 10_000)
+
+    def endless(handler):
+        reply(handler, body=start, length=-1, Content_Encoding="gzip")
+        flood(handler, more * 1000)
+
+    assert "not compressed as its header says" in refusal(serve(endless).url(), DownloadError)
 
 
 def test_endless_interim_answers_are_a_failed_download(serve, refusal):

@@ -1,11 +1,18 @@
-"""The time that a job is allowed. Its progress needs a platform and is tested in test_runpod.py."""
+"""The time that a job is allowed, and its folder. test_runpod.py tests its progress."""
 
 import asyncio
+import shutil
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from errors import DeadlineExceeded
-from job import Progress, progress_of, seconds_allowed, time_allowed
+from errors import DeadlineExceeded, WorkerFailed
+from job import Progress, progress_of, seconds_allowed, temporary_folder, time_allowed
+
+HANG_SECONDS = 30  # what is not done by then never ends
 
 
 async def lasts(seconds: float, job: dict) -> str:
@@ -56,3 +63,66 @@ def test_without_a_platform_nothing_is_posted(monkeypatch):
             return len(asyncio.all_tasks())
 
     assert asyncio.run(tasks()) == 1
+
+
+# the folder
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """The folder in which the folders of jobs are made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+async def job_with_a_file() -> None:
+    async with temporary_folder() as folder:
+        (folder / "source").write_bytes(b"sound")
+
+
+def test_a_job_that_is_cancelled_while_its_folder_waits_to_be_removed_leaves_none(temporary):
+    busy = threading.Event()
+
+    async def cancelled() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        other = asyncio.create_task(asyncio.to_thread(busy.wait, HANG_SECONDS))
+        job = asyncio.create_task(job_with_a_file())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        job.cancel()
+        await asyncio.sleep(0)
+        busy.set()
+        await asyncio.wait([job, other], timeout=HANG_SECONDS)
+        assert job.cancelled()
+
+    asyncio.run(cancelled())
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_removed_is_tried_again_fault_injected(temporary, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(shutil, "rmtree", lambda *_, **__: None)
+        asyncio.run(job_with_a_file())
+        assert len(list(temporary.iterdir())) == 1
+    asyncio.run(job_with_a_file())
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_folder_is_removed_where_no_thread_can_be_started_fault_injected(temporary, monkeypatch):
+    def refused(*_) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def without_threads() -> None:
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", refused)
+            await job_with_a_file()
+
+    asyncio.run(without_threads())
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_the_workers_trouble(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(WorkerFailed, match="Not a directory"):
+        asyncio.run(job_with_a_file())

@@ -5,6 +5,7 @@ import base64
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -364,8 +365,13 @@ def test_the_engines_process_does_not_import_the_worker(tmp_path):
 
 
 def test_a_jobs_files_are_removed_outside_the_event_loop(worker, monkeypatch):
-    removing, remove = [], tempfile.TemporaryDirectory.cleanup
-    monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", lambda folder: removing.append(threading.current_thread()) or remove(folder))
+    removing, remove = [], shutil.rmtree
+
+    def watched(folder: Path, **options: bool) -> None:
+        removing.append(threading.current_thread())
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
 
     async def use() -> Path:
         async with worker.temporary_folder() as folder:
