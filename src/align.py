@@ -23,6 +23,7 @@ LANGUAGES = frozenset(
 )
 TOKENS_PER_BLOCK = 13  # of the audio encoder, for a block of 2 * n_window mel frames (one second)
 PREPARERS = 1  # threads; qwen-asr's word splitters for Japanese and Korean keep state, and one thread prepares 1500 x real time
+MAX_CLOSE_SECONDS = 10  # for the batches that wait when the worker ends
 MAX_BATCH = 16  # chunks; larger batches are slower (962 x real time at 8, 649 x at 128)
 
 
@@ -70,10 +71,10 @@ class Aligner:
         self._thread.start()
 
     def close(self) -> None:
-        """Align what is queued and end the thread."""
-        self._preparers.shutdown()
+        """Align what is queued and end the thread. One that is stuck is left behind after MAX_CLOSE_SECONDS; it is a daemon."""
+        self._preparers.shutdown(wait=False, cancel_futures=True)
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(MAX_CLOSE_SECONDS)
 
     async def align(self, chunk: AudioChunk, text: str, language: str | None, spectrum: np.ndarray | None = None) -> tuple[Word, ...]:
         """The words of `text` with their times, in seconds from the start of the recording.

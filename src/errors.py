@@ -17,6 +17,7 @@ WorkerError
 │   └── Incomplete       transcript_incomplete
 ├── AlignError           alignment_failed     retryable
 ├── DeadlineExceeded     deadline_exceeded    retryable
+├── WorkerStopped        worker_stopped       retryable
 └── ResultTooLarge       result_too_large
 """
 
@@ -159,6 +160,13 @@ class DeadlineExceeded(WorkerError):
     """The time that the job's policy.executionTimeout allows was about to end."""
 
     code = "deadline_exceeded"
+    retryable = True
+
+
+class WorkerStopped(WorkerError):
+    """The worker was asked to stop, and the job did not end in the time that was left."""
+
+    code = "worker_stopped"
     retryable = True
 
 

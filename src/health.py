@@ -1,4 +1,4 @@
-"""Detects a broken GPU or a stuck engine: after several unexplained failures in a row the worker checks itself.
+"""Detects a broken GPU or a stuck engine: after a call that hung, or several unexplained failures in a row, the worker checks itself.
 
 Knows no models and no jobs: the check, and what to do when it fails, are given.
 """
@@ -26,9 +26,12 @@ class Health:
         """A part of the worker ("engine" or "aligner") has answered."""
         del self._failures[part]
 
-    async def failed(self, part: str) -> None:
-        """A part has failed, and its input does not explain why. Raises EngineDead where a check became due and has failed."""
-        self._failures[part] += 1
+    async def failed(self, part: str, hung: bool = False) -> None:
+        """A part has failed, and its input does not explain why. Raises EngineDead where a check became due and has failed.
+
+        `hung`: it gave no answer in the time of a chunk, which is so long that the check is due at once.
+        """
+        self._failures[part] += FAILURES_IN_A_ROW if hung else 1
         if self._failures[part] < FAILURES_IN_A_ROW:
             return
         if self._checking is None or self._checking.done():

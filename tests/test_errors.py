@@ -27,6 +27,7 @@ STABLE = {  # code → retryable; clients rely on both
     "transcript_incomplete": False,  # True after a timeout
     "alignment_failed": True,
     "deadline_exceeded": True,
+    "worker_stopped": True,
     "result_too_large": False,
 }
 
