@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -100,7 +101,8 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
 
     recogniser, aligner = Closing(), Closing()
     monkeypatch.setattr(handler.signal, "signal", lambda *_: None)
-    for name, value in {"settings": None, "asr": recogniser, "aligner": aligner, "load_models": lambda: None, "fitness_check": broken}.items():
+    unwatched = SimpleNamespace(watch=lambda: None, begin=lambda seconds: None)  # it would end the tests' process
+    for name, value in {"settings": None, "shutdown": unwatched, "asr": recogniser, "aligner": aligner, "load_models": lambda: None, "fitness_check": broken}.items():
         monkeypatch.setattr(handler, name, value, raising=False)
     with pytest.raises(RuntimeError, match="no memory"):
         handler.main()

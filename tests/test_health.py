@@ -1,4 +1,4 @@
-"""Unexplained failures: after three in a row the worker checks itself, and gives up where the check fails."""
+"""After a call that hung, or three unexplained failures in a row, the worker checks itself. It gives up where the check fails."""
 
 import asyncio
 
@@ -48,6 +48,13 @@ async def test_the_third_failure_starts_a_check_and_a_check_that_passes_resets_t
     assert worker.checks == 1
     await fail(worker, times=1)
     assert (worker.checks, worker.given_up) == (2, 0)
+
+
+async def test_one_call_that_hung_starts_a_check(worker):
+    await worker.health.failed("engine", hung=True)
+    assert (worker.checks, worker.given_up) == (1, 0)
+    await worker.health.failed("engine")
+    assert worker.checks == 1
 
 
 async def test_a_success_of_one_part_does_not_reset_the_count_of_the_other(worker):

@@ -21,6 +21,7 @@ from shutdown import MAX_CLOSE_SECONDS, Shutdown
 from standin import Platform, running_worker, until
 from test_entry_points import START_SECONDS, members
 
+TRICKLE_SECONDS = 5
 SCRIPT = Path(__file__).parent / "scripted_worker.py"
 JOBS_SECONDS = 3.0  # SHUTDOWN_TIMEOUT_SECONDS of the worker
 SETTINGS = {
@@ -85,7 +86,7 @@ def silent_server() -> Iterator[tuple[int, Callable[[], int]]]:
 
 @contextmanager
 def half_a_file(path: Path) -> Iterator[str]:
-    """The URL of a file whose second half never comes."""
+    """The URL of a file whose second half comes at a byte in TRICKLE_SECONDS, so that the download does not break off."""
     data, over = path.read_bytes(), threading.Event()
 
     class Half(BaseHTTPRequestHandler):
@@ -94,8 +95,9 @@ def half_a_file(path: Path) -> Iterator[str]:
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data[: len(data) // 2])
-            self.wfile.flush()
-            over.wait()
+            with suppress(OSError):
+                while not over.wait(TRICKLE_SECONDS):
+                    self.wfile.write(b"\0")
 
         def log_message(self, *_: object) -> None:
             pass
