@@ -77,11 +77,13 @@ def silent_server() -> Iterator[tuple[int, Callable[[], int]]]:
 
         thread = threading.Thread(target=accept)
         thread.start()
-        yield server.getsockname()[1], lambda: len(connections)
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for connection in connections:
-            connection.close()
+        try:
+            yield server.getsockname()[1], lambda: len(connections)
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in connections:
+                connection.close()
 
 
 @contextmanager
@@ -94,8 +96,8 @@ def half_a_file(path: Path) -> Iterator[str]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data[: len(data) // 2])
             with suppress(OSError):
+                self.wfile.write(data[: len(data) // 2])
                 while not over.wait(TRICKLE_SECONDS):
                     self.wfile.write(b"\0")
 
@@ -105,11 +107,13 @@ def half_a_file(path: Path) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Half)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/half.wav"
-    over.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/half.wav"
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
