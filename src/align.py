@@ -71,7 +71,10 @@ class Aligner:
         self._thread.start()
 
     def close(self) -> None:
-        """Align what is queued and end the thread. One that is stuck is left behind after MAX_CLOSE_SECONDS; it is a daemon."""
+        """Align what is queued and end the thread, within MAX_CLOSE_SECONDS.
+
+        A thread that is stuck is left behind. It is a daemon, so the process ends without it.
+        """
         self._preparers.shutdown(wait=False, cancel_futures=True)
         self._queue.put(None)
         self._thread.join(MAX_CLOSE_SECONDS)

@@ -53,15 +53,20 @@ def bucket_for(job: dict, settings: Settings) -> Bucket | None:
 
 
 async def deliver(
-    transcript: Transcript, request: Request, usage: dict, max_bytes: int, bucket: Bucket | None, name: str,
+    transcript: Transcript,
+    request: Request,
+    usage: dict,
+    max_bytes: int,
+    bucket: Bucket | None,
+    name: str,
     upload_time: AbstractAsyncContextManager = nullcontext(),
-) -> dict:  # fmt: skip
+) -> dict:
     """The job's output in the format of the request, with its `usage`, in at most `max_bytes` of JSON.
 
     A larger output is reduced, and `reduced_to` names the step: "compact" segments, "sentences" as segments, "text" alone; formats
     without segments are reduced to "text" at once. The full output goes to `bucket` as `name`, and `result_url` is its presigned URL.
-    An upload that fails, or does not end in `upload_time`, is replaced by a warning. `upload_time` is a context that raises
-    TimeoutError, as asyncio.timeout does.
+    An upload that fails, or does not end in `upload_time`, is replaced by a warning.
+    `upload_time` is a context that raises TimeoutError, as asyncio.timeout does.
     Raises ResultTooLarge where the text alone is too large.
     """
     full = await asyncio.to_thread(output_of, transcript, request) | {"usage": usage}
@@ -160,7 +165,10 @@ def _compact(output: dict) -> dict:
 
 
 def _in_own_thread(function: Callable, *args: object) -> asyncio.Future:
-    """Its result. Not in an executor: a thread that hangs there takes the place of others, and the process waits for it at its end."""
+    """The function's result. Not from an executor, because an upload may hang for minutes.
+
+    In an executor it would take the place of other work, and the process would wait for it to end.
+    """
     future: concurrent.futures.Future = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
 
@@ -177,7 +185,8 @@ def _in_own_thread(function: Callable, *args: object) -> asyncio.Future:
 def _upload(full: dict, bucket: Bucket, name: str) -> str:
     """Upload the result with the SDK's client. Returns the presigned URL, valid for URL_SECONDS.
 
-    Not with the SDK's `upload_in_memory_object`: it sends pieces of 25 KB from threads for which the process waits at its end.
+    Not with the SDK's `upload_in_memory_object`, which sends pieces of 25 KB from threads of its
+    own: the process would wait for them to end.
     """
     from runpod.serverless.utils.rp_upload import get_boto_client
 

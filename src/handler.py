@@ -72,12 +72,14 @@ async def handler(job: dict) -> dict:
     try:
         request = parse_request(job.get("input"), settings.allow_local_files)
         async with progress_of(job) as progress, temporary_folder() as folder:
-            async with time_allowed(job, shutdown) as limit:  # a transcript that was made in time is delivered
+            # not around the delivery: a transcript that was made in time is delivered
+            async with time_allowed(job, shutdown) as limit:
                 transcript = await transcribe_recording(request, folder, progress, usage)
         cost = usage.to_output(transcript.duration, settings)
         bucket, name = bucket_for(job, settings), f"{job.get('id')}.json"
         upload_time = shutdown.timeout(seconds_left(limit, MAX_UPLOAD_SECONDS))
-        output = await deliver(transcript, request, cost, settings.max_result_bytes, bucket, name, upload_time)
+        most = settings.max_result_bytes
+        output = await deliver(transcript, request, cost, most, bucket, name, upload_time)
     except Exception as error:
         failure = as_worker_error(error)
         log.warn(f"failed after {usage.seconds:.1f} s: {failure.code}", job.get("id"))

@@ -1,4 +1,5 @@
-"""Detects a broken GPU or a stuck engine: after a call that hung, or several unexplained failures in a row, the worker checks itself.
+"""Detects a broken GPU or a stuck engine. The worker checks itself after a call that hung, or after
+several unexplained failures in a row.
 
 Knows no models and no jobs: the check, and what to do when it fails, are given.
 """
@@ -27,9 +28,10 @@ class Health:
         del self._failures[part]
 
     async def failed(self, part: str, hung: bool = False) -> None:
-        """A part has failed, and its input does not explain why. Raises EngineDead where a check became due and has failed.
+        """A part has failed, and its input does not explain why.
 
-        `hung`: it gave no answer in the time of a chunk, which is so long that the check is due at once.
+        `hung`: it gave no answer in the time allowed, which is so long that a check is due at once.
+        Raises EngineDead where a check became due and has failed.
         """
         self._failures[part] += FAILURES_IN_A_ROW if hung else 1
         if self._failures[part] < FAILURES_IN_A_ROW:

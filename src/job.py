@@ -44,7 +44,7 @@ def seconds_allowed(job: dict) -> float | None:
 
 @asynccontextmanager
 async def time_allowed(job: dict, shutdown: Shutdown) -> AsyncIterator[asyncio.Timeout]:
-    """Cancel the body of the context before the platform kills the worker for exceeding the timeout.
+    """Cancel the body of the context before the platform kills the worker for its timeout.
 
     Raises DeadlineExceeded, or WorkerStopped where `shutdown` ended the time.
     """
@@ -57,7 +57,7 @@ async def time_allowed(job: dict, shutdown: Shutdown) -> AsyncIterator[asyncio.T
         if not limit.expired():
             raise
         if allowed is None or limit.when() < began + allowed:
-            raise WorkerStopped("This worker was stopped before the job ended. Please send the job again.") from None
+            raise WorkerStopped("The worker was stopped. Please send the job again.") from None
         given = job["policy"]["executionTimeout"]
         raise DeadlineExceeded(
             f"policy.executionTimeout of {given:.0f} ms was about to pass; a larger one is needed for this recording."

@@ -1,8 +1,10 @@
-"""What the worker changes in RunPod's SDK (1.12.0): a result is sent until the platform takes it, an error of the platform is
-followed by a pause, and SIGTERM ends the worker in bounded time. Knows no audio and no models.
+"""What the worker changes in RunPod's SDK 1.12.0. Knows no audio and no models.
 
-The SDK gives a result up after one lost connection or 429, and after three 5xx within 5 s. It asks for jobs again at once after
-an error, some thousand times a second.
+A result is sent until the platform takes it. The SDK gives up after one lost connection or 429, and
+after three 5xx within 5 s.
+An error of the platform is followed by a pause. The SDK asks for jobs again at once, some thousand
+times a second.
+SIGTERM ends the worker in bounded time. The SDK waits for running jobs as long as they take.
 """
 
 import asyncio
@@ -29,7 +31,10 @@ log = RunPodLogger()
 
 
 def install(shutdown: Shutdown, shutdown_seconds: float) -> None:
-    """Put the changes into the SDK, before its `start`. After SIGTERM running jobs get `shutdown_seconds`."""
+    """Put the changes into the SDK, before its `start`.
+
+    After SIGTERM running jobs get `shutdown_seconds`.
+    """
 
     class Scaler(rp_scale.JobScaler):
         def __init__(self, config: dict):
@@ -60,8 +65,8 @@ async def send_result(
 ) -> None:
     """Post a job's result as the SDK does, and again until the platform has taken or refused it.
 
-    The job counts as running until then, so pings name it, and a stop signal for it ends the attempts. The platform may see the
-    same post twice, where only its answer was lost.
+    The job counts as running until then: pings name it, and a stop signal for it ends the attempts.
+    The platform may see the same post twice, where only its answer was lost.
     """
     url = rp_http.JOB_DONE_URL.replace("$ID", job["id"]) + f"&isStream={str(is_stream).lower()}"
     body = json.dumps(result, ensure_ascii=False)

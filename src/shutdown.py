@@ -1,6 +1,6 @@
-"""The end of the worker: running jobs get some time, then they fail, and then the process ends, whatever hangs in it.
+"""The end of the worker, whatever hangs in it. Knows no models and no platform.
 
-Knows no models and no platform.
+Running jobs get some time. Then they fail, and after some more time the process is ended.
 """
 
 import asyncio
@@ -42,9 +42,10 @@ class Shutdown:
         return self.jobs_end < inf
 
     def begin(self, seconds: float) -> None:
-        """End the worker: its jobs in `seconds`, and its process MAX_CLOSE_SECONDS later at the latest.
+        """End the running jobs in `seconds`, and the process at most MAX_CLOSE_SECONDS later.
 
-        May be called again, to bring the end forward. Safe in a signal handler: it takes no lock that the interrupted code may hold.
+        May be called again, to bring the end forward. Safe in a signal handler: it takes no lock
+        that the interrupted code may hold.
         """
         first = not self.begun
         self.jobs_end = min(self.jobs_end, time.monotonic() + seconds)
@@ -57,7 +58,10 @@ class Shutdown:
     async def timeout(
         self, seconds: float | None, extra_seconds: float = 0
     ) -> AsyncIterator[asyncio.Timeout]:
-        """asyncio.timeout(seconds), which ends earlier, `extra_seconds` after the jobs' end, once the shutdown has begun."""
+        """asyncio.timeout(seconds), which a shutdown brings forward.
+
+        It then ends `extra_seconds` after the time of the running jobs.
+        """
         async with asyncio.timeout(seconds) as limit:
             bound = _Bound(limit, extra_seconds)
             self._bounds.add(bound)

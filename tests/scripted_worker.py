@@ -1,8 +1,11 @@
-"""The real worker with scripted models, which is ready in seconds: for what must hang, break or be cancelled many times.
+"""The worker with scripted models, ready in seconds: for what must hang, break or be cancelled.
 
-Recognition and alignment are scripted at the call of the model; the queues, threads and loops around it are the worker's.
-As a command, `python scripted_worker.py FAULT` is a worker of a platform. FAULT names a model that hangs with every recording
-longer than MAX_CHECK_SECONDS ("aligner", "engine"), or what else does not end ("close"); "" is none.
+Recognition and alignment are scripted at the call of the model. The queues, threads and loops
+around it are the worker's.
+
+As a command, `python scripted_worker.py FAULT` is a worker of a platform. With FAULT "aligner" or
+"engine" that model hangs for every recording longer than MAX_CHECK_SECONDS. With "close" the
+aligner does not close. With "" nothing is broken.
 """
 
 import asyncio
@@ -37,14 +40,17 @@ def spoken(seconds: float) -> np.ndarray:
     """(samples,) int16 of noise with pauses, which the voice detector takes for speech."""
     rng = np.random.default_rng(1)
     pcm = rng.normal(0, LOUD, round(seconds * SAMPLE_RATE))
-    period, pause = round((PHRASE_SECONDS + PAUSE_SECONDS) * SAMPLE_RATE), round(PAUSE_SECONDS * SAMPLE_RATE)
+    period, pause = (
+        round((PHRASE_SECONDS + PAUSE_SECONDS) * SAMPLE_RATE),
+        round(PAUSE_SECONDS * SAMPLE_RATE),
+    )
     for start in range(0, len(pcm), period):
         pcm[start : start + pause] = 0
     return pcm.clip(-32768, 32767).astype(np.int16)
 
 
 class Aligner(align.Aligner):
-    """The worker's aligner with even marks. `before_marks` is called in its thread for each batch."""
+    """The worker's aligner with even marks. Its thread calls `before_marks` for each batch."""
 
     def __init__(self, before_marks=lambda batch: None):
         self._before_marks = before_marks
@@ -66,7 +72,7 @@ class Aligner(align.Aligner):
 
 
 class Recogniser(asr.Recogniser):
-    """The worker's recogniser without an engine. `before_answer` is awaited in its loop for each decode."""
+    """The worker's recogniser without engine. Its loop awaits `before_answer` for each decode."""
 
     dead = False
 
@@ -79,7 +85,9 @@ class Recogniser(asr.Recogniser):
         self._sockets = tempfile.TemporaryDirectory(prefix="engine-")
         self._processes = []
 
-    async def _transcribe(self, chunk, language, context, temperature, vocabulary) -> asr.Hypothesis:
+    async def _transcribe(
+        self, chunk, language, context, temperature, vocabulary
+    ) -> asr.Hypothesis:
         await self._before_answer(chunk)
         count = max(1, round(WORDS_PER_SECOND * chunk.speech_seconds))
         text = " ".join(f"word{chunk.index}x{i}" for i in range(count))

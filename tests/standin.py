@@ -15,8 +15,9 @@ Requests of a client (runpod SDK 1.12.0 endpoint/runner.py, npm runpod-sdk 1.1.2
 
 Known behaviour of the platform, the same here: a job-done that is too large gets 400, and its job is COMPLETED without output;
 an `error` makes a job FAILED; the worker takes 4xx as final and repeats after 5xx (three attempts in all). Assumed, because it
-is not documented: a post about a job that has ended is recorded, answered 200 and changes nothing; a body that is not JSON gets
-400, and its job stays IN_PROGRESS; a job whose worker dies stays IN_PROGRESS. Not implemented: `ttl`, rate limits, request size limits.
+is not documented: a post about a job that has ended is recorded, answered 200 and changes nothing;
+a body that is not JSON gets 400, and its job stays IN_PROGRESS; a job whose worker dies stays
+IN_PROGRESS. Not implemented: `ttl`, rate limits, request size limits.
 
 When a job ends, its `webhook` is sent what /status shows. Without a 200 it is sent twice more, here without the pause of 10 s.
 
@@ -134,14 +135,17 @@ class Job:
 class Platform:
     """One endpoint with its queue, on a port that the system chose; a thread of its own serves it until close().
 
-    Tests read jobs by id, as platform.jobs[id].results. reply_limit, fail_results, lose_answers and outage may be set at any time.
+    Tests read jobs by id, as platform.jobs[id].results.
+    reply_limit, fail_results, lose_answers and outage may be set at any time.
     """
 
     def __init__(self, reply_limit: int = REPLY_LIMIT):
         self.reply_limit = reply_limit  # bytes
         self.fail_results = 0  # how many of the next result posts get a 500
-        self.lose_answers = 0  # how many of the next result posts count, but their connection breaks before the answer
-        self.outage: int | str | None = None  # of what workers call: an HTTP status, "reset", or "hang" until it is over
+        # how many of the next result posts count, but their connection breaks before the answer
+        self.lose_answers = 0
+        # of what workers call: an HTTP status, "reset", or "hang" until it is over
+        self.outage: int | str | None = None
         self.refused: list[Refusal] = []  # calls during outages
         self.jobs: dict[str, Job] = {}  # in the order of submission
         self.takes: list[Take] = []
@@ -254,7 +258,9 @@ class Platform:
         return app
 
     @web.middleware
-    async def _break_during_outage(self, request: web.Request, handler: Callable) -> web.StreamResponse:
+    async def _break_during_outage(
+        self, request: web.Request, handler: Callable
+    ) -> web.StreamResponse:
         call = request.path.removeprefix(f"/v2/{ENDPOINT}/").partition("/")[0]
         if self.outage is None or call not in WORKER_CALLS:
             return await handler(request)

@@ -191,17 +191,19 @@ async def test_an_upload_that_hangs_is_given_up_in_time_and_adds_a_warning_fault
     assert hanging and "result_url" not in output
 
 
-async def test_uploads_that_hang_take_no_thread_from_the_other_work_of_the_worker_fault_injected(hanging):
+async def test_uploads_that_hang_take_no_thread_from_other_work_fault_injected(hanging):
     """The default executor has four threads more than the machine has cores."""
     count = (os.cpu_count() or 1) + 8
-    uploads = [asyncio.create_task(deliver_small(upload_time=asyncio.timeout(60))) for _ in range(count)]
+    delivery_of = lambda: deliver_small(upload_time=asyncio.timeout(60))
+    uploads = [asyncio.create_task(delivery_of()) for _ in range(count)]
     async with asyncio.timeout(50):
         while len(hanging) < count:
             await asyncio.sleep(0.05)
         assert await asyncio.to_thread(lambda: "free") == "free"
     for upload in uploads:
         upload.cancel()
-    assert {type(e) for e in await asyncio.gather(*uploads, return_exceptions=True)} == {asyncio.CancelledError}
+    ends = await asyncio.gather(*uploads, return_exceptions=True)
+    assert {type(end) for end in ends} == {asyncio.CancelledError}
 
 
 async def test_an_upload_that_succeeds_gives_its_url_text_injected(monkeypatch):

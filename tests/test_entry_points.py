@@ -101,8 +101,10 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
 
     recogniser, aligner = Closing(), Closing()
     monkeypatch.setattr(handler.signal, "signal", lambda *_: None)
-    unwatched = SimpleNamespace(watch=lambda: None, begin=lambda seconds: None)  # it would end the tests' process
-    for name, value in {"settings": None, "shutdown": unwatched, "asr": recogniser, "aligner": aligner, "load_models": lambda: None, "fitness_check": broken}.items():
+    # the real one would end the tests' process
+    unwatched = SimpleNamespace(watch=lambda: None, begin=lambda seconds: None)
+    monkeypatch.setattr(handler, "shutdown", unwatched)
+    for name, value in {"settings": None, "asr": recogniser, "aligner": aligner, "load_models": lambda: None, "fitness_check": broken}.items():
         monkeypatch.setattr(handler, name, value, raising=False)
     with pytest.raises(RuntimeError, match="no memory"):
         handler.main()

@@ -1,4 +1,7 @@
-"""After a call that hung, or three unexplained failures in a row, the worker checks itself. It gives up where the check fails."""
+"""After a call that hung, or three unexplained failures in a row, the worker checks itself.
+
+It gives up where the check fails.
+"""
 
 import asyncio
 

@@ -63,7 +63,10 @@ def test_a_job_whose_deadline_passes_during_a_shutdown_says_that_it_passed():
         asyncio.run(late())
 
 
-@pytest.mark.parametrize("seconds, low, high", [(None, 120, 120), (600, 120, 120), (30, 20, 30), (0, 0, 0)])
+LEFT = [(None, 120, 120), (600, 120, 120), (30, 20, 30), (0, 0, 0)]
+
+
+@pytest.mark.parametrize("seconds, low, high", LEFT)
 async def test_an_upload_gets_what_is_left_of_the_jobs_time(seconds, low, high):
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds) as limit:

@@ -152,7 +152,9 @@ def test_the_python_client_gets_a_transcript_an_error_and_a_cancellation(platfor
 
 
 @pytest.mark.skipif(not NODE or not JAVASCRIPT.exists(), reason="Node.js or its runpod-sdk is not installed")
-def test_the_javascript_client_gets_a_transcript_an_error_and_a_cancellation(platform, short, recordings, file_server):
+def test_the_javascript_client_gets_a_transcript_an_error_and_a_cancellation(
+    platform, short, recordings, file_server
+):
     """The cancelled job cannot end by itself: half of its recording never comes."""
 
     def ask(action: str, payload: object) -> dict:

@@ -1,4 +1,4 @@
-"""What the worker changes in RunPod's SDK, on the real worker process with scripted models; only the platform is a stand-in."""
+"""What the worker changes in RunPod's SDK, on the worker's process with scripted models."""
 
 import asyncio
 import inspect
@@ -54,7 +54,7 @@ def sends_begun(platform: Platform) -> int:
 
 @pytest.mark.parametrize("outage", ["reset", 429, 503])
 def test_a_result_is_delivered_after_an_outage(platform, short, outage):
-    """Four attempts fail: the SDK alone makes one after a lost connection or a 429, and three after a 503."""
+    """Four attempts fail. The SDK makes one after a lost connection or a 429, three after a 503."""
     platform.refused.clear()
     job_id = platform.submit(short)
     until(lambda: platform.jobs[job_id].taken)
@@ -87,7 +87,9 @@ def test_other_jobs_are_taken_while_a_result_waits(platform, short):
 def test_a_result_whose_answer_was_lost_is_posted_again_unchanged(platform, short):
     platform.lose_answers = 1
     job_id = platform.submit(short)
-    first, second = until(lambda: len(platform.jobs[job_id].results) == 2 and platform.jobs[job_id].results, 60)
+    first, second = until(
+        lambda: len(platform.jobs[job_id].results) == 2 and platform.jobs[job_id].results, 60
+    )
     assert first.body == second.body and platform.jobs[job_id].status == "COMPLETED"
 
 
@@ -146,10 +148,16 @@ def test_the_sdk_is_the_version_whose_functions_are_replaced():
 
 
 def test_the_sdk_calls_what_is_replaced():
-    assert "await send_result(session, job_result, job, is_stream=is_stream)" in inspect.getsource(rp_job.handle_job)
+    assert "await send_result(session, job_result, job, is_stream=is_stream)" in inspect.getsource(
+        rp_job.handle_job
+    )
     assert "rp_scale.JobScaler(config)" in inspect.getsource(sdk_worker.run_worker)
-    assert "self.jobs_fetcher(session, jobs_needed)" in inspect.getsource(rp_scale.JobScaler.get_jobs)
-    assert "signal.signal(signal.SIGTERM, self.handle_shutdown)" in inspect.getsource(rp_scale.JobScaler.start)
+    assert "self.jobs_fetcher(session, jobs_needed)" in inspect.getsource(
+        rp_scale.JobScaler.get_jobs
+    )
+    assert "signal.signal(signal.SIGTERM, self.handle_shutdown)" in inspect.getsource(
+        rp_scale.JobScaler.start
+    )
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -166,5 +174,9 @@ async def test_a_result_is_posted_as_the_sdk_posts_it(is_stream, monkeypatch):
 
 
 def test_transmit_takes_a_session_an_address_and_a_body_and_raises_for_a_status():
-    assert list(inspect.signature(rp_http._transmit).parameters) == ["client_session", "url", "job_data"]
+    assert list(inspect.signature(rp_http._transmit).parameters) == [
+        "client_session",
+        "url",
+        "job_data",
+    ]
     assert '"raise_for_status": True' in inspect.getsource(rp_http._transmit)

@@ -1,4 +1,7 @@
-"""SIGTERM ends the worker, whatever hangs in it, and its jobs are answered first. The models are scripted, all else is real."""
+"""SIGTERM ends the worker, whatever hangs in it, and its jobs are answered first.
+
+The models are scripted, all else is the worker's.
+"""
 
 import asyncio
 import signal
@@ -28,7 +31,8 @@ SETTINGS = {
     "MAX_CONCURRENCY": "4",
     "MAX_RESULT_BYTES": "10000",
     "SHUTDOWN_TIMEOUT_SECONDS": str(JOBS_SECONDS),
-    "CHUNK_TARGET_SECONDS": "60",  # the tests' environment has shorter chunks, for the tiny checkpoints
+    # the tests' environment has shorter chunks, for the tiny checkpoints
+    "CHUNK_TARGET_SECONDS": "60",
     "CHUNK_LIMIT_SECONDS": "180",
 }
 MAX_END_SECONDS = JOBS_SECONDS + MAX_CLOSE_SECONDS  # what the README promises
@@ -57,7 +61,9 @@ def scripted(folder: Path, fault: str = "", **environment: str) -> Iterator[Scri
     environment = SETTINGS | environment
     with closing(Platform()) as platform, tempfile.TemporaryDirectory() as temporary:
         command = [sys.executable, "-u", SCRIPT, fault]
-        with running_worker(platform, command, folder / "log", **environment | {"TMPDIR": temporary}) as process:
+        with running_worker(
+            platform, command, folder / "log", **environment | {"TMPDIR": temporary}
+        ) as process:
             worker = ScriptedWorker(platform, process, temporary, folder / "log")
             until(lambda: process.poll() is not None or platform.takes, START_SECONDS)
             assert process.poll() is None, worker.log
@@ -88,7 +94,10 @@ def silent_server() -> Iterator[tuple[int, Callable[[], int]]]:
 
 @contextmanager
 def half_a_file(path: Path) -> Iterator[str]:
-    """The URL of a file whose second half comes at a byte in TRICKLE_SECONDS, so that the download does not break off."""
+    """The URL of a file whose second half never comes.
+
+    A byte in TRICKLE_SECONDS keeps the download from breaking off.
+    """
     data, over = path.read_bytes(), threading.Event()
 
     class Half(BaseHTTPRequestHandler):
@@ -125,18 +134,34 @@ def minutes(file_server) -> Path:
 
 
 def bucket(port: int) -> dict:
-    return {"endpointUrl": f"http://127.0.0.1:{port}", "accessId": "id", "accessSecret": "s", "bucketName": "b"}
+    return {
+        "endpointUrl": f"http://127.0.0.1:{port}",
+        "accessId": "id",
+        "accessSecret": "s",
+        "bucketName": "b",
+    }
 
 
 def stopped(body: dict) -> bool:
-    return body["status"] == "FAILED" and body["output"] == {"error_code": "worker_stopped", "retryable": True}
+    return body["status"] == "FAILED" and body["output"] == {
+        "error_code": "worker_stopped",
+        "retryable": True,
+    }
 
 
 @pytest.mark.parametrize("fault", ["aligner", "engine"])
-def test_a_model_that_hangs_does_not_keep_the_worker_after_sigterm_fault_injected(fault, tmp_path, file_server, minutes):
+def test_a_model_that_hangs_does_not_keep_the_worker_after_sigterm_fault_injected(
+    fault, tmp_path, file_server, minutes
+):
     with scripted(tmp_path, fault) as worker:
         job_id = worker.platform.submit({"audio_url": file_server.url(minutes.name)})
-        until(lambda: worker.platform.jobs[job_id].progress and worker.platform.jobs[job_id].progress[-1].body["output"]["phase"] == "transcribing")
+        until(
+            lambda: (
+                worker.platform.jobs[job_id].progress
+                and worker.platform.jobs[job_id].progress[-1].body["output"]["phase"]
+                == "transcribing"
+            )
+        )
         assert worker.ended() == 0
         assert stopped(worker.platform.jobs[job_id].body())
 
@@ -149,21 +174,35 @@ def test_a_download_that_hangs_does_not_keep_the_worker_after_sigterm(tmp_path, 
         assert stopped(worker.platform.jobs[job_id].body())
 
 
-def test_an_upload_that_hangs_does_not_keep_the_worker_after_sigterm_and_the_reduced_result_is_delivered(tmp_path, file_server, minutes):
+def test_an_upload_that_hangs_at_sigterm_keeps_neither_the_worker_nor_the_result(
+    tmp_path, file_server, minutes
+):
     with scripted(tmp_path) as worker, silent_server() as (port, connected):
-        job_id = worker.platform.submit({"audio_url": file_server.url(minutes.name)}, s3Config=bucket(port))
+        job_id = worker.platform.submit(
+            {"audio_url": file_server.url(minutes.name)}, s3Config=bucket(port)
+        )
         until(connected)
         assert worker.ended() == 0
         body = worker.platform.jobs[job_id].body()
-        assert body["status"] == "COMPLETED" and "could not be uploaded" in body["output"]["warnings"][-1]
+        assert (
+            body["status"] == "COMPLETED"
+            and "could not be uploaded" in body["output"]["warnings"][-1]
+        )
 
 
-def test_a_platform_out_of_reach_does_not_keep_the_worker_after_sigterm(tmp_path, file_server, minutes):
+def test_a_platform_out_of_reach_does_not_keep_the_worker_after_sigterm(
+    tmp_path, file_server, minutes
+):
     with scripted(tmp_path) as worker:
         job_id = worker.platform.submit({"audio_url": file_server.url(minutes.name)})
         until(lambda: worker.platform.jobs[job_id].taken)
         worker.platform.outage = "reset"
-        until(lambda: any(refusal.call == "job-done" for refusal in worker.platform.refused) and "done in" in worker.log)
+        until(
+            lambda: (
+                any(refusal.call == "job-done" for refusal in worker.platform.refused)
+                and "done in" in worker.log
+            )
+        )
         assert worker.ended() == 0
         assert "the result is lost" in worker.log
 
@@ -182,10 +221,14 @@ def test_after_sigterm_a_job_that_ends_in_time_is_answered(tmp_path, file_server
         assert worker.platform.jobs[job_id].status == "COMPLETED"
 
 
-def test_a_transcript_made_in_time_is_delivered_although_its_upload_hangs_until_the_deadline(tmp_path, file_server, minutes):
+def test_a_transcript_made_in_time_is_delivered_although_its_upload_hangs_until_the_deadline(
+    tmp_path, file_server, minutes
+):
     with scripted(tmp_path) as worker, silent_server() as (port, connected):
         policy = {"executionTimeout": 10_000}
-        job_id = worker.platform.submit({"audio_url": file_server.url(minutes.name)}, s3Config=bucket(port), policy=policy)
+        job_id = worker.platform.submit(
+            {"audio_url": file_server.url(minutes.name)}, s3Config=bucket(port), policy=policy
+        )
         body = worker.platform.wait(job_id, 60)
         assert connected() and body["status"] == "COMPLETED" and body["output"]["text"]
         assert "could not be uploaded" in body["output"]["warnings"][-1]
