@@ -82,11 +82,13 @@ class Closing:
 
     capacity = 1
 
-    def __init__(self):
+    def __init__(self, closed: list | None = None):
         self.ended = ""
+        self.closed = [] if closed is None else closed  # in the order of their end
 
     def close(self) -> None:
         self.ended = "closed"
+        self.closed.append(self)
 
     def kill(self) -> None:
         self.ended = "killed"
@@ -99,7 +101,8 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
     async def broken():
         raise RuntimeError("no memory")
 
-    recogniser, aligner = Closing(), Closing()
+    closed = []
+    recogniser, aligner = Closing(closed), Closing(closed)
     monkeypatch.setattr(handler.signal, "signal", lambda *_: None)
     # the real one would end the tests' process
     unwatched = SimpleNamespace(watch=lambda: None, begin=lambda seconds: None)
@@ -108,7 +111,7 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
         monkeypatch.setattr(handler, name, value, raising=False)
     with pytest.raises(RuntimeError, match="no memory"):
         handler.main()
-    assert (recogniser.ended, aligner.ended) == ("closed", "closed")
+    assert closed == [recogniser, aligner]  # a stuck aligner must not keep the GPU's memory
 
 
 def test_an_aligner_that_does_not_load_ends_the_engine(monkeypatch):
