@@ -30,6 +30,7 @@ LANGUAGES = frozenset(
     ("Chinese", "English", "Cantonese", "French", "German", "Italian", "Japanese", "Korean", "Portuguese", "Russian", "Spanish")
 )
 PREPARERS = 1  # threads; qwen-asr's word splitters for Japanese and Korean keep state, and one thread prepares 1500 x real time
+MAX_CLOSE_SECONDS = 10  # for the batches that wait when the worker ends
 MAX_BATCH = 16  # chunks; larger batches are slower (962 x real time at 8, 649 x at 128)
 # In the messages of CUDA ("CUDA error: out of memory"), cuBLAS (CUBLAS_STATUS_ALLOC_FAILED) and
 # cuDNN (…_ALLOC_FAILED, …_DEVICE_ALLOCATION_FAILED, or no plan whose working memory fits).
@@ -132,10 +133,13 @@ class Aligner:
             yield [self._prepared(chunk, text, "English", None)] * count
 
     def close(self) -> None:
-        """Align what is queued and end the thread."""
-        self._preparers.shutdown()
+        """Align what is queued and end the thread, within MAX_CLOSE_SECONDS.
+
+        A thread that is stuck is left behind. It is a daemon, so the process ends without it.
+        """
+        self._preparers.shutdown(wait=False, cancel_futures=True)
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(MAX_CLOSE_SECONDS)
 
     async def align(
         self, chunk: AudioChunk, text: str, language: str | None, spectrum: "Tensor | None" = None

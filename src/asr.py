@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SEED = 0  # of sampling, so that a retry gives the same answer every time
 CONTEXT_SPEECH_SECONDS = 1.0  # a chunk with less speech gets no context: the model may answer with the context instead
+MAX_CLOSE_SECONDS = 15  # vLLM waits 5 s for its process before it kills it
 TEXT_TAG = "<asr_text>"  # separates the language from the text of an answer
 
 
@@ -84,10 +85,13 @@ class Recogniser:
         self._engine = self._starting.result()
 
     def close(self) -> None:
-        """End the engine and its child process."""
-        self._submit(self._shut_down()).result()
+        """End the engine and its child process, which is killed where it does not end by itself."""
+        try:
+            self._submit(self._shut_down()).result(MAX_CLOSE_SECONDS)
+        except TimeoutError:
+            self.kill()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._thread.join(MAX_CLOSE_SECONDS)
         self._sockets.cleanup()
 
     @property

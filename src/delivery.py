@@ -5,8 +5,12 @@ bytes that the SDK will send.
 """
 
 import asyncio
+import concurrent.futures
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -20,6 +24,8 @@ from subtitles import cues_of, to_srt, to_vtt
 from transcript import Transcript
 
 COMPACT_FIELDS = ("start", "end", "text", "estimated")  # of a segment
+MAX_UPLOAD_SECONDS = 120
+URL_SECONDS = 7 * 86_400  # as the SDK's own uploads
 ENCODED_AT_ONCE = 1000  # items of a list; a few milliseconds
 
 log = RunPodLogger()
@@ -32,7 +38,7 @@ class Bucket:
     endpoint_url: str
     access_id: str
     access_secret: str
-    name: str = ""  # "": the SDK takes month and year
+    name: str = ""  # "": month and year, as the SDK's own uploads
     trusted: bool = False  # from the settings; that of a client must have a public address
 
 
@@ -46,11 +52,21 @@ def bucket_for(job: dict, settings: Settings) -> Bucket | None:
     return Bucket(*own, trusted=True) if own[0] else None
 
 
-async def deliver(transcript: Transcript, request: Request, usage: dict, max_bytes: int, bucket: Bucket | None, name: str) -> dict:
+async def deliver(
+    transcript: Transcript,
+    request: Request,
+    usage: dict,
+    max_bytes: int,
+    bucket: Bucket | None,
+    name: str,
+    upload_time: AbstractAsyncContextManager = nullcontext(),
+) -> dict:
     """The job's output in the format of the request, with its `usage`, in at most `max_bytes` of JSON.
 
     A larger output is reduced, and `reduced_to` names the step: "compact" segments, "sentences" as segments, "text" alone; formats
     without segments are reduced to "text" at once. The full output goes to `bucket` as `name`, and `result_url` is its presigned URL.
+    An upload that fails, or does not end in `upload_time`, is replaced by a warning.
+    `upload_time` is a context that raises TimeoutError, as asyncio.timeout does.
     Raises ResultTooLarge where the text alone is too large.
     """
     full = await asyncio.to_thread(output_of, transcript, request) | {"usage": usage}
@@ -59,7 +75,8 @@ async def deliver(transcript: Transcript, request: Request, usage: dict, max_byt
     link = {}
     if bucket:
         try:
-            link = {"result_url": await asyncio.to_thread(_upload, full, bucket, name)}
+            async with upload_time:
+                link = {"result_url": await _in_own_thread(_upload, full, bucket, name)}
         except Exception as error:  # boto3 has dozens of error types, and none may lose the transcript
             log.warn(f"the result could not be uploaded: {type(error).__name__}")
             full["warnings"] = [*full.get("warnings", []), "The whole result could not be uploaded to the bucket."]
@@ -147,12 +164,37 @@ def _compact(output: dict) -> dict:
     return output | lists
 
 
+def _in_own_thread(function: Callable, *args: object) -> asyncio.Future:
+    """The function's result. Not from an executor, because an upload may hang for minutes.
+
+    In an executor it would take the place of other work, and the process would wait for it to end.
+    """
+    future: concurrent.futures.Future = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="upload", daemon=True).start()
+    return asyncio.wrap_future(future)
+
+
 def _upload(full: dict, bucket: Bucket, name: str) -> str:
-    """Upload the result with the SDK. Returns the presigned URL."""
-    from runpod.serverless.utils.rp_upload import upload_in_memory_object
+    """Upload the result with the SDK's client. Returns the presigned URL, valid for URL_SECONDS.
+
+    Not with the SDK's `upload_in_memory_object`, which sends pieces of 25 KB from threads of its
+    own: the process would wait for them to end.
+    """
+    from runpod.serverless.utils.rp_upload import get_boto_client
 
     if not bucket.trusted:
         parts = urlsplit(bucket.endpoint_url)
         public_addresses(parts.hostname or "", parts.port or 443)
     credentials = {"endpointUrl": bucket.endpoint_url, "accessId": bucket.access_id, "accessSecret": bucket.access_secret}
-    return upload_in_memory_object(name, b"".join(encoded(full)), credentials, bucket.name or None)
+    client, _ = get_boto_client(credentials)
+    place = {"Bucket": bucket.name or time.strftime("%m-%y"), "Key": name}
+    client.put_object(**place, Body=b"".join(encoded(full)))
+    return client.generate_presigned_url("get_object", Params=place, ExpiresIn=URL_SECONDS)

@@ -18,6 +18,7 @@ WorkerError
 ├── AlignError           alignment_failed     retryable
 ├── DeadlineExceeded     deadline_exceeded    retryable
 ├── WorkerFailed         worker_failed        retryable
+├── WorkerStopped        worker_stopped       retryable
 └── ResultTooLarge       result_too_large
 """
 
@@ -182,6 +183,13 @@ class WorkerFailed(WorkerError):
     """
 
     code = "worker_failed"
+    retryable = True
+
+
+class WorkerStopped(WorkerError):
+    """The worker was asked to stop, and the job did not end in the time that was left."""
+
+    code = "worker_stopped"
     retryable = True
 
 

@@ -36,7 +36,7 @@ from admission import Gate, chunk_priority
 from align import Aligner
 from asr import Hypothesis, Recogniser, Vocabulary
 from audio import AudioChunk, decode
-from delivery import bucket_for, deliver
+from delivery import MAX_UPLOAD_SECONDS, bucket_for, deliver
 from errors import (
     AlignError,
     EngineDead,
@@ -49,10 +49,19 @@ from errors import (
 )
 from fallback import best_results
 from health import Health
-from job import Progress, cancellation_wins, progress_of, temporary_folder, time_allowed
+from job import (
+    Progress,
+    cancellation_wins,
+    progress_of,
+    seconds_left,
+    temporary_folder,
+    time_allowed,
+)
 from outliers import LanguageOutliers
 from request import Request, parse_request
+from runpod_sdk import install
 from settings import Settings, load_settings
+from shutdown import Shutdown
 from source import recording
 from startup import check_models, raise_limit_of_open_files, start_models
 from timing import estimated_words
@@ -72,6 +81,7 @@ settings: Settings
 asr: Recogniser
 aligner: Aligner
 gate: Gate
+shutdown = Shutdown()
 health = Health(lambda: fitness_check(), lambda: asr.kill())
 
 
@@ -81,11 +91,15 @@ async def handler(job: dict) -> dict:
     usage = Usage()
     try:
         request = parse_request(job.get("input"), settings.allow_local_files)
-        async with time_allowed(job):
-            async with progress_of(job) as progress, temporary_folder() as folder:
+        async with progress_of(job) as progress, temporary_folder() as folder:
+            # not around the delivery: a transcript that was made in time is delivered
+            async with time_allowed(job, shutdown) as limit:
                 transcript = await transcribe_recording(request, folder, progress, usage)
-            cost = usage.to_output(transcript.duration, settings)
-            output = await deliver(transcript, request, cost, settings.max_result_bytes, bucket_for(job, settings), f"{job.get('id')}.json")
+        cost = usage.to_output(transcript.duration, settings)
+        bucket, name = bucket_for(job, settings), f"{job.get('id')}.json"
+        upload_time = shutdown.timeout(seconds_left(limit, MAX_UPLOAD_SECONDS))
+        most = settings.max_result_bytes
+        output = await deliver(transcript, request, cost, most, bucket, name, upload_time)
     except Exception as error:
         failure = as_worker_error(error)
         log.warn(f"failed after {usage.seconds:.1f} s: {failure.code}", job.get("id"))
@@ -165,7 +179,7 @@ async def recognise(chunk: AudioChunk, language: str | None, context: str, tempe
             hypothesis = await asr.transcribe(chunk, language, context, temperature, vocabulary)
     except (RecognitionError, TimeoutError) as error:
         if not isinstance(error, EngineDead):
-            await health.failed("engine")
+            await health.failed("engine", hung=isinstance(error, TimeoutError))
         raise
     health.worked("engine")
     return hypothesis
@@ -229,10 +243,17 @@ async def handle_and_print(job: dict) -> dict:
     return result
 
 
+def stop_at_once(*_: object) -> None:
+    """The reaction to SIGTERM while no job runs. Exits through `finally`."""
+    shutdown.begin(0)
+    sys.exit(0)
+
+
 def main() -> None:
     """Load and warm the models, then take jobs. A spawned child imports this file again and must not get here."""
     global settings
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `finally` runs; on RunPod the SDK installs its own handler
+    signal.signal(signal.SIGTERM, stop_at_once)  # on RunPod the SDK later installs its own handler
+    shutdown.watch()
     began = time.monotonic()
     raise_limit_of_open_files()
     try:
@@ -247,12 +268,14 @@ def main() -> None:
         serves_jobs = "--rp_serve_api" in sys.argv or "RUNPOD_WEBHOOK_GET_JOB" in os.environ
         single_job = "--test_input" in sys.argv or not serves_jobs
         runpod.serverless.register_fitness_check(fitness_check)
+        install(shutdown, settings.shutdown_timeout_seconds)
         runpod.serverless.start({"handler": handle_and_print if single_job else handler, "concurrency_modifier": jobs_at_once})
         if lost := JobsProgress().get_job_list():
             log.warn(f"jobs taken during the shutdown, neither run nor answered: {lost}")
     finally:
-        aligner.close()
+        shutdown.begin(0)
         asr.close()
+        aligner.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Detects a broken GPU or a stuck engine: after several unexplained failures in a row the worker checks itself.
+"""Detects a broken GPU or a stuck engine. The worker checks itself after a call that hung, or after
+several unexplained failures in a row.
 
 Knows no models and no jobs: the check, and what to do when it fails, are given.
 """
@@ -26,9 +27,13 @@ class Health:
         """A part of the worker ("engine" or "aligner") has answered."""
         del self._failures[part]
 
-    async def failed(self, part: str) -> None:
-        """A part has failed, and its input does not explain why. Raises EngineDead where a check became due and has failed."""
-        self._failures[part] += 1
+    async def failed(self, part: str, hung: bool = False) -> None:
+        """A part has failed, and its input does not explain why.
+
+        `hung`: it gave no answer in the time allowed, which is so long that a check is due at once.
+        Raises EngineDead where a check became due and has failed.
+        """
+        self._failures[part] += FAILURES_IN_A_ROW if hung else 1
         if self._failures[part] < FAILURES_IN_A_ROW:
             return
         if self._checking is None or self._checking.done():

@@ -13,8 +13,9 @@ from pathlib import Path
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
-from errors import DeadlineExceeded, WorkerFailed
+from errors import DeadlineExceeded, WorkerFailed, WorkerStopped
 from shield import to_the_end
+from shutdown import Shutdown
 
 INTERVAL_SECONDS = 1.0  # least time between two posts of progress
 LAST_POST_SECONDS = 2.0  # the result waits at most so long for a post that is still being sent
@@ -49,18 +50,32 @@ def seconds_allowed(job: dict) -> float | None:
 
 
 @asynccontextmanager
-async def time_allowed(job: dict) -> AsyncIterator[None]:
-    """Cancel the body of the context before the platform kills the worker for exceeding the timeout. Raises DeadlineExceeded."""
+async def time_allowed(job: dict, shutdown: Shutdown) -> AsyncIterator[asyncio.Timeout]:
+    """Cancel the body of the context before the platform kills the worker for its timeout.
+
+    Raises DeadlineExceeded, or WorkerStopped where `shutdown` ended the time.
+    """
+    allowed = seconds_allowed(job)
+    began = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(seconds_allowed(job)) as deadline:
-            yield
+        async with shutdown.timeout(allowed) as limit:
+            yield limit
     except TimeoutError:
-        if not deadline.expired():
+        if not limit.expired():
             raise
+        if allowed is None or limit.when() < began + allowed:
+            raise WorkerStopped("The worker was stopped. Please send the job again.") from None
         given = job["policy"]["executionTimeout"]
         raise DeadlineExceeded(
             f"policy.executionTimeout of {given:.0f} ms was about to pass; a larger one is needed for this recording."
         ) from None
+
+
+def seconds_left(limit: asyncio.Timeout, most: float) -> float:
+    """Seconds until `limit`, and at most `most`."""
+    if (when := limit.when()) is None:
+        return most
+    return min(most, max(0, when - asyncio.get_running_loop().time()))
 
 
 def cancellation_wins(handler: Handler) -> Handler:

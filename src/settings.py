@@ -33,6 +33,7 @@ class Settings:
     gpu_memory_utilization: float = 0  # vLLM's share; the aligner needs the rest
     aligner_batch_seconds: float = 480  # audio in one aligner batch
     chunk_timeout_seconds: float = 600  # for one call of the engine or the aligner, with the wait in its queue
+    shutdown_timeout_seconds: float = 300  # for the running jobs, after SIGTERM
     max_result_bytes: int = 9_500_000  # of JSON; RunPod takes 10 MB and drops larger results silently
     bucket_endpoint_url: str = ""  # with the two keys: where results over max_result_bytes are stored
     bucket_access_key_id: str = ""
@@ -54,6 +55,7 @@ class Settings:
             "gpu_memory_utilization": (0, 0.95),
             "aligner_batch_seconds": (1, 10_000),
             "chunk_timeout_seconds": (1, 86_400),
+            "shutdown_timeout_seconds": (0, 86_400),
             "max_result_bytes": (10_000, 2**30),
         }
         for name, (low, high) in low_high.items():

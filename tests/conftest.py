@@ -89,8 +89,8 @@ def worker() -> Iterator:
     handler.load_models()
     asyncio.run(handler.fitness_check())
     yield handler
-    handler.aligner.close()
     handler.asr.close()
+    handler.aligner.close()
 
 
 @contextmanager

@@ -15,8 +15,9 @@ Requests of a client (runpod SDK 1.12.0 endpoint/runner.py, npm runpod-sdk 1.1.2
 
 Known behaviour of the platform, the same here: a job-done that is too large gets 400, and its job is COMPLETED without output;
 an `error` makes a job FAILED; the worker takes 4xx as final and repeats after 5xx (three attempts in all). Assumed, because it
-is not documented: a post about a job that has ended is recorded and changes nothing; a body that is not JSON gets 400, and its
-job stays IN_PROGRESS; a job whose worker dies stays IN_PROGRESS. Not implemented: `ttl`, rate limits, request size limits.
+is not documented: a post about a job that has ended is recorded, answered 200 and changes nothing;
+a body that is not JSON gets 400, and its job stays IN_PROGRESS; a job whose worker dies stays
+IN_PROGRESS. Not implemented: `ttl`, rate limits, request size limits.
 
 When a job ends, its `webhook` is sent what /status shows. Without a 200 it is sent twice more, here without the pause of 10 s.
 
@@ -46,6 +47,7 @@ ENDPOINT = "ep1"
 WORKER = "worker1"
 KEY = "key1"  # of the worker; clients may send any
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+WORKER_CALLS = ("job-take", "job-take-batch", "job-stop", "job-done", "job-stream", "ping")
 POLL_SECONDS = 1.5  # RunPod holds a poll much longer; short here, because a stopped worker ends only after its last polls
 TICK_SECONDS = 0.02
 CLIENT_WAIT_MS = 1_000, 90_000, 300_000  # least, default, most of ?wait
@@ -72,6 +74,14 @@ class Take:
     asked: int
     given: tuple[str, ...]
     key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A worker's call during an outage, such as "job-take"; monotonic seconds."""
+
+    at: float
+    call: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +135,18 @@ class Job:
 class Platform:
     """One endpoint with its queue, on a port that the system chose; a thread of its own serves it until close().
 
-    Tests read jobs by id, as platform.jobs[id].results. reply_limit and fail_results may be set at any time.
+    Tests read jobs by id, as platform.jobs[id].results.
+    reply_limit, fail_results, lose_answers and outage may be set at any time.
     """
 
     def __init__(self, reply_limit: int = REPLY_LIMIT):
         self.reply_limit = reply_limit  # bytes
         self.fail_results = 0  # how many of the next result posts get a 500
+        # how many of the next result posts count, but their connection breaks before the answer
+        self.lose_answers = 0
+        # of what workers call: an HTTP status, "reset", or "hang" until it is over
+        self.outage: int | str | None = None
+        self.refused: list[Refusal] = []  # calls during outages
         self.jobs: dict[str, Job] = {}  # in the order of submission
         self.takes: list[Take] = []
         self.pings: list[Ping] = []
@@ -215,7 +231,8 @@ class Platform:
         return self._runner.addresses[0][1]
 
     def _routes(self) -> web.Application:
-        app = web.Application(client_max_size=2**30)  # no limit here: _on_done applies the platform's
+        # no limit here: _on_done applies the platform's
+        app = web.Application(client_max_size=2**30, middlewares=[self._break_during_outage])
         at = f"/v2/{ENDPOINT}"
         for path, handler in {
             "/job-take/{worker}": self._on_take,
@@ -239,6 +256,20 @@ class Platform:
             app.router.add_post(at + path, handler)
         app.router.add_route("*", "/s3/{name:.+}", self.store.answer)
         return app
+
+    @web.middleware
+    async def _break_during_outage(
+        self, request: web.Request, handler: Callable
+    ) -> web.StreamResponse:
+        call = request.path.removeprefix(f"/v2/{ENDPOINT}/").partition("/")[0]
+        if self.outage is None or call not in WORKER_CALLS:
+            return await handler(request)
+        self.refused.append(Refusal(time.monotonic(), call))
+        if isinstance(self.outage, int):
+            return web.Response(status=self.outage)
+        while self.outage == "hang":
+            await asyncio.sleep(TICK_SECONDS)
+        return _without_answer(request)
 
     async def _until(self, question: Callable[[], Any], seconds: float) -> Any:
         """The first truthy answer to `question`, or the last one after `seconds`."""
@@ -306,7 +337,11 @@ class Platform:
             job.finish("COMPLETED", {})
             return _recorded(job.results, body, 400)
         job.finish("FAILED" if body.get("error") else "COMPLETED", {key: body[key] for key in ("output", "error") if key in body})
-        return _recorded(job.results, body, 200)
+        answer = _recorded(job.results, body, 200)
+        if self.lose_answers > 0:
+            self.lose_answers -= 1
+            return _without_answer(request)
+        return answer
 
     async def _on_chunk(self, request: web.Request) -> web.Response:
         body = await _posted(request)
@@ -403,6 +438,13 @@ async def _posted(request: web.Request) -> dict | str:
         return json.loads(text, parse_constant=refuse)
     except ValueError:
         return text
+
+
+def _without_answer(request: web.Request) -> web.Response:
+    """Breaks the connection; the response that is returned reaches nobody."""
+    if request.transport:
+        request.transport.abort()
+    return web.Response()
 
 
 def _recorded(posts: list[Post], body: dict | str, answer: int) -> web.Response:

@@ -2,7 +2,14 @@
 
 import asyncio
 import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -21,6 +28,8 @@ SPOKEN = " ".join(["Alpha bravo charlie, delta echo foxtrot."] * 40)
 HOUR = [chunk_result(SPOKEN, start=60.0 * i, seconds=59) for i in range(60)]
 WORDS = Request("http://a/b")
 S3 = {"endpointUrl": "https://s3.example.com", "accessId": "id", "accessSecret": "secret", "bucketName": "talks"}
+BUCKET = Bucket("https://s3.example.com", "id", "secret", "talks")
+SRC = Path(delivery.__file__).parent
 SETTINGS = Settings(model_name="m", aligner_name="a")
 USAGE = {"chunks": 60}
 
@@ -155,6 +164,70 @@ def test_a_failed_upload_keeps_the_text_and_adds_a_warning():
         patch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", raising=False)
         output = delivered(SMALLER, bucket=Bucket("http://127.0.0.1:9", "id", "secret", "talks"))
     assert output["text"] == WHOLE["text"] and "result_url" not in output and "could not be uploaded" in output["warnings"][0]
+
+
+async def deliver_small(**more: object) -> dict:
+    return await deliver(merge(HOUR, 3600), WORDS, USAGE, SMALLER, BUCKET, "job.json", **more)
+
+
+@pytest.fixture
+def hanging(monkeypatch) -> Iterator[list]:
+    """Uploads hang until the end of the test; the names of their threads."""
+    over, begun = threading.Event(), []
+
+    def hang(*_: object) -> str:
+        begun.append(threading.current_thread().name)
+        over.wait(60)
+        return "http://url"
+
+    monkeypatch.setattr(delivery, "_upload", hang)
+    yield begun
+    over.set()
+
+
+async def test_an_upload_that_hangs_is_given_up_in_time_and_adds_a_warning_fault_injected(hanging):
+    output = await deliver_small(upload_time=asyncio.timeout(0.2))
+    assert output["text"] == WHOLE["text"] and "could not be uploaded" in output["warnings"][-1]
+    assert hanging and "result_url" not in output
+
+
+async def test_uploads_that_hang_take_no_thread_from_other_work_fault_injected(hanging):
+    """The default executor has four threads more than the machine has cores."""
+    count = (os.cpu_count() or 1) + 8
+    delivery_of = lambda: deliver_small(upload_time=asyncio.timeout(60))
+    uploads = [asyncio.create_task(delivery_of()) for _ in range(count)]
+    async with asyncio.timeout(50):
+        while len(hanging) < count:
+            await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(lambda: "free") == "free"
+    for upload in uploads:
+        upload.cancel()
+    ends = await asyncio.gather(*uploads, return_exceptions=True)
+    assert {type(end) for end in ends} == {asyncio.CancelledError}
+
+
+async def test_an_upload_that_succeeds_gives_its_url_text_injected(monkeypatch):
+    monkeypatch.setattr(delivery, "_upload", lambda *_: "http://url")
+    assert (await deliver_small())["result_url"] == "http://url"
+
+
+def test_a_process_ends_although_an_upload_hangs(tmp_path):
+    """The bucket accepts the connection and never answers."""
+    program = """
+import asyncio, delivery
+bucket = delivery.Bucket("http://127.0.0.1:%d", "id", "secret", "talks", trusted=True)
+async def main():
+    async with asyncio.timeout(1):
+        await delivery._in_own_thread(delivery._upload, {"a": "b" * 100_000}, bucket, "job.json")
+try:
+    asyncio.run(main())
+except TimeoutError:
+    print("given up", flush=True)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = [sys.executable, "-c", program % server.getsockname()[1]]
+        out = subprocess.run(command, cwd=SRC, capture_output=True, text=True, timeout=60)
+    assert out.stdout.endswith("given up\n") and out.returncode == 0
 
 
 def test_a_result_that_fits_is_not_uploaded(monkeypatch):

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -120,11 +121,13 @@ class Closing:
 
     capacity = 1
 
-    def __init__(self):
+    def __init__(self, closed: list | None = None):
         self.ended = ""
+        self.closed = [] if closed is None else closed  # in the order of their end
 
     def close(self) -> None:
         self.ended = "closed"
+        self.closed.append(self)
 
     def kill(self) -> None:
         self.ended = "killed"
@@ -137,13 +140,17 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
     async def broken():
         raise RuntimeError("no memory")
 
-    recogniser, aligner = Closing(), Closing()
+    closed = []
+    recogniser, aligner = Closing(closed), Closing(closed)
     monkeypatch.setattr(handler.signal, "signal", lambda *_: None)
+    # the real one would end the tests' process
+    unwatched = SimpleNamespace(watch=lambda: None, begin=lambda seconds: None)
+    monkeypatch.setattr(handler, "shutdown", unwatched)
     for name, value in {"settings": None, "asr": recogniser, "aligner": aligner, "load_models": lambda: None, "fitness_check": broken}.items():
         monkeypatch.setattr(handler, name, value, raising=False)
     with pytest.raises(RuntimeError, match="no memory"):
         handler.main()
-    assert (recogniser.ended, aligner.ended) == ("closed", "closed")
+    assert closed == [recogniser, aligner]  # a stuck aligner must not keep the GPU's memory
 
 
 def test_an_aligner_that_does_not_load_ends_the_engine(monkeypatch):

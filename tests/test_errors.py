@@ -28,6 +28,7 @@ STABLE = {  # code → retryable; clients rely on both
     "alignment_failed": True,
     "deadline_exceeded": True,
     "worker_failed": True,
+    "worker_stopped": True,
     "result_too_large": False,
 }
 

@@ -1,9 +1,14 @@
-"""Unexplained failures: after three in a row the worker checks itself, and gives up where the check fails."""
+"""After a call that hung, or three unexplained failures in a row, the worker checks itself.
+
+It gives up where the check fails.
+"""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
+import handler
 import health
 from errors import EngineDead
 from health import Health
@@ -48,6 +53,31 @@ async def test_the_third_failure_starts_a_check_and_a_check_that_passes_resets_t
     assert worker.checks == 1
     await fail(worker, times=1)
     assert (worker.checks, worker.given_up) == (2, 0)
+
+
+async def test_one_call_that_hung_starts_a_check(worker):
+    await worker.health.failed("engine", hung=True)
+    assert (worker.checks, worker.given_up) == (1, 0)
+    await worker.health.failed("engine")
+    assert worker.checks == 1
+
+
+async def test_an_engine_that_does_not_answer_in_time_is_checked_at_once_fault_injected(
+    worker, monkeypatch
+):
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    values = {
+        "asr": SimpleNamespace(transcribe=hang),
+        "settings": SimpleNamespace(chunk_timeout_seconds=0.01),
+        "health": worker.health,
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(handler, name, value, raising=False)
+    with pytest.raises(TimeoutError):
+        await handler.recognise(None, None, "", 0.0, None)
+    assert worker.checks == 1
 
 
 async def test_a_success_of_one_part_does_not_reset_the_count_of_the_other(worker):

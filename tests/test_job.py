@@ -5,18 +5,27 @@ import shutil
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from errors import DeadlineExceeded, WorkerFailed
-from job import Progress, progress_of, seconds_allowed, temporary_folder, time_allowed
+from errors import DeadlineExceeded, WorkerFailed, WorkerStopped
+from job import (
+    Progress,
+    progress_of,
+    seconds_allowed,
+    seconds_left,
+    temporary_folder,
+    time_allowed,
+)
+from shutdown import Shutdown
 
 HANG_SECONDS = 30  # what is not done by then never ends
 
 
 async def lasts(seconds: float, job: dict) -> str:
-    async with time_allowed(job):
+    async with time_allowed(job, Shutdown()):
         await asyncio.sleep(seconds)
     return "done"
 
@@ -45,9 +54,43 @@ def test_a_policy_without_a_timeout_limits_nothing(policy):
     assert seconds_allowed({"policy": policy}) is None and run(0, policy=policy) == "done"
 
 
+@pytest.mark.parametrize("policy", [None, {"executionTimeout": 60_000}])
+def test_a_job_that_a_shutdown_ends_says_so_and_not_that_its_deadline_passed(policy):
+    async def stopped() -> None:
+        shutdown = Shutdown()
+        async with time_allowed({"policy": policy}, shutdown):
+            shutdown.begin(0)
+            await asyncio.sleep(10)
+
+    with pytest.raises(WorkerStopped):
+        asyncio.run(stopped())
+
+
+def test_a_job_whose_deadline_passes_during_a_shutdown_says_that_it_passed():
+    async def late() -> None:
+        shutdown = Shutdown()
+        async with time_allowed({"policy": {"executionTimeout": 50}}, shutdown):
+            shutdown.begin(60)
+            await asyncio.sleep(10)
+
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run(late())
+
+
+LEFT = [(None, 120, 120), (600, 120, 120), (30, 20, 30), (0, 0, 0)]
+
+
+@pytest.mark.parametrize("seconds, low, high", LEFT)
+async def test_an_upload_gets_what_is_left_of_the_jobs_time(seconds, low, high):
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds) as limit:
+            await asyncio.sleep(0)
+    assert low <= seconds_left(limit, 120) <= high
+
+
 def test_a_timeout_error_from_inside_passes_through():
     async def fails() -> None:
-        async with time_allowed({"policy": {"executionTimeout": 60_000}}):
+        async with time_allowed({"policy": {"executionTimeout": 60_000}}, Shutdown()):
             raise TimeoutError
 
     with pytest.raises(TimeoutError):

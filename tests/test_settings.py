@@ -29,6 +29,7 @@ OTHER = {  # of every setting a valid value that is not its default, as text and
     "GPU_MEMORY_UTILIZATION": ("0.3", 0.3),
     "ALIGNER_BATCH_SECONDS": ("120", 120.0),
     "CHUNK_TIMEOUT_SECONDS": ("30", 30.0),
+    "SHUTDOWN_TIMEOUT_SECONDS": ("20", 20.0),
     "MAX_RESULT_BYTES": ("20000", 20_000),
     "BUCKET_NAME": ("talks", "talks"),
     "WORKER_VERSION": ("1.2", "1.2"),

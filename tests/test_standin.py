@@ -93,7 +93,7 @@ def worker(served, tmp_path_factory) -> Iterator[subprocess.Popen]:
 @pytest.fixture
 def platform(served, worker) -> Platform:
     """The platform with its toy worker and its default limits."""
-    served.reply_limit, served.fail_results = REPLY_LIMIT, 0
+    served.reply_limit, served.fail_results, served.outage = REPLY_LIMIT, 0, None
     return served
 
 

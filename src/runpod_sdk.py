@@ -1,0 +1,103 @@
+"""What the worker changes in RunPod's SDK 1.12.0. Knows no audio and no models.
+
+A result is sent until the platform takes it. The SDK gives up after one lost connection or 429, and
+after three 5xx within 5 s.
+An error of the platform is followed by a pause. The SDK asks for jobs again at once, some thousand
+times a second.
+SIGTERM ends the worker in bounded time. The SDK waits for running jobs as long as they take.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain, repeat
+
+from aiohttp import ClientError, ClientResponseError, ClientSession
+from runpod import RunPodLogger
+from runpod.http_client import TooManyRequests
+from runpod.serverless.modules import rp_http, rp_job, rp_scale
+
+from shutdown import Shutdown
+
+MAX_SEND_SECONDS = 600  # for a result, with all its attempts
+MAX_SEND_SECONDS_AT_END = 20  # the same, after the time that a shutdown gives the jobs
+MAX_ATTEMPT_SECONDS = 60  # for one call of the SDK, which itself repeats a post after a 5xx
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1, 15  # between two attempts; the pause doubles
+TRANSIENT_STATUS = (408, 425, 429, *range(500, 600))
+TAKE_PAUSE_SECONDS = 1.0  # after an error; the SDK's other loop, for stop signals, waits as long
+
+log = RunPodLogger()
+
+
+def install(shutdown: Shutdown, shutdown_seconds: float) -> None:
+    """Put the changes into the SDK, before its `start`.
+
+    After SIGTERM running jobs get `shutdown_seconds`.
+    """
+
+    class Scaler(rp_scale.JobScaler):
+        def __init__(self, config: dict):
+            super().__init__(config)
+            self.jobs_fetcher = get_jobs
+
+        def handle_shutdown(self, signum: int, frame: object) -> None:
+            shutdown.begin(shutdown_seconds)
+            super().handle_shutdown(signum, frame)
+
+    rp_scale.JobScaler = Scaler
+    rp_job.send_result = partial(send_result, shutdown)
+
+
+async def get_jobs(session: ClientSession, number: int) -> list[dict] | None:
+    """The SDK's `get_job`, with a pause after an error. Its errors pass through."""
+    try:
+        return await rp_job.get_job(session, number)
+    except TooManyRequests:  # the SDK makes a pause after this one
+        raise
+    except Exception:
+        await asyncio.sleep(TAKE_PAUSE_SECONDS)
+        raise
+
+
+async def send_result(
+    shutdown: Shutdown, session: ClientSession, result: dict, job: dict, is_stream: bool = False
+) -> None:
+    """Post a job's result as the SDK does, and again until the platform has taken or refused it.
+
+    The job counts as running until then: pings name it, and a stop signal for it ends the attempts.
+    The platform may see the same post twice, where only its answer was lost.
+    """
+    url = rp_http.JOB_DONE_URL.replace("$ID", job["id"]) + f"&isStream={str(is_stream).lower()}"
+    body = json.dumps(result, ensure_ascii=False)
+    session.headers["X-Request-ID"] = job["id"]
+    try:
+        async with shutdown.timeout(MAX_SEND_SECONDS, MAX_SEND_SECONDS_AT_END):
+            await _sent(session, url, body, job["id"])
+    except TimeoutError:
+        log.error("the platform could not be reached: the result is lost", job["id"])
+    except ClientResponseError as error:
+        log.error(f"the platform refused the result with {error.status}", job["id"])
+    log.info("Finished.", job["id"])
+
+
+async def _sent(session: ClientSession, url: str, body: str, job_id: str) -> None:
+    """Raises ClientResponseError where the platform refuses the post."""
+    for pause in _pauses():
+        try:
+            async with asyncio.timeout(MAX_ATTEMPT_SECONDS):
+                return await rp_http._transmit(session, url, body)
+        except ClientResponseError as error:
+            if error.status not in TRANSIENT_STATUS:
+                raise
+            reason = str(error.status)
+        except (ClientError, OSError) as error:  # TimeoutError is an OSError
+            reason = type(error).__name__
+        log.warn(f"the result could not be sent ({reason}); next attempt in {pause} s", job_id)
+        await asyncio.sleep(pause)
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds, without end."""
+    growing = (MIN_PAUSE_SECONDS * 2**i for i in range(4))
+    return chain(growing, repeat(MAX_PAUSE_SECONDS))
