@@ -32,6 +32,7 @@ FOLDERS = [str(ROOT / folder) for folder in ("src", "tests", "tests/bench", "tes
 BOOT_SECONDS = 120  # until a process reports its first part, or after one its next
 START_SECONDS, TEXTS_SECONDS = 150, 30
 END_SECONDS = 30  # for a process to close its models
+PATIENCE_ON_CPU = 4  # with --small all limits are so many times longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def main() -> int:
     a = arguments()
     a.out.mkdir(parents=True, exist_ok=True)
     results = Results(a.out / "gpu.json")
-    last = time.monotonic() + 60 * a.minutes
+    patience = PATIENCE_ON_CPU if a.small else 1
+    last = time.monotonic() + 60 * a.minutes * patience
     with tempfile.TemporaryDirectory() as temporary:
         work = a.work or Path(temporary)
         sizes = {
@@ -100,6 +102,7 @@ def main() -> int:
         }
         options = sizes | {
             "small": a.small,
+            "patience": patience,
             "out": str(a.out.resolve()),
             "work": str(work.resolve()),
         }
@@ -202,7 +205,7 @@ def watched(
     thread = threading.Thread(target=forward, args=(reading, messages))
     thread.start()
     try:
-        return follow(session, steps, messages, results, last)
+        return follow(session, steps, messages, results, last, options["patience"])
     finally:
         end(process)
         thread.join()
@@ -236,13 +239,18 @@ def forward(reading: int, messages: queue.SimpleQueue) -> None:
 
 
 def follow(
-    session: str, steps: list[str], messages: queue.SimpleQueue, results: Results, last: float
+    session: str,
+    steps: list[str],
+    messages: queue.SimpleQueue,
+    results: Results,
+    last: float,
+    patience: int,
 ) -> tuple[int, str | None]:
     """As `watched`, for a process's messages.
 
     They are ["begin", step], ["figure", step, name, value] and ["end", step].
     """
-    done, deadline = 0, time.monotonic() + BOOT_SECONDS
+    done, deadline = 0, time.monotonic() + patience * BOOT_SECONDS
     while done < len(steps):
         try:
             message = messages.get(timeout=max(0, min(deadline, last) - time.monotonic()))
@@ -252,10 +260,10 @@ def follow(
             return done, f"its process ended, see {session}.log"
         kind, step, *figure = message
         if kind == "begin":
-            deadline = time.monotonic() + PARTS[step].seconds
+            deadline = time.monotonic() + patience * PARTS[step].seconds
         elif kind == "end":
             done += 1
-            deadline = time.monotonic() + BOOT_SECONDS
+            deadline = time.monotonic() + patience * BOOT_SECONDS
         else:
             results.add(session, step, *figure)
     return done, None
