@@ -9,11 +9,6 @@
 # CUDA 12.9, because many hosts have no driver for CUDA 13, which the tag without a suffix needs.
 ARG BASE_IMAGE=docker.io/vllm/vllm-openai:v0.21.0-cu129
 
-# Only the settings that name the default models, so that a change of another setting does not download the weights again.
-FROM ${BASE_IMAGE} AS defaults
-COPY src/settings.py /tmp/
-RUN grep -E '^    (model|aligner)_(name|revision): ' /tmp/settings.py >/settings.py
-
 FROM ${BASE_IMAGE}
 
 # No apt-get: every compiled dependency has a wheel for Python 3.12 (nagisa and its DyNet, webrtcvad, PyAV, soundfile),
@@ -54,8 +49,8 @@ ENV MODEL_NAME=${MODEL_NAME} \
     ALIGNER_REVISION=${ALIGNER_REVISION} \
     HF_HOME=/models
 COPY builder/fetch_models.py /tmp/fetch/builder/
-COPY src/checkpoint.py src/weights.py /tmp/fetch/src/
-COPY --from=defaults /settings.py /tmp/fetch/src/
+COPY src/contract/defaults.py /tmp/fetch/src/contract/
+COPY src/speech/models/checkpoint.py src/speech/models/weights.py /tmp/fetch/src/speech/models/
 RUN --mount=type=secret,id=HF_TOKEN \
     HF_TOKEN=$(cat /run/secrets/HF_TOKEN 2>/dev/null || true) python3 /tmp/fetch/builder/fetch_models.py
 

@@ -13,7 +13,10 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 CUDA = "12.9"  # of the base image's tag; .runpod/hub.json allows hosts whose driver has this version or a newer one
-FROM_BASE = ("vllm", "torch")  # several GB each, and built for each other: must not be installed again
+FROM_BASE = (
+    "vllm",
+    "torch",
+)  # several GB each, and built for each other: must not be installed again
 # imported by the worker, and on demand by qwen-asr and transformers: for Japanese, for Korean, for the aligner
 IMPORTED = (
     "accelerate", "av", "httpcore", "httpx", "huggingface_hub", "librosa", "nagisa", "numpy", "qwen_asr", "runpod", "soundfile",
@@ -22,7 +25,12 @@ IMPORTED = (
 
 
 def main(path: str) -> int:
-    faults = [*wrong_versions(Path(path).read_text()), *second_copies(sys.prefix), *wrong_cuda(CUDA), *failed_imports(IMPORTED)]
+    faults = [
+        *wrong_versions(Path(path).read_text()),
+        *second_copies(sys.prefix),
+        *wrong_cuda(CUDA),
+        *failed_imports(IMPORTED),
+    ]
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     return 1 if faults else 0

@@ -27,11 +27,23 @@ WORDS_PER_ROW = 6
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bash builder/demo.sh", description=__doc__.splitlines()[0])
-    parser.add_argument("recording", nargs="?", default=str(DEMO), help="a file or an http(s) URL (default: the bundled recording)")
+    parser = argparse.ArgumentParser(
+        prog="bash builder/demo.sh", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "recording",
+        nargs="?",
+        default=str(DEMO),
+        help="a file or an http(s) URL (default: the bundled recording)",
+    )
     parser.add_argument("--language", default="auto", help="the language spoken (default: auto)")
     parser.add_argument("--context", help="words to expect: names, terms")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="also write an HTML page that plays it and highlights each word")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="also write an HTML page that plays it and highlights each word",
+    )
     a = parser.parse_args()
     if a.page and not a.page.parent.is_dir():
         parser.error(f"--page: there is no folder {a.page.parent}.")
@@ -40,7 +52,12 @@ def main() -> int:
     with served(a.recording) as url:
         result = run_worker(job_input | {"audio_url": url}, private=url != a.recording)
     if result is None or "error" in result:
-        print(f"\nThe job failed: {result['error']} ({result['error_code']})" if result else "\nThe worker failed.", file=sys.stderr)
+        print(
+            f"\nThe job failed: {result['error']} ({result['error_code']})"
+            if result
+            else "\nThe worker failed.",
+            file=sys.stderr,
+        )
         return 1
     show(a.recording, result, time.monotonic() - began)
     if a.page:
@@ -61,7 +78,9 @@ def served(recording: str):
     path = Path(recording)
     if not path.is_file():
         sys.exit(f"error: {recording} is neither a file nor an http(s) URL.")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(OneFile, path)) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(OneFile, path)
+    ) as server:
         threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/recording"
         server.shutdown()
@@ -89,16 +108,29 @@ class OneFile(http.server.BaseHTTPRequestHandler):
 def run_worker(job_input: dict, private: bool) -> dict | None:
     """The job's result, or None without one; prints the worker's log lines as progress."""
     environment = os.environ | ({"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"} if private else {})
-    command = [sys.executable, "-u", str(ROOT / "src" / "handler.py"), "--test_input", json.dumps({"input": job_input})]
+    command = [
+        sys.executable,
+        "-u",
+        str(ROOT / "src" / "handler.py"),
+        "--test_input",
+        json.dumps({"input": job_input}),
+    ]
     print("$ python src/handler.py --test_input '{\"input\": …}'", file=sys.stderr)
-    print("Starting the engine: about half a minute on a fast machine, some minutes on a slow one.", file=sys.stderr)
+    print(
+        "Starting the engine: about half a minute on a fast machine, some minutes on a slow one.",
+        file=sys.stderr,
+    )
     result, done = None, threading.Event()
     threading.Thread(target=heartbeat, args=(done,), daemon=True).start()
     with tempfile.TemporaryFile("w+") as errors:
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as worker:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as worker:
             for line in worker.stdout:
                 if result is None and line.startswith("{"):
-                    result = json.loads(line)  # later lines are the SDK's log of the same result, truncated
+                    result = json.loads(
+                        line
+                    )  # later lines are the SDK's log of the same result, truncated
                 elif result is None:
                     print("  " + line.rstrip(), file=sys.stderr)
         done.set()
@@ -117,11 +149,17 @@ def heartbeat(done: threading.Event) -> None:
 def show(recording: str, result: dict, seconds: float) -> None:
     """Print the language, the text, and the words in rows, each with its start."""
     segments = result["segments"]
-    print(f"\nRecording  {os.path.relpath(recording) if os.path.exists(recording) else recording}\nLanguage   {result['language_detected'] or '- (nothing heard)'}")
-    print(f"Words      {len(segments)}, until {clock(segments[-1]['end']) if segments else '-'}; start-up and job took {seconds:.0f} s\n")
+    print(
+        f"\nRecording  {os.path.relpath(recording) if os.path.exists(recording) else recording}\nLanguage   {result['language_detected'] or '- (nothing heard)'}"
+    )
+    print(
+        f"Words      {len(segments)}, until {clock(segments[-1]['end']) if segments else '-'}; start-up and job took {seconds:.0f} s\n"
+    )
     print(textwrap.fill(result["text"], 100) + "\n")
     for i in range(0, len(segments), WORDS_PER_ROW):
-        print("   ".join(f"{clock(s['start'])} {s['text']}" for s in segments[i : i + WORDS_PER_ROW]))
+        print(
+            "   ".join(f"{clock(s['start'])} {s['text']}" for s in segments[i : i + WORDS_PER_ROW])
+        )
 
 
 def clock(seconds: float) -> str:

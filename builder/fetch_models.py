@@ -2,16 +2,15 @@
 
 Environment variables: MODEL_NAME and ALIGNER_NAME (a hub id, or a local folder, which is only checked), MODEL_REVISION and
 ALIGNER_REVISION (a branch, tag or commit), HF_HOME (the folder of the cache) and HF_TOKEN (only for checkpoints that
-require one). Unset variables have the worker's defaults, from src/settings.py.
+require one). Unset variables have the worker's defaults, from src/contract/defaults.py.
 
-A failed download is retried and resumed. Size and hash of every file are compared with the hub's; src/checkpoint.py
+A failed download is retried and resumed. Size and hash of every file are compared with the hub's; src/speech/models/checkpoint.py
 lists what else a checkpoint must have.
 """
 
 import argparse
 import importlib.util
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +19,11 @@ from pathlib import Path
 SRC = Path(__file__).resolve().parent.parent / "src"
 sys.path.insert(0, str(SRC))
 
-from checkpoint import CheckpointError, verify  # noqa: E402
-from weights import VARIABLES, HubError, WeightsError, fetch, find  # noqa: E402
+from contract import defaults  # noqa: E402
+from speech.models.checkpoint import CheckpointError, verify  # noqa: E402
+from speech.models.weights import VARIABLES, HubError, WeightsError, fetch, find  # noqa: E402
+
+DEFAULTS = {name: value for name, value in vars(defaults).items() if name.isupper()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,14 @@ class Model:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.parse_args()
     try:
-        for model in models_in(defaults(SRC / "settings.py") | {k: v.strip() for k, v in os.environ.items() if v.strip()}):
+        for model in models_in(
+            DEFAULTS | {k: v.strip() for k, v in os.environ.items() if v.strip()}
+        ):
             folder, compared = fetch_and_verify(model)
             load_config(folder)
             print(report(model, folder, compared), flush=True)
@@ -47,15 +53,12 @@ def main() -> int:
     return 0
 
 
-def defaults(settings: Path) -> dict[str, str]:
-    """MODEL_NAME and so on → the worker's default. Read as text, because the Dockerfile copies only these lines of the file."""
-    lines = re.findall(r'^    ((?:model|aligner)_(?:name|revision)): str = "(.+?)"', settings.read_text(), re.MULTILINE)
-    return {name.upper(): value for name, value in lines}
-
-
 def models_in(environ: Mapping[str, str]) -> list[Model]:
     """The recogniser and the aligner that the environment names."""
-    return [Model(role, environ[f"{prefix}_NAME"], environ[f"{prefix}_REVISION"]) for role, prefix in VARIABLES.items()]
+    return [
+        Model(role, environ[f"{prefix}_NAME"], environ[f"{prefix}_REVISION"])
+        for role, prefix in VARIABLES.items()
+    ]
 
 
 def fetch_and_verify(model: Model) -> tuple[Path, str]:
@@ -68,7 +71,9 @@ def fetch_and_verify(model: Model) -> tuple[Path, str]:
     try:
         folder, compared = fetch(model.name, model.revision, print)
     except HubError as error:
-        raise HubError(f"The {model.role} {model.name}, revision {model.revision}, is not available: {error}.") from error
+        raise HubError(
+            f"The {model.role} {model.name}, revision {model.revision}, is not available: {error}."
+        ) from error
     verify(folder, model.role)
     return folder, compared
 
@@ -79,20 +84,27 @@ def load_config(folder: Path) -> None:
     Takes half a minute, because `import qwen_asr` imports torch and vLLM. Raises CheckpointError.
     """
     if importlib.util.find_spec("qwen_asr") is None:
-        print("qwen-asr is not installed here: config.json is not loaded with its class.", file=sys.stderr)
+        print(
+            "qwen-asr is not installed here: config.json is not loaded with its class.",
+            file=sys.stderr,
+        )
         return
     from qwen_asr.core.transformers_backend import Qwen3ASRConfig
 
     try:
         Qwen3ASRConfig.from_pretrained(str(folder))
     except Exception as error:
-        raise CheckpointError(f"{folder / 'config.json'} must load as qwen-asr's Qwen3ASRConfig, but: {error}") from error
+        raise CheckpointError(
+            f"{folder / 'config.json'} must load as qwen-asr's Qwen3ASRConfig, but: {error}"
+        ) from error
 
 
 def report(model: Model, folder: Path, compared: str) -> str:
     """One line for the build's log: what is in the image."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    where = "" if folder == Path(model.name) else f" revision {model.revision}, commit {folder.name},"
+    where = (
+        "" if folder == Path(model.name) else f" revision {model.revision}, commit {folder.name},"
+    )
     return f"{model.role}: {model.name},{where} {size / 1e6:.1f} MB, complete, {compared}"
 
 

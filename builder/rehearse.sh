@@ -28,10 +28,9 @@ from pathlib import Path
 
 root = Path(sys.argv[1])
 sys.path[:0] = [str(root / "tests"), str(root / "builder")]
-from fetch_models import defaults
+from fetch_models import DEFAULTS as names
 from standin_hub import MODELS, Hub
 
-names = defaults(root / "src" / "settings.py")
 handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=root / "tests" / "recordings")
 with Hub() as hub, http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as recordings:
     hub.repositories = {names["MODEL_NAME"]: MODELS / "asr", names["ALIGNER_NAME"]: MODELS / "aligner"}

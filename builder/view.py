@@ -24,12 +24,15 @@ from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from errors import WorkerError  # noqa: E402
-from request import LANGUAGES  # noqa: E402
-from transcript import ChunkResult, Segment, Word, merge  # noqa: E402
+from contract.errors import WorkerError  # noqa: E402
+from contract.languages import LANGUAGES
+from result.transcript import Segment, merge
+from speech.words import ChunkResult, Word
 
 TEMPLATE = Path(__file__).with_name("view.html")
-EMBEDDED_BYTES = 32 << 20  # largest embedded recording: half an hour of MP3 at 128 kbit/s; base64 makes it a third larger
+EMBEDDED_BYTES = (
+    32 << 20
+)  # largest embedded recording: half an hour of MP3 at 128 kbit/s; base64 makes it a third larger
 TYPES = {  # by browsers' names, some of which differ in Python's own table. For other suffixes browsers inspect the bytes
     ".mp3": "audio/mpeg", ".m4a": "audio/mp4", ".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg",
     ".opus": "audio/ogg", ".webm": "audio/webm", ".mp4": "video/mp4",
@@ -61,11 +64,28 @@ class MarkedSpan:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python builder/view.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python builder/view.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("result", type=Path, help="the worker's result, or RunPod's answer around it, as a JSON file")
-    parser.add_argument("recording", type=Path, nargs="?", help="the audio or video file; without it the page is silent")
-    parser.add_argument("-o", "--output", type=Path, metavar="PAGE", help="the page (default: the result's name with .html)")
+    parser.add_argument(
+        "result",
+        type=Path,
+        help="the worker's result, or RunPod's answer around it, as a JSON file",
+    )
+    parser.add_argument(
+        "recording",
+        type=Path,
+        nargs="?",
+        help="the audio or video file; without it the page is silent",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PAGE",
+        help="the page (default: the result's name with .html)",
+    )
     a = parser.parse_args()
     page = a.output or a.result.with_suffix(".html")
     try:
@@ -82,7 +102,9 @@ def read(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise Unviewable(f"{path} is not JSON ({error}); it must hold the worker's result.") from None
+        raise Unviewable(
+            f"{path} is not JSON ({error}); it must hold the worker's result."
+        ) from None
 
 
 def write(page: Path, answer: object, recording: Path | None, title: str) -> None:
@@ -96,25 +118,36 @@ def write(page: Path, answer: object, recording: Path | None, title: str) -> Non
 def result_in(answer: object) -> dict:
     """The transcript in an answer of the worker or of RunPod. Raises Unviewable if there is none."""
     if not isinstance(answer, dict):
-        raise Unviewable(f"The file holds a {type(answer).__name__}; it must be the object that the worker or RunPod answers.")
+        raise Unviewable(
+            f"The file holds a {type(answer).__name__}; it must be the object that the worker or RunPod answers."
+        )
     output = answer.get("output")
     result = output if isinstance(output, dict) else answer
     if error := result.get("error") or answer.get("error"):
         code = f" ({result['error_code']})" if "error_code" in result else ""
         raise Unviewable(f"The job failed, so there is no transcript to show: {error}{code}")
     if result is answer and "status" in answer and "segments" not in answer:
-        raise Unviewable(f"The job is {answer['status']} and has no output; save the answer of /status once it is COMPLETED.")
+        raise Unviewable(
+            f"The job is {answer['status']} and has no output; save the answer of /status once it is COMPLETED."
+        )
     if not isinstance(result.get("text"), str) or not isinstance(result.get("segments"), list):
-        raise Unviewable('The result has no "text" and "segments"; it must be one of "output_format": "json", the default.')
+        raise Unviewable(
+            'The result has no "text" and "segments"; it must be one of "output_format": "json", the default.'
+        )
     if result["text"].strip() and not result["segments"]:
-        raise Unviewable("The result has a text but no segments, so no times; if it was reduced, result_url has the whole.")
+        raise Unviewable(
+            "The result has a text but no segments, so no times; if it was reduced, result_url has the whole."
+        )
     return result
 
 
 def source(recording: Path, page: Path) -> str:
     """The recording's URL in the page: a data: URL, or a relative path if it is over EMBEDDED_BYTES."""
     if recording.stat().st_size > EMBEDDED_BYTES:
-        print(f"{recording} is over {EMBEDDED_BYTES >> 20} MiB: the page links it and must stay where it is.", file=sys.stderr)
+        print(
+            f"{recording} is over {EMBEDDED_BYTES >> 20} MiB: the page links it and must stay where it is.",
+            file=sys.stderr,
+        )
         return quote(os.path.relpath(recording.resolve(), page.resolve().parent))
     kind = TYPES.get(recording.suffix.lower(), "application/octet-stream")
     return f"data:{kind};base64,{base64.b64encode(recording.read_bytes()).decode()}"
@@ -128,7 +161,10 @@ def waveform(recording: Path) -> tuple[list[float], float]:
     try:
         return asyncio.run(_levels(recording))
     except ImportError as error:
-        print(f"The page has no waveform, because {error.name} is not installed here; .venv/bin/python has it.", file=sys.stderr)
+        print(
+            f"The page has no waveform, because {error.name} is not installed here; .venv/bin/python has it.",
+            file=sys.stderr,
+        )
         return [], 0.0
     except WorkerError as error:
         raise Unviewable(f"{recording} cannot be played: {error}") from None
@@ -138,8 +174,8 @@ async def _levels(recording: Path) -> tuple[list[float], float]:
     """Decoded as a stream by the worker's decoder, so memory does not grow with the recording."""
     import av  # noqa: F401  the child process imports it; here it only shows whether it is installed
     import numpy as np
-
-    from audio import SAMPLE_RATE, decode
+    from recording.chunk import SAMPLE_RATE
+    from recording.pcm_stream import decode
 
     size = round(LEVEL_SECONDS * SAMPLE_RATE)
     peaks, rest = [], np.zeros(0, np.int16)
@@ -150,15 +186,24 @@ async def _levels(recording: Path) -> tuple[list[float], float]:
             peaks.append(np.abs(samples[:whole].reshape(-1, size).astype(np.int32)).max(axis=1))
             rest = samples[whole:]
     found = np.concatenate(peaks) if peaks else np.zeros(0)
-    columns = [part.mean() for part in np.array_split(found, min(COLUMNS, len(found)))] if len(found) else []
+    columns = (
+        [part.mean() for part in np.array_split(found, min(COLUMNS, len(found)))]
+        if len(found)
+        else []
+    )
     loudest = max(columns, default=0) or 1
     return [float(column / loudest) for column in columns], pcm.duration
 
 
-def render(result: dict, title: str, media: str = "", levels: Sequence[float] = (), seconds: float = 0.0) -> str:
+def render(
+    result: dict, title: str, media: str = "", levels: Sequence[float] = (), seconds: float = 0.0
+) -> str:
     """The page, in HTML. `media` is the recording's URL, `levels` its waveform from 0 to 1, `seconds` its length."""
     words = _words(result)
-    languages = [LANGUAGES.get(str(s.get("language") or result.get("language_detected"))) for s in result["segments"]]
+    languages = [
+        LANGUAGES.get(str(s.get("language") or result.get("language_detected")))
+        for s in result["segments"]
+    ]
     text = result["text"]
     marked = list(_marked_spans(result))
     duration = max([seconds, *(w.end for w in words), *(s.end for s in marked)], default=0.0) or 1.0
@@ -170,16 +215,23 @@ def render(result: dict, title: str, media: str = "", levels: Sequence[float] = 
         "title": html.escape(title),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "facts": html.escape(" · ".join(_facts(result, duration))),
-        "warnings": "".join(f'<p class="warning" dir="auto">{html.escape(str(w))}</p>' for w in _list(result, "warnings")),
+        "warnings": "".join(
+            f'<p class="warning" dir="auto">{html.escape(str(w))}</p>'
+            for w in _list(result, "warnings")
+        ),
         "legend": _legend(words, marked),
-        "audio": f'<audio id="audio" preload="auto" src="{html.escape(media)}"></audio>' if media else "",
+        "audio": f'<audio id="audio" preload="auto" src="{html.escape(media)}"></audio>'
+        if media
+        else "",
         "silent": "" if media else "hidden",
         "duration": f"{duration:.3f}",
         "clock": clock(duration),
         "wave": _wave(levels),
         "lane": _lane(sentences, marked, duration),
         "transcript": _transcript(text, words, sentences, marked, languages),
-        "times": json.dumps([[round(1000 * w.start) for w in words], [round(1000 * w.end) for w in words]]),
+        "times": json.dumps(
+            [[round(1000 * w.start) for w in words], [round(1000 * w.end) for w in words]]
+        ),
     }
     # in one pass, so that placeholders in a transcript are not replaced
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
@@ -192,7 +244,9 @@ def _words(result: dict) -> list[Word]:
         text = segment.get("text") if isinstance(segment, dict) else None
         offset = result["text"].find(text, at) if isinstance(text, str) and text else -1
         if offset < 0:
-            raise Unviewable(f'segments[{i}] is {segment!r:.80}; its "text" must stand in the transcript, in order.')
+            raise Unviewable(
+                f'segments[{i}] is {segment!r:.80}; its "text" must stand in the transcript, in order.'
+            )
         start, end = (_seconds(segment, key, f"segments[{i}]") for key in ("start", "end"))
         at = offset + len(text)
         words.append(Word(text, start, end, offset, segment.get("estimated") is True))
@@ -202,7 +256,9 @@ def _words(result: dict) -> list[Word]:
 def _seconds(holder: object, key: str, name: str) -> float:
     value = holder.get(key) if isinstance(holder, dict) else None
     if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise Unviewable(f"{name}.{key} is {value!r:.80}; it must be a number of seconds from the start of the recording.")
+        raise Unviewable(
+            f"{name}.{key} is {value!r:.80}; it must be a number of seconds from the start of the recording."
+        )
     return float(value)
 
 
@@ -221,7 +277,9 @@ def _marked_spans(result: dict) -> Iterator[MarkedSpan]:
     for i, retry in enumerate(_list(result, "retries")):
         start, end = (_seconds(retry, key, f"retries[{i}]") for key in ("start", "end"))
         if retry.get("outcome") in ("mended", "kept"):
-            yield MarkedSpan(start, end, retry["outcome"], ", ".join(map(str, _list(retry, "reasons"))))
+            yield MarkedSpan(
+                start, end, retry["outcome"], ", ".join(map(str, _list(retry, "reasons")))
+            )
 
 
 def _facts(result: dict, duration: float) -> Iterator[str]:
@@ -232,8 +290,14 @@ def _facts(result: dict, duration: float) -> Iterator[str]:
 
 def _legend(words: Sequence[Word], marked: Sequence[MarkedSpan]) -> str:
     """The kinds of marks in this transcript, each with its style and number."""
-    count = {kind: sum(s.kind == kind for s in marked) for kind in KINDS} | {"estimated": sum(w.estimated for w in words)}
-    entries = [f'<li><i class="key {kind}">abc</i> {KINDS[kind]} ({number})</li>' for kind, number in count.items() if number]
+    count = {kind: sum(s.kind == kind for s in marked) for kind in KINDS} | {
+        "estimated": sum(w.estimated for w in words)
+    }
+    entries = [
+        f'<li><i class="key {kind}">abc</i> {KINDS[kind]} ({number})</li>'
+        for kind, number in count.items()
+        if number
+    ]
     return "".join(['<li><i class="key heard"></i> words</li>', *entries])
 
 
@@ -318,7 +382,9 @@ def _time(seconds: float) -> str:
 
 def clock(seconds: float) -> str:
     """1:02:03.4, without hours where there are none."""
-    tenths = int(seconds * 10 + 1e-6)  # without this 8.3 would become 8.2: its binary value is a little smaller
+    tenths = int(
+        seconds * 10 + 1e-6
+    )  # without this 8.3 would become 8.2: its binary value is a little smaller
     hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600 / 10
     return f"{hours}:{minutes:02}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
 

@@ -25,19 +25,13 @@ from typing import TYPE_CHECKING
 
 from packages import missing_packages
 
-if __name__ == "__main__" and (missing := missing_packages()):  # before an import fails because of it
+if __name__ == "__main__" and (
+    missing := missing_packages()
+):  # before an import fails because of it
     sys.exit(f"error: {missing}")
 
 import runpod
-from runpod import RunPodLogger
-from runpod.serverless.modules.worker_state import JobsProgress
-
-from admission import Gate, chunk_priority
-from align import Aligner
-from asr import Hypothesis, Recogniser, Vocabulary
-from audio import AudioChunk, decode
-from delivery import MAX_UPLOAD_SECONDS, bucket_for, deliver
-from errors import (
+from contract.errors import (
     AlignError,
     EngineDead,
     Incomplete,
@@ -47,8 +41,8 @@ from errors import (
     WorkerFailed,
     is_shortage,
 )
-from fallback import best_results
-from health import Health
+from contract.request import Request, parse_request
+from contract.settings import Settings, load_settings
 from job import (
     Progress,
     cancellation_wins,
@@ -57,18 +51,27 @@ from job import (
     temporary_folder,
     time_allowed,
 )
-from outliers import LanguageOutliers
-from request import Request, parse_request
+from recording.chunk import AudioChunk
+from recording.pcm_stream import decode
+from recording.source import recording
+from recording.vad import CutRules, split_at_pauses
+from result.delivery import MAX_UPLOAD_SECONDS, bucket_for, deliver
+from result.transcript import Span, Transcript, join, merge
+from result.usage import Usage
+from runpod import RunPodLogger
+from runpod.serverless.modules.worker_state import JobsProgress
 from runpod_sdk import install
-from settings import Settings, load_settings
 from shutdown import Shutdown
-from source import recording
-from startup import check_models, raise_limit_of_open_files, start_models
-from timing import estimated_words
-from transcript import ChunkResult, Span, Transcript, Word, join, merge
-from usage import Usage
-from vad import CutRules, split_at_pauses
-from weights import WeightsError
+from speech.admission import Gate, chunk_priority
+from speech.health import Health
+from speech.language_retry import LanguageOutliers
+from speech.models.aligner import Aligner
+from speech.models.recogniser import Hypothesis, Recogniser, Vocabulary
+from speech.models.startup import check_models, raise_limit_of_open_files, start_models
+from speech.models.weights import WeightsError
+from speech.retries import best_results
+from speech.word_times import estimated_words
+from speech.words import ChunkResult, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +112,9 @@ async def handler(job: dict) -> dict:
     return output
 
 
-async def transcribe_recording(request: Request, folder: Path, progress: Progress, usage: Usage) -> Transcript:
+async def transcribe_recording(
+    request: Request, folder: Path, progress: Progress, usage: Usage
+) -> Transcript:
     """Download, decode, split, recognise, align and merge. All stages run at the same time. The job's files go to `folder`.
 
     Raises InvalidRequest for a vocabulary that is too long, before the download.
@@ -126,33 +131,51 @@ async def transcribe_recording(request: Request, folder: Path, progress: Progres
             gate.leave(holder)
         if not request.allow_partial:
             raise_if_incomplete(results)
-        progress.seconds_done, progress.chunks_done = progress.seconds_done + chunk.duration, progress.chunks_done + 1
+        progress.seconds_done, progress.chunks_done = (
+            progress.seconds_done + chunk.duration,
+            progress.chunks_done + 1,
+        )
         return results
 
-    limits = dict(max_bytes=settings.max_download_bytes, timeout=settings.download_timeout_seconds, timer=usage.time("download"))
+    limits = dict(
+        max_bytes=settings.max_download_bytes,
+        timeout=settings.download_timeout_seconds,
+        timer=usage.time("download"),
+    )
     part = dict(start=request.start, end=request.end, channel=request.channel)
     async with (
         gate.holder() as holder,
         asyncio.TaskGroup() as group,
-        recording(request, folder, **limits) as file,  # the download ends with the decoder, which reads no further than `end`
-        decode(file.path, settings.max_audio_seconds, file.size, file.complete_marker, **part) as pcm,
+        recording(
+            request, folder, **limits
+        ) as file,  # the download ends with the decoder, which reads no further than `end`
+        decode(
+            file.path, settings.max_audio_seconds, file.size, file.complete_marker, **part
+        ) as pcm,
     ):
         progress.phase = "decoding"
         async for chunk in usage.chunks(split_at_pauses(pcm, rules, pcm.first)):
             progress.seconds_known = pcm.duration
             with usage.time("waiting"):
-                await gate.enter(holder, chunk_priority(chunk.index))  # a job that waits here decodes no further
+                await gate.enter(
+                    holder, chunk_priority(chunk.index)
+                )  # a job that waits here decodes no further
             tasks.append(task := group.create_task(transcribe(chunk, context)))
             if request.language is None:
                 outliers.keep_if_short(chunk)
             if not request.use_previous_context:
                 context = ""
-            elif text := join([result.text for result in await task])[0]:  # a chunk without text hands its own context on
+            elif text := join([result.text for result in await task])[
+                0
+            ]:  # a chunk without text hands its own context on
                 context = text[-CONTEXT_CHARACTERS:]
         progress.phase, progress.seconds_known = "transcribing", pcm.duration
     results = [result for task in tasks for result in task.result()]
     if request.language is None:
-        results = await outliers.retried(results, lambda chunk, language: transcribe_chunk(chunk, language, "", vocabulary, usage))
+        results = await outliers.retried(
+            results,
+            lambda chunk, language: transcribe_chunk(chunk, language, "", vocabulary, usage),
+        )
     transcript = merge(results, pcm.end, pcm.warning, pcm.start)
     if not transcript.text:
         raise_if_incomplete(results)
@@ -169,10 +192,23 @@ async def transcribe_chunk(
     chunk: AudioChunk, language: str | None, context: str, vocabulary: Vocabulary, usage: Usage
 ) -> list[ChunkResult]:
     """The results of one chunk, which tile it: one, or several where a retry used parts of the chunk."""
-    return await best_results(chunk, language, context, vocabulary, usage.counted(recognise), usage.timed("alignment", time_words))
+    return await best_results(
+        chunk,
+        language,
+        context,
+        vocabulary,
+        usage.counted(recognise),
+        usage.timed("alignment", time_words),
+    )
 
 
-async def recognise(chunk: AudioChunk, language: str | None, context: str, temperature: float, vocabulary: Vocabulary) -> Hypothesis:
+async def recognise(
+    chunk: AudioChunk,
+    language: str | None,
+    context: str,
+    temperature: float,
+    vocabulary: Vocabulary,
+) -> Hypothesis:
     """One decode of a chunk by the recogniser. Raises EngineDead, TimeoutError, or RecognitionError where the engine refuses it."""
     try:
         async with asyncio.timeout(settings.chunk_timeout_seconds):
@@ -185,7 +221,9 @@ async def recognise(chunk: AudioChunk, language: str | None, context: str, tempe
     return hypothesis
 
 
-async def time_words(chunk: AudioChunk, text: str, language: str | None, spectrum: "Tensor | None") -> tuple[tuple[Word, ...], str | None]:
+async def time_words(
+    chunk: AudioChunk, text: str, language: str | None, spectrum: "Tensor | None"
+) -> tuple[tuple[Word, ...], str | None]:
     """(words, warning): the words of `text` with aligned times, or with estimated ones and a warning where the aligner failed."""
     try:
         async with asyncio.timeout(settings.chunk_timeout_seconds):
@@ -203,10 +241,14 @@ async def time_words(chunk: AudioChunk, text: str, language: str | None, spectru
 def as_worker_error(error: BaseException) -> WorkerError:
     """The failure to report. An unexpected error is reported without its message, because the message may quote the client's data."""
     while isinstance(error, BaseExceptionGroup):
-        error = next((e for e in error.exceptions if isinstance(e, EngineDead)), error.exceptions[0])
+        error = next(
+            (e for e in error.exceptions if isinstance(e, EngineDead)), error.exceptions[0]
+        )
     if isinstance(error, WorkerError):
         return error
-    log.error(f"unexpected {type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__))}")
+    log.error(
+        f"unexpected {type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__))}"
+    )
     if is_shortage(error):
         return WorkerFailed("The worker ran out of memory, threads, disk space or open files.")
     return WorkerError("The worker failed because of an unexpected error.")
@@ -231,7 +273,9 @@ def jobs_at_once(_: int) -> int:
     SDK starts no more than one job a second. With a dead engine it is 0, and the worker ends once it is idle.
     """
     if asr.dead:
-        signal.raise_signal(signal.SIGTERM)  # the SDK then ends in order: running jobs are answered first
+        signal.raise_signal(
+            signal.SIGTERM
+        )  # the SDK then ends in order: running jobs are answered first
         return 0
     return settings.max_concurrency or max(2, asr.capacity // 4)
 
@@ -269,7 +313,12 @@ def main() -> None:
         single_job = "--test_input" in sys.argv or not serves_jobs
         runpod.serverless.register_fitness_check(fitness_check)
         install(shutdown, settings.shutdown_timeout_seconds)
-        runpod.serverless.start({"handler": handle_and_print if single_job else handler, "concurrency_modifier": jobs_at_once})
+        runpod.serverless.start(
+            {
+                "handler": handle_and_print if single_job else handler,
+                "concurrency_modifier": jobs_at_once,
+            }
+        )
         if lost := JobsProgress().get_job_list():
             log.warn(f"jobs taken during the shutdown, neither run nor answered: {lost}")
     finally:

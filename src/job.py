@@ -10,16 +10,18 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from contract.errors import DeadlineExceeded, WorkerFailed, WorkerStopped
+from recording.shield import to_the_end
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
-
-from errors import DeadlineExceeded, WorkerFailed, WorkerStopped
-from shield import to_the_end
 from shutdown import Shutdown
 
 INTERVAL_SECONDS = 1.0  # least time between two posts of progress
 LAST_POST_SECONDS = 2.0  # the result waits at most so long for a post that is still being sent
-MARGIN_SECONDS, MARGIN_SHARE = 5.0, 0.2  # the smaller of both is kept of executionTimeout: to stop, clean up and send the answer
+MARGIN_SECONDS, MARGIN_SHARE = (
+    5.0,
+    0.2,
+)  # the smaller of both is kept of executionTimeout: to stop, clean up and send the answer
 
 Handler = Callable[[dict], Awaitable[dict]]
 
@@ -43,7 +45,11 @@ def seconds_allowed(job: dict) -> float | None:
     """
     policy = job.get("policy")
     milliseconds = policy.get("executionTimeout") if isinstance(policy, dict) else None
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, (int, float)) or not milliseconds > 0:
+    if (
+        isinstance(milliseconds, bool)
+        or not isinstance(milliseconds, (int, float))
+        or not milliseconds > 0
+    ):
         return None
     seconds = milliseconds / 1000
     return seconds - min(MARGIN_SECONDS, MARGIN_SHARE * seconds)
@@ -158,7 +164,10 @@ async def _post_changes(job: dict, progress: Progress, ended: asyncio.Event) -> 
         while not ended.is_set():
             if (now := asdict(progress)) != posted:
                 posted = now
-                shown = {name: round(value, 1) if isinstance(value, float) else value for name, value in now.items()}
+                shown = {
+                    name: round(value, 1) if isinstance(value, float) else value
+                    for name, value in now.items()
+                }
                 await send_result(session, {"status": "IN_PROGRESS", "output": shown}, job)
             with suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), INTERVAL_SECONDS)

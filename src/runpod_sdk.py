@@ -17,7 +17,6 @@ from aiohttp import ClientError, ClientResponseError, ClientSession
 from runpod import RunPodLogger
 from runpod.http_client import TooManyRequests
 from runpod.serverless.modules import rp_http, rp_job, rp_scale
-
 from shutdown import Shutdown
 
 MAX_SEND_SECONDS = 600  # for a result, with all its attempts

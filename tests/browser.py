@@ -12,7 +12,9 @@ from pathlib import Path
 import requests
 from websockets.sync.client import connect
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FLAGS = (  # no connection to Google's hosts at start, and nothing that a container lacks
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --mute-audio --remote-debugging-port=0"
@@ -43,19 +45,32 @@ class Tab:
     def _record(self, method: str, event: dict) -> None:
         if method == "Network.requestWillBeSent":
             self.requests.append(event["request"]["url"])
-        elif method == "Runtime.exceptionThrown" or "error" in (event.get("type"), event.get("entry", {}).get("level")):
+        elif method == "Runtime.exceptionThrown" or "error" in (
+            event.get("type"),
+            event.get("entry", {}).get("level"),
+        ):
             self.complaints.append(json.dumps(event))
 
     def open(self, page: Path, width: int = 1000, height: int = 700, touch: bool = False) -> None:
         """Load a file into a window of that size in CSS pixels."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=touch,
+        )
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.call("Page.navigate", url=page.as_uri())
-        self.until(f"location.href === {json.dumps(page.as_uri())} && document.readyState === 'complete'")
+        self.until(
+            f"location.href === {json.dumps(page.as_uri())} && document.readyState === 'complete'"
+        )
 
     def value(self, expression: str) -> object:
         """The value of a JavaScript expression, waited for where it is a promise."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -71,16 +86,32 @@ class Tab:
         """Press the mouse in the middle of the n-th element that matches."""
         element = f"document.querySelectorAll({json.dumps(selector)})[{n}]"
         self.value(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
-        x, y = self.value(f"(box => [box.x + box.width / 2, box.y + box.height / 2])({element}.getBoundingClientRect())")
+        x, y = self.value(
+            f"(box => [box.x + box.width / 2, box.y + box.height / 2])({element}.getBoundingClientRect())"
+        )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str, times: int = 1) -> None:
         """A key by its DOM name; " " is the space bar."""
-        code = {" ": 32, "Enter": 13, "Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[key]
+        code = {
+            " ": 32,
+            "Enter": 13,
+            "Tab": 9,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+        }[key]
         text = {" ": " ", "Enter": "\r"}.get(key, "")
         for _ in range(times):
-            self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, text=text)
+            self.call(
+                "Input.dispatchKeyEvent",
+                type="keyDown",
+                key=key,
+                windowsVirtualKeyCode=code,
+                text=text,
+            )
             self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
 
@@ -88,7 +119,10 @@ class Tab:
 def chromium() -> Iterator[Tab]:
     """A tab of a browser with a new profile; both end with the context."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        process = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            stderr=subprocess.DEVNULL,
+        )
         try:
             with connect(_address(process, Path(profile)), max_size=None, proxy=None) as socket:
                 yield Tab(socket)

@@ -13,17 +13,28 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-
 import real_models
 
-hypothesis.settings.register_profile("without deadline", deadline=None)  # a machine under load is slow, and nothing is wrong
+hypothesis.settings.register_profile(
+    "without deadline", deadline=None
+)  # a machine under load is slow, and nothing is wrong
 hypothesis.settings.load_profile("without deadline")
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "builder"), str(ROOT / "tests" / "models" / "recipe")]
+FOLDERS = (
+    "src",
+    "src/recording/decoder",
+    "builder",
+    "tests/models/recipe",
+)  # the decoder is a process of its own
+sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
 
-LONG = ("test_runpod.py", "test_entry_points.py", "test_end_to_end.py")  # minutes each; first, so that both processes end at about the same time
+LONG = (
+    "test_runpod.py",
+    "test_entry_points.py",
+    "test_end_to_end.py",
+)  # minutes each; first, so that both processes end at about the same time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,7 +51,9 @@ class FileServer:
 
     def __init__(self, folder: Path, handler: type = _QuietFiles):
         self.folder = folder
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
+        self._server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
+        )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
 
@@ -83,7 +96,7 @@ def worker() -> Iterator:
     Its libraries make the process flush subnormal floats to zero, so the tests' strategies for floats exclude these.
     """
     import handler
-    from settings import load_settings
+    from contract.settings import load_settings
 
     handler.settings = load_settings(os.environ)
     handler.load_models()

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import vllm
-
 from test_cuda_platform import report_of
 
 # Only what tells the version differs: the number itself, and the search for the installed package.

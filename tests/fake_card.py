@@ -184,10 +184,9 @@ def pretend() -> None:
 
 def options_for(card: FakeCard, model: Path, aligner: Path):
     """The worker's own choice for `card`, as startup.py makes it."""
+    from contract.settings import Settings
+    from speech.models.engine_args import find_device, plan
     from vllm.platforms import current_platform
-
-    from engine import find_device, plan
-    from settings import Settings
 
     insert(card)
     type(current_platform).get_device_capability.__func__.cache_clear()
@@ -260,10 +259,9 @@ def _tokenized(model_config) -> list[int]:
 def transcription(recogniser, seconds: float, aligner: Path) -> dict[str, Any]:
     """One chunk on its way to the engine and back. `recogniser` is the worker's own."""
     import torch
+    from contract.errors import RecognitionError
+    from recording.chunk import SAMPLE_RATE, AudioChunk, waveform
     from transformers import AutoFeatureExtractor
-
-    from audio import SAMPLE_RATE, AudioChunk, waveform
-    from errors import RecognitionError
 
     noise = np.random.default_rng(1).normal(0, 3000, round(seconds * SAMPLE_RATE))
     pcm = noise.clip(-32768, 32767).astype(np.int16)
@@ -310,7 +308,7 @@ def request_of(request) -> dict[str, Any]:
 
 def transcriptions(model: Path, aligner: Path) -> list[dict[str, Any]]:
     """A chunk of each of CHUNK_SECONDS on an L4."""
-    from asr import Recogniser
+    from speech.models.recogniser import Recogniser
 
     recogniser = Recogniser(options_for(CARDS["L4"], model, aligner))
     recogniser.wait_until_ready()
@@ -350,7 +348,7 @@ def default_sampler() -> str:
 
 def refusal(card: FakeCard, model: Path, aligner: Path) -> str:
     """The worker's sentence about a card that it cannot use."""
-    from errors import SettingsError
+    from contract.errors import SettingsError
 
     try:
         options_for(card, model, aligner)

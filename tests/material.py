@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-
 import bank
-from audio import SAMPLE_RATE, AudioChunk
-from speech import Utterance
+import numpy as np
+from recording.chunk import SAMPLE_RATE, AudioChunk
+from utterance import Utterance
 
 BANK = bank.load(Path(__file__).parent / "models" / "bank")
 ENGLISH = [u for u in BANK if u.language == "English"]
@@ -32,4 +31,7 @@ def voice(seconds: float) -> np.ndarray:
     """Speech without a pause: one loud word over and over."""
     u: Utterance = max(ENGLISH, key=lambda u: np.abs(u.pcm.astype(int)).mean())
     word = u.words[0]
-    return np.resize(u.pcm[round(word.start * SAMPLE_RATE) : round(word.end * SAMPLE_RATE)], round(seconds * SAMPLE_RATE))
+    return np.resize(
+        u.pcm[round(word.start * SAMPLE_RATE) : round(word.end * SAMPLE_RATE)],
+        round(seconds * SAMPLE_RATE),
+    )

@@ -13,22 +13,165 @@ from itertools import cycle
 from types import SimpleNamespace
 
 import numpy as np
-
-from audio import SAMPLE_RATE
+from recording.chunk import SAMPLE_RATE
 
 SECTION_SECONDS, GAP_SECONDS, PAUSE_SECONDS, SENTENCE_SECONDS = 56.0, 2.0, 0.5, 6.0
-LOUD, HISS = 3000, 3  # standard deviation of the samples; to the voice detector LOUD is speech and HISS is silence
+LOUD, HISS = (
+    3000,
+    3,
+)  # standard deviation of the samples; to the voice detector LOUD is speech and HISS is silence
 
 # tokens per word, measured with the real tokenizer; a word of Thai or Japanese is a few characters here
-TOKENS = {"English": 1.1, "German": 1.6, "Greek": 5.8, "Hindi": 4.2, "Thai": 3.8, "Persian": 3.1, "Japanese": 2.0, "Chinese": 1.6}
+TOKENS = {
+    "English": 1.1,
+    "German": 1.6,
+    "Greek": 5.8,
+    "Hindi": 4.2,
+    "Thai": 3.8,
+    "Persian": 3.1,
+    "Japanese": 2.0,
+    "Chinese": 1.6,
+}
 VOCABULARY = {
-    "English": "the river was high after three days of rain and nobody in town could remember such a spring before this one came along".split(),
-    "Greek": "η κυβέρνηση ανακοίνωσε σήμερα νέα μέτρα για την αντιμετώπιση των πυρκαγιών στην Πελοπόννησο ενώ κάτοικοι εγκαταλείπουν χωριά".split(),
-    "Hindi": "प्रधानमंत्री ने आज सुबह नई दिल्ली में कहा कि सरकार किसानों के लिए विशेष योजना लाएगी और सभी राज्यों को सहायता मिलेगी".split(),
-    "Thai": "วันนี้ รัฐบาล ประกาศ มาตรการ ใหม่ เพื่อ ช่วยเหลือ ประชาชน ที่ ได้รับ ผลกระทบ จาก น้ำท่วม ใน ภาคเหนือ".split(),
-    "Persian": "رئیس جمهور امروز در تهران گفت که دولت برنامه تازه ای برای حمایت از کشاورزان ارائه خواهد کرد".split(),
-    "Japanese": "今日 は 東京 で 新しい 博物館 が 開き 多く の 人 が 朝 から 並んで いました".split(),
-    "Chinese": "今天 上午 我们 在 公园 里 看到 很多 孩子 放 风筝 天气 非常 好".split(),
+    "English": [
+        "the",
+        "river",
+        "was",
+        "high",
+        "after",
+        "three",
+        "days",
+        "of",
+        "rain",
+        "and",
+        "nobody",
+        "in",
+        "town",
+        "could",
+        "remember",
+        "such",
+        "a",
+        "spring",
+        "before",
+        "this",
+        "one",
+        "came",
+        "along",
+    ],
+    "Greek": [
+        "η",
+        "κυβέρνηση",
+        "ανακοίνωσε",
+        "σήμερα",
+        "νέα",
+        "μέτρα",
+        "για",
+        "την",
+        "αντιμετώπιση",
+        "των",
+        "πυρκαγιών",
+        "στην",
+        "Πελοπόννησο",
+        "ενώ",
+        "κάτοικοι",
+        "εγκαταλείπουν",
+        "χωριά",
+    ],
+    "Hindi": [
+        "प्रधानमंत्री",
+        "ने",
+        "आज",
+        "सुबह",
+        "नई",
+        "दिल्ली",
+        "में",
+        "कहा",
+        "कि",
+        "सरकार",
+        "किसानों",
+        "के",
+        "लिए",
+        "विशेष",
+        "योजना",
+        "लाएगी",
+        "और",
+        "सभी",
+        "राज्यों",
+        "को",
+        "सहायता",
+        "मिलेगी",
+    ],
+    "Thai": [
+        "วันนี้",
+        "รัฐบาล",
+        "ประกาศ",
+        "มาตรการ",
+        "ใหม่",
+        "เพื่อ",
+        "ช่วยเหลือ",
+        "ประชาชน",
+        "ที่",
+        "ได้รับ",
+        "ผลกระทบ",
+        "จาก",
+        "น้ำท่วม",
+        "ใน",
+        "ภาคเหนือ",
+    ],
+    "Persian": [
+        "رئیس",
+        "جمهور",
+        "امروز",
+        "در",
+        "تهران",
+        "گفت",
+        "که",
+        "دولت",
+        "برنامه",
+        "تازه",
+        "ای",
+        "برای",
+        "حمایت",
+        "از",
+        "کشاورزان",
+        "ارائه",
+        "خواهد",
+        "کرد",
+    ],
+    "Japanese": [
+        "今日",
+        "は",
+        "東京",
+        "で",
+        "新しい",
+        "博物館",
+        "が",
+        "開き",
+        "多く",
+        "の",
+        "人",
+        "が",
+        "朝",
+        "から",
+        "並んで",
+        "いました",
+    ],
+    "Chinese": [
+        "今天",
+        "上午",
+        "我们",
+        "在",
+        "公园",
+        "里",
+        "看到",
+        "很多",
+        "孩子",
+        "放",
+        "风筝",
+        "天气",
+        "非常",
+        "好",
+    ],
 }
 UNSPACED = ("Thai", "Japanese", "Chinese")
 
@@ -67,14 +210,26 @@ class Section:
 
     language: str = "English"
     words: list[Said] = field(default_factory=list)
-    sounds: list[tuple[float, float]] = field(default_factory=list)  # (start, end) of what is no silence
+    sounds: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # (start, end) of what is no silence
     voiced: float = 1.0  # share of each word that is loud enough for the detector
-    model: Callable[[Stretch], str | None] = lambda stretch: None  # the answer for a stretch; None: the words, "": no text
-    piled_from: float = float("inf")  # in a chunk over 40 s the aligner gives words behind this second no time of their own
+    model: Callable[[Stretch], str | None] = lambda stretch: (
+        None
+    )  # the answer for a stretch; None: the words, "": no text
+    piled_from: float = float(
+        "inf"
+    )  # in a chunk over 40 s the aligner gives words behind this second no time of their own
 
-    def talk(self, until: float, words_per_minute: float = 150, text: list[str] | None = None) -> "Section":
+    def talk(
+        self, until: float, words_per_minute: float = 150, text: list[str] | None = None
+    ) -> "Section":
         """Append sentences with pauses between, up to second `until` of the section."""
-        at, step, words = self.end, 60 / words_per_minute, cycle(text) if text else shuffled(self.language)
+        at, step, words = (
+            self.end,
+            60 / words_per_minute,
+            cycle(text) if text else shuffled(self.language),
+        )
         while at + SENTENCE_SECONDS <= until + 0.01:
             count = max(1, int((SENTENCE_SECONDS - PAUSE_SECONDS) / step))
             spoken = [Said(next(words), at + i * step, at + (i + 1) * step) for i in range(count)]
@@ -86,7 +241,9 @@ class Section:
     def say(self, text: list[str], seconds: float, pause: float = PAUSE_SECONDS) -> "Section":
         """Append these words once, spread over `seconds`."""
         at, step = self.end + pause, seconds / len(text)
-        self.words += [Said(word, at + i * step, at + (i + 1) * step) for i, word in enumerate(text)]
+        self.words += [
+            Said(word, at + i * step, at + (i + 1) * step) for i, word in enumerate(text)
+        ]
         self.sounds.append((at, at + seconds))
         return self
 
@@ -124,7 +281,9 @@ class Recording:
         self.pcm = pcm.clip(-32768, 32767).astype(np.int16)
         self._bytes = self.pcm.tobytes()
         self.words = [
-            Said(w.text, begin + w.start, begin + w.end) for begin, section in zip(self.starts, sections) for w in section.words
+            Said(w.text, begin + w.start, begin + w.end)
+            for begin, section in zip(self.starts, sections)
+            for w in section.words
         ]
         self.asked: list[tuple[float, float]] = []  # seconds of each decode
 
@@ -154,18 +313,33 @@ class Recording:
         tokens = 4 + round(TOKENS[section.language] * len(text.split()))
         finish = "stop"
         if tokens > sampling.max_tokens:
-            raw, tokens, finish = raw[: len(raw) * sampling.max_tokens // tokens], sampling.max_tokens, "length"
-        yield SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=raw, finish_reason=finish, token_ids=range(tokens))])
+            raw, tokens, finish = (
+                raw[: len(raw) * sampling.max_tokens // tokens],
+                sampling.max_tokens,
+                "length",
+            )
+        yield SimpleNamespace(
+            prompt_token_ids=[],
+            outputs=[SimpleNamespace(text=raw, finish_reason=finish, token_ids=range(tokens))],
+        )
 
     def marks(self, batch):
         """For each clip the start and end of each unit in ms. A unit that was not said gets the last time, as by the real aligner."""
         for task in batch:
             begin, section = self._section_at(task.chunk.start, task.chunk.end)
             last = begin + section.piled_from if task.chunk.duration > 40 else float("inf")
-            times = [time for w in self._between(task.chunk.start, min(task.chunk.end, last)) for time in letter_times(w)]
+            times = [
+                time
+                for w in self._between(task.chunk.start, min(task.chunk.end, last))
+                for time in letter_times(w)
+            ]
             found, at = [], 0
             for unit in task.units:
-                span = times[at : at + len(letters(unit))] or times[-1:] or [(task.chunk.start, task.chunk.start + 0.1)]
+                span = (
+                    times[at : at + len(letters(unit))]
+                    or times[-1:]
+                    or [(task.chunk.start, task.chunk.start + 0.1)]
+                )
                 at += len(letters(unit))
                 found += [round(1000 * (t - task.chunk.start)) for t in (span[0][0], span[-1][1])]
             yield found
@@ -175,7 +349,10 @@ class Recording:
 
     def _section_at(self, start: float, end: float) -> tuple[float, Section]:
         """(start in seconds, section) of the section that most of the stretch lies in."""
-        return max(zip(self.starts, self.sections), key=lambda s: min(end, s[0] + s[1].end) - max(start, s[0]))
+        return max(
+            zip(self.starts, self.sections),
+            key=lambda s: min(end, s[0] + s[1].end) - max(start, s[0]),
+        )
 
 
 def letter_times(word: Said) -> list[tuple[float, float]]:
@@ -195,14 +372,22 @@ def written(text: str, language: str) -> str:
 # Scenarios: what the model answers in place of the words
 
 
-def loops(event: float, phrase: str = "ha ", cured_by_sampling: bool = False, cured_under: float = 0):
+def loops(
+    event: float, phrase: str = "ha ", cured_by_sampling: bool = False, cured_under: float = 0
+):
     """The words up to second `event`, then `phrase` until the answer is cut off; only where the stretch holds `event` and 6 s more.
 
     A stretch of at most `cured_under` seconds is answered correctly, and so is another sampling with `cured_by_sampling`.
     """
 
     def model(stretch: Stretch) -> str | None:
-        if stretch.start > event or stretch.end < event + 6 or stretch.seconds <= cured_under or stretch.temperature and cured_by_sampling:
+        if (
+            stretch.start > event
+            or stretch.end < event + 6
+            or stretch.seconds <= cured_under
+            or stretch.temperature
+            and cured_by_sampling
+        ):
             return None
         return f"{stretch.text(event)} {phrase * 9000}"
 
@@ -225,7 +410,11 @@ def stops_early(second: float, cured_by_sampling: bool = False):
     """In a stretch over 40 s the words up to `second` of the section, and no more."""
 
     def model(stretch: Stretch) -> str | None:
-        early = stretch.start < second - 1 and stretch.seconds > 40 and not (stretch.temperature and cured_by_sampling)
+        early = (
+            stretch.start < second - 1
+            and stretch.seconds > 40
+            and not (stretch.temperature and cured_by_sampling)
+        )
         return stretch.text(second) if early else None
 
     return model

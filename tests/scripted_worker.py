@@ -22,13 +22,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
-import align
-import asr
 import handler
 import runpod_sdk
 import shutdown
-from admission import Gate
-from audio import SAMPLE_RATE
+import speech.models.aligner as align
+import speech.models.recogniser as asr
+from recording.chunk import SAMPLE_RATE
+from speech.admission import Gate
 
 MAX_CHECK_SECONDS = 2.0  # the fitness check's recording is shorter
 WORDS_PER_SECOND = 2

@@ -14,16 +14,25 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import soundfile
-
-from audio import SAMPLE_RATE
 from material import ENGLISH, silence
+from recording.chunk import SAMPLE_RATE
 from standin import until
 from test_runpod import Worker, started
 
 JOBS, EARLY, AT_ONCE = 500, 100, 8
-GROWTH_BYTES = 50 * 2**20  # allowed, of the worker's process: allocators do not return all freed memory
+GROWTH_BYTES = (
+    50 * 2**20
+)  # allowed, of the worker's process: allocators do not return all freed memory
 GROWTH_OF_ALL = 1.15  # allowed, of all processes: on a CPU torch keeps kernels for each new batch shape, up to a few hundred
-KINDS = {"short": 60, "big": 10, "silent": 5, "invalid": 5, "missing": 5, "web page": 5, "cancelled": 10}  # percent
+KINDS = {
+    "short": 60,
+    "big": 10,
+    "silent": 5,
+    "invalid": 5,
+    "missing": 5,
+    "web page": 5,
+    "cancelled": 10,
+}  # percent
 
 
 @dataclass(frozen=True)
@@ -64,14 +73,20 @@ def test_five_hundred_jobs_are_answered_once_each_and_nothing_grows(tmp_path, fi
         "web page": lambda: {"audio_url": file_server.url("page.html")},
         "cancelled": lambda: {"audio_url": file_server.url("big.wav")},
     }
-    codes = {"invalid": "input_invalid", "missing": "source_refused", "web page": "audio_undecodable"}
+    codes = {
+        "invalid": "input_invalid",
+        "missing": "source_refused",
+        "web page": "audio_undecodable",
+    }
     kinds = rng.choices(list(KINDS), KINDS.values(), k=JOBS)
 
     with started(tmp_path, MAX_CONCURRENCY=str(AT_ONCE)) as worker:
         platform, sent, held, began = worker.platform, {}, {}, time.monotonic()
 
         def open_jobs() -> int:
-            return sum(platform.jobs[job_id].status in ("IN_QUEUE", "IN_PROGRESS") for job_id in sent)
+            return sum(
+                platform.jobs[job_id].status in ("IN_QUEUE", "IN_PROGRESS") for job_id in sent
+            )
 
         def settled() -> Held:
             until(lambda: open_jobs() == 0 and not worker.files(), 300)
@@ -93,15 +108,22 @@ def test_five_hundred_jobs_are_answered_once_each_and_nothing_grows(tmp_path, fi
         for job_id, kind in sent.items():
             job = platform.jobs[job_id]
             if kind == "cancelled" and job.status == "CANCELLED":
-                assert job.answers == 0 or job.results[0].at > job.finished  # its result may have been on its way
+                assert (
+                    job.answers == 0 or job.results[0].at > job.finished
+                )  # its result may have been on its way
                 continue
             assert job.answers == 1 and len(job.results) == 1, (kind, job)
             assert job.shown["output"].get("error_code") == codes.get(kind), (kind, job.shown)
-        print(f"\n{JOBS} jobs in {seconds:.0f} s: {dict(Counter(platform.jobs[i].status for i in sent))}")
+        print(
+            f"\n{JOBS} jobs in {seconds:.0f} s: {dict(Counter(platform.jobs[i].status for i in sent))}"
+        )
         for number, what in held.items():
             print(f"after {number}: {what.own_memory / 2**20:.0f} MiB in its process, {what.memory / 2**20:.0f} MiB in all, {what.descriptors} descriptors, {what.threads} threads, "
                   f"{what.files} temp files, {what.children} children")  # fmt: skip
         early, late = held[EARLY], held[JOBS]
-        assert late.own_memory - early.own_memory < GROWTH_BYTES and late.memory < GROWTH_OF_ALL * early.memory
+        assert (
+            late.own_memory - early.own_memory < GROWTH_BYTES
+            and late.memory < GROWTH_OF_ALL * early.memory
+        )
         assert late.descriptors <= early.descriptors + 2 and late.threads <= early.threads + 2
         assert (late.files, late.children) == (early.files, early.children)

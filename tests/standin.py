@@ -42,7 +42,9 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
-WORKDIR = Path(__file__).parent.parent / "src"  # of a worker, as in the image; the test_input.json there is ignored on RunPod
+WORKDIR = (
+    Path(__file__).parent.parent / "src"
+)  # of a worker, as in the image; the test_input.json there is ignored on RunPod
 ENDPOINT = "ep1"
 WORKER = "worker1"
 KEY = "key1"  # of the worker; clients may send any
@@ -51,7 +53,9 @@ WORKER_CALLS = ("job-take", "job-take-batch", "job-stop", "job-done", "job-strea
 POLL_SECONDS = 1.5  # RunPod holds a poll much longer; short here, because a stopped worker ends only after its last polls
 TICK_SECONDS = 0.02
 CLIENT_WAIT_MS = 1_000, 90_000, 300_000  # least, default, most of ?wait
-REPLY_LIMIT = 20_000_000  # bytes of a job-done body: about 20 MB, reported for /runsync; 10 MB for /run
+REPLY_LIMIT = (
+    20_000_000  # bytes of a job-done body: about 20 MB, reported for /runsync; 10 MB for /run
+)
 WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS = 3, 10  # seconds for each attempt
 CALL_SECONDS = 10  # bound for a call into the server's thread that does not wait for a job
 
@@ -117,12 +121,17 @@ class Job:
     @property
     def stop_pod(self) -> bool:
         """The worker asked to be replaced: refresh_worker."""
-        return any(isinstance(post.body, dict) and post.body.get("stopPod") for post in self.results)
+        return any(
+            isinstance(post.body, dict) and post.body.get("stopPod") for post in self.results
+        )
 
     def body(self) -> dict:
         body = {"id": self.id, "status": self.status} | self.shown
         if self.taken is not None:
-            body |= {"delayTime": round(1000 * (self.taken - self.submitted)), "workerId": self.worker}
+            body |= {
+                "delayTime": round(1000 * (self.taken - self.submitted)),
+                "workerId": self.worker,
+            }
         if self.taken is not None and self.finished is not None:
             body["executionTime"] = round(1000 * (self.finished - self.taken))
         return body
@@ -158,7 +167,9 @@ class Platform:
         self._thread = threading.Thread(target=self._loop.run_forever, name="stand-in")
         self._thread.start()
         # handler_cancellation: the open poll of a worker that has died must not take a job
-        self._runner = web.AppRunner(self._routes(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(
+            self._routes(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
         self._origin = f"http://127.0.0.1:{self._call(self._serve())}"
 
     # -- for tests
@@ -203,7 +214,9 @@ class Platform:
     def wait(self, job_id: str, timeout: float = 30) -> dict:
         """The job's body once it has ended. Raises TimeoutError, with the current body, after `timeout` seconds."""
         job = self.jobs[job_id]
-        if not self._call(self._until(lambda: job.status in FINAL, timeout), timeout + CALL_SECONDS):
+        if not self._call(
+            self._until(lambda: job.status in FINAL, timeout), timeout + CALL_SECONDS
+        ):
             raise TimeoutError(f"after {timeout} s: {job.body()}")
         return job.body()
 
@@ -306,7 +319,9 @@ class Platform:
             if limit_ms := (job.request.get("policy") or {}).get("executionTimeout"):
                 self._loop.call_later(limit_ms / 1000, self._end_running, job, "TIMED_OUT")
         given = tuple(job.id for job in jobs)
-        self.takes.append(Take(time.monotonic(), worker, asked, given, request.headers.get("Authorization", "")))
+        self.takes.append(
+            Take(time.monotonic(), worker, asked, given, request.headers.get("Authorization", ""))
+        )
         return [job.request | {"id": job.id} for job in jobs]
 
     async def _on_stop(self, request: web.Request) -> web.Response:
@@ -319,7 +334,11 @@ class Platform:
 
     async def _on_ping(self, request: web.Request) -> web.Response:
         jobs = request.query.get("job_id", "")
-        self.pings.append(Ping(time.monotonic(), request.match_info["worker"], tuple(filter(None, jobs.split(",")))))
+        self.pings.append(
+            Ping(
+                time.monotonic(), request.match_info["worker"], tuple(filter(None, jobs.split(",")))
+            )
+        )
         return web.Response()
 
     async def _on_done(self, request: web.Request) -> web.Response:
@@ -336,7 +355,10 @@ class Platform:
         if len(await request.read()) > self.reply_limit:
             job.finish("COMPLETED", {})
             return _recorded(job.results, body, 400)
-        job.finish("FAILED" if body.get("error") else "COMPLETED", {key: body[key] for key in ("output", "error") if key in body})
+        job.finish(
+            "FAILED" if body.get("error") else "COMPLETED",
+            {key: body[key] for key in ("output", "error") if key in body},
+        )
         answer = _recorded(job.results, body, 200)
         if self.lose_answers > 0:
             self.lose_answers -= 1
@@ -404,7 +426,9 @@ class Platform:
     async def _on_stream(self, request: web.Request) -> web.Response:
         """Values yielded since the last call. A long poll, because the JavaScript client asks again without a pause."""
         job = self._job(request)
-        await self._until(lambda: job.status in FINAL or len(job.chunks) > job.streamed, POLL_SECONDS)
+        await self._until(
+            lambda: job.status in FINAL or len(job.chunks) > job.streamed, POLL_SECONDS
+        )
         new = [post.body for post in job.chunks[job.streamed :]]
         job.streamed = len(job.chunks)
         return web.json_response({"status": job.status, "stream": new})
@@ -420,11 +444,26 @@ class Platform:
 
     async def _on_health(self, request: web.Request) -> web.Response:
         states = [job.status for job in self.jobs.values()]
-        names = {"completed": "COMPLETED", "failed": "FAILED", "inProgress": "IN_PROGRESS", "inQueue": "IN_QUEUE"}
+        names = {
+            "completed": "COMPLETED",
+            "failed": "FAILED",
+            "inProgress": "IN_PROGRESS",
+            "inQueue": "IN_QUEUE",
+        }
         busy = {job.worker for job in self.jobs.values() if job.status == "IN_PROGRESS"}
         known = {take.worker for take in self.takes}
-        workers = {"idle": len(known - busy), "running": len(busy), "initializing": 0, "throttled": 0}
-        return web.json_response({"jobs": {name: states.count(s) for name, s in names.items()} | {"retried": 0}, "workers": workers})
+        workers = {
+            "idle": len(known - busy),
+            "running": len(busy),
+            "initializing": 0,
+            "throttled": 0,
+        }
+        return web.json_response(
+            {
+                "jobs": {name: states.count(s) for name, s in names.items()} | {"retried": 0},
+                "workers": workers,
+            }
+        )
 
 
 async def _posted(request: web.Request) -> dict | str:
@@ -433,7 +472,9 @@ async def _posted(request: web.Request) -> dict | str:
     def refuse(constant: str):
         raise ValueError(constant)
 
-    text = (await request.read()).decode(errors="replace")  # its Content-Type says form, yet it is JSON
+    text = (await request.read()).decode(
+        errors="replace"
+    )  # its Content-Type says form, yet it is JSON
     try:
         return json.loads(text, parse_constant=refuse)
     except ValueError:
@@ -462,12 +503,19 @@ class ObjectStore:
         self.objects: dict[str, bytes] = {}  # "bucket/key" → bytes
         self.content_types: dict[str, str] = {}
         self._parts: dict[str, dict[int, bytes]] = {}  # upload → its parts
-        self._answers = {"PUT": self._put, "POST": self._multipart, "GET": self._get, "HEAD": self._get}
+        self._answers = {
+            "PUT": self._put,
+            "POST": self._multipart,
+            "GET": self._get,
+            "HEAD": self._get,
+        }
 
     async def answer(self, request: web.Request) -> web.Response:
         if request.method not in self._answers:
             raise web.HTTPMethodNotAllowed(request.method, list(self._answers))
-        return self._answers[request.method](request.match_info["name"], request, await request.read())
+        return self._answers[request.method](
+            request.match_info["name"], request, await request.read()
+        )
 
     def _put(self, name: str, request: web.Request, body: bytes) -> web.Response:
         if "uploadId" in request.query:
@@ -494,17 +542,26 @@ class ObjectStore:
 
 
 @contextmanager
-def running_worker(platform: Platform, command: Sequence[str | Path], log: Path, **environment: str) -> Iterator[subprocess.Popen]:
+def running_worker(
+    platform: Platform, command: Sequence[str | Path], log: Path, **environment: str
+) -> Iterator[subprocess.Popen]:
     """A worker process of `platform` in its own session; processes that are left of that session at the end are killed."""
     with open(log, "wb") as out:
         process = subprocess.Popen(
-            command, env=os.environ | platform.worker_environment() | environment, cwd=WORKDIR, stdout=out, stderr=out, start_new_session=True
+            command,
+            env=os.environ | platform.worker_environment() | environment,
+            cwd=WORKDIR,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     try:
         yield process
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the SDK's ping process outlives a worker that was killed
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # the SDK's ping process outlives a worker that was killed
         process.wait(CALL_SECONDS)
 
 

@@ -1,7 +1,7 @@
 """Stand-in for the model hub on loopback: the requests that huggingface_hub 0.36 makes to fetch a snapshot.
 
-    GET api/models/{name}/revision/{revision}?blobs=true    commit and files, with size, git hash and, of weights, SHA-256
-    HEAD, GET {name}/resolve/{commit}/{file}                headers and content; a Range is honoured
+GET api/models/{name}/revision/{revision}?blobs=true    commit and files, with size, git hash and, of weights, SHA-256
+HEAD, GET {name}/resolve/{commit}/{file}                headers and content; a Range is honoured
 """
 
 import functools
@@ -31,7 +31,9 @@ class Hub:
         self.faults: list[str] = []
 
     def __enter__(self) -> "Hub":
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Answers, self))
+        self._server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(_Answers, self)
+        )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -52,14 +54,24 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        self.hub.requests.append((self.command, self.path, self.headers.get("Authorization"), self.headers.get("Range")))
+        self.hub.requests.append(
+            (self.command, self.path, self.headers.get("Authorization"), self.headers.get("Range"))
+        )
         path = self.path.partition("?")[0]
-        if (match := re.fullmatch(r"/api/models/(.+)/revision/(.+)", path)) and match[1] in self.hub.repositories:
+        if (match := re.fullmatch(r"/api/models/(.+)/revision/(.+)", path)) and match[
+            1
+        ] in self.hub.repositories:
             if match[2] not in ("main", COMMIT):
                 return self._answer(404, {"X-Error-Code": "RevisionNotFound"})
-            files = [self._described(file) for file in sorted(self.hub.repositories[match[1]].iterdir())]
-            return self._answer(200, {}, json.dumps({"id": match[1], "sha": COMMIT, "siblings": files}).encode())
-        if (match := re.fullmatch(rf"/(.+)/resolve/{COMMIT}/([\w.]+)", path)) and match[1] in self.hub.repositories:
+            files = [
+                self._described(file) for file in sorted(self.hub.repositories[match[1]].iterdir())
+            ]
+            return self._answer(
+                200, {}, json.dumps({"id": match[1], "sha": COMMIT, "siblings": files}).encode()
+            )
+        if (match := re.fullmatch(rf"/(.+)/resolve/{COMMIT}/([\w.]+)", path)) and match[
+            1
+        ] in self.hub.repositories:
             return self._send(self.hub.repositories[match[1]] / match[2])
         self._answer(404, {"X-Error-Code": "RepoNotFound"})
 
@@ -67,7 +79,11 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         content = file.read_bytes()
         described = {"size": len(content), "blobId": git_hash(content)}
         if file.suffix == WEIGHTS:
-            described["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
+            described["lfs"] = {
+                "size": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "pointerSize": 134,
+            }
         return {"rfilename": file.name} | (described if self.hub.tells_hashes else {})
 
     def _send(self, file: Path) -> None:
@@ -79,9 +95,13 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         faulty = self.hub.faults and self.command == "GET" and file.suffix == WEIGHTS
         fault = self.hub.faults.pop(0) if faulty else ""
         rest = content[start:] if fault != "wrong" else bytes(len(content) - start)
-        self._answer(206 if start else 200, headers, rest, sent=len(rest) // (2 if fault == "cut" else 1))
+        self._answer(
+            206 if start else 200, headers, rest, sent=len(rest) // (2 if fault == "cut" else 1)
+        )
 
-    def _answer(self, status: int, headers: dict[str, str], content: bytes = b"", sent: int | None = None) -> None:
+    def _answer(
+        self, status: int, headers: dict[str, str], content: bytes = b"", sent: int | None = None
+    ) -> None:
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | headers).items():
             self.send_header(name, value)

@@ -18,16 +18,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import handler
 import psutil
 import pytest
 import soundfile
+from contract.settings import load_settings
+from recording.chunk import SAMPLE_RATE
 from runpod.serverless.modules.rp_job import run_job
-
-import handler
-from admission import Gate
-from audio import SAMPLE_RATE
 from scripted_worker import Aligner, Recogniser, spoken
-from settings import load_settings
+from speech.admission import Gate
 from standin import Platform
 from test_shutdown import half_a_file
 

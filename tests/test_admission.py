@@ -6,8 +6,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from admission import EARLY_CHUNKS, Gate, Holder, chunk_priority
+from speech.admission import EARLY_CHUNKS, Gate, Holder, chunk_priority
 
 
 async def settle() -> None:
@@ -122,7 +121,9 @@ async def test_a_job_that_ends_gives_back_the_places_of_all_its_chunks():
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**32))
 @settings(max_examples=150)
-def test_under_random_arrivals_and_cancellations_the_gate_never_overfills_and_loses_no_place(places, jobs, seed):
+def test_under_random_arrivals_and_cancellations_the_gate_never_overfills_and_loses_no_place(
+    places, jobs, seed
+):
     rng = random.Random(seed)
     inside, most, served = 0, 0, []
 

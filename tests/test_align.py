@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import speech.models.aligner as align
 import torch
+from contract.errors import AlignError, SettingsError
+from contract.languages import ALIGNED_LANGUAGES
 from hypothesis import given
 from hypothesis import strategies as st
-
-import align
-from align import LANGUAGES, MAX_BATCH, Aligner, is_out_of_memory, next_batch
-from aligner_network import WINDOWED, predicted_classes
-from audio import SAMPLE_RATE, AudioChunk, waveform
-from errors import AlignError, SettingsError
-from gpu_memory import MAX_UNITS_PER_SECOND
 from material import CHINESE, ENGLISH, chunk_of, silence
+from recording.chunk import SAMPLE_RATE, AudioChunk, waveform
+from speech.models.aligner import MAX_BATCH, Aligner, is_out_of_memory, next_batch
+from speech.models.aligner_network import WINDOWED, predicted_classes
+from speech.models.gpu_memory import MAX_UNITS_PER_SECOND
 from test_aligner_network import the_packages_own_mask
 
 
@@ -29,14 +29,21 @@ def task_lasting(seconds: float, index: int = 0) -> align._Task:
     return align._Task(replace(chunk_lasting(seconds), index=index), "", [], None, None, Future())
 
 
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=60), st.integers(1, 60))
-def test_a_batch_holds_the_clips_of_nearest_length_within_its_limits_of_audio_and_count(clips, seconds):
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=60),
+    st.integers(1, 60),
+)
+def test_a_batch_holds_the_clips_of_nearest_length_within_its_limits_of_audio_and_count(
+    clips, seconds
+):
     waiting = [task_lasting(tenths / 10, index) for tenths, index in clips]
     left, taken = list(waiting), []
     while left:
         batch = next_batch(left, seconds)
         durations = [t.chunk.duration for t in batch]
-        assert len(batch) <= MAX_BATCH and (len(batch) == 1 or len(batch) * max(durations) <= seconds)
+        assert len(batch) <= MAX_BATCH and (
+            len(batch) == 1 or len(batch) * max(durations) <= seconds
+        )
         lengths, others = [len(t.chunk.pcm) for t in batch], [len(t.chunk.pcm) for t in left]
         nearest = sorted(abs(n - lengths[0]) for n in [*lengths[1:], *others])
         assert [abs(n - lengths[0]) for n in lengths[1:]] == nearest[: len(batch) - 1]
@@ -70,7 +77,9 @@ def test_word_times_equal_those_of_the_package(worker):
 
 
 @pytest.mark.parametrize("samples", [8_000, 8_001, 51_360, 51_439, 128_000])
-def test_inputs_made_from_the_recognisers_spectrum_equal_those_the_package_makes_from_samples(worker, samples):
+def test_inputs_made_from_the_recognisers_spectrum_equal_those_the_package_makes_from_samples(
+    worker, samples
+):
     """Every tensor, bit for bit, also where the last hop is incomplete."""
     chunk, text = chunk_of(np.concatenate([u.pcm for u in ENGLISH[:4]])[:samples]), ENGLISH[0].text
     heard = asyncio.run(worker.asr.transcribe(chunk, "English", ""))
@@ -87,7 +96,9 @@ def test_inputs_made_from_the_recognisers_spectrum_equal_those_the_package_makes
 def test_clips_aligned_at_the_same_time_each_get_their_own_words(worker):
     async def together():
         pool = [*ENGLISH[:10], *CHINESE[:10]]
-        return pool, await asyncio.gather(*(worker.aligner.align(chunk_of(u.pcm), u.text, u.language) for u in pool))
+        return pool, await asyncio.gather(
+            *(worker.aligner.align(chunk_of(u.pcm), u.text, u.language) for u in pool)
+        )
 
     for u, found in zip(*asyncio.run(together())):
         assert len(found) == len(u.words)
@@ -95,7 +106,7 @@ def test_clips_aligned_at_the_same_time_each_get_their_own_words(worker):
 
 
 def test_a_language_that_the_aligner_does_not_know_is_refused(worker):
-    assert "Hindi" not in LANGUAGES
+    assert "Hindi" not in ALIGNED_LANGUAGES
     with pytest.raises(AlignError, match="Hindi"):
         asyncio.run(worker.aligner.align(chunk_lasting(1), "नमस्ते", "Hindi"))
 
@@ -140,20 +151,28 @@ def test_out_of_memory_halves_the_batch_until_it_fits_fault_injected(worker, mon
 
     for u, found in zip(ENGLISH[:8], asyncio.run(together())):
         if u is longest:
-            assert isinstance(found, AlignError) and "out of memory" in str(found) and found.unexplained
+            assert (
+                isinstance(found, AlignError)
+                and "out of memory" in str(found)
+                and found.unexplained
+            )
         else:
             assert len(found) == len(u.words)
     assert max(sizes) > 2
 
 
-def test_a_text_that_the_packages_splitter_cannot_read_fails_for_a_known_reason_fault_injected(worker, monkeypatch):
+def test_a_text_that_the_packages_splitter_cannot_read_fails_for_a_known_reason_fault_injected(
+    worker, monkeypatch
+):
     def breaks(*_):
         raise KeyError("injected")
 
     monkeypatch.setattr(worker.aligner._model.aligner_processor, "encode_timestamp", breaks)
     with pytest.raises(AlignError, match="KeyError") as failed:
         asyncio.run(worker.aligner.align(chunk_of(ENGLISH[0].pcm), ENGLISH[0].text, "English"))
-    assert not failed.value.unexplained  # the fault is in the text, so it does not count against the GPU
+    assert (
+        not failed.value.unexplained
+    )  # the fault is in the text, so it does not count against the GPU
 
 
 def test_a_text_whose_times_cannot_be_made_fails_alone_fault_injected(worker, monkeypatch):
@@ -176,7 +195,9 @@ def test_a_text_whose_times_cannot_be_made_fails_alone_fault_injected(worker, mo
     assert [len(words) for words in others] == [len(u.words) for u in ENGLISH[1:4]]
 
 
-def test_an_exception_in_a_batch_fails_its_clips_and_the_next_batch_is_aligned_fault_injected(worker, monkeypatch):
+def test_an_exception_in_a_batch_fails_its_clips_and_the_next_batch_is_aligned_fault_injected(
+    worker, monkeypatch
+):
     def breaks(*_):
         raise RuntimeError("injected")
 
@@ -208,10 +229,14 @@ def own_aligner():
         aligner._preparers.shutdown()
 
 
-def test_on_a_gpu_the_memory_share_is_set_before_the_weights_are_moved_device_injected(own_aligner, monkeypatch):
+def test_on_a_gpu_the_memory_share_is_set_before_the_weights_are_moved_device_injected(
+    own_aligner, monkeypatch
+):
     """Then the largest batches run, before the first job."""
     steps = []
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: steps.append(share))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share: steps.append(share)
+    )
     aligner = own_aligner("cuda", gpu_share=0.2)
     monkeypatch.setattr(aligner._model.model, "to", lambda device: steps.append(device.type))
     monkeypatch.setattr(aligner, "take_memory", lambda: steps.append("largest batches"))
@@ -221,7 +246,9 @@ def test_on_a_gpu_the_memory_share_is_set_before_the_weights_are_moved_device_in
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_start_runs_the_batch_of_most_chunks_and_that_of_the_longest(own_aligner, monkeypatch, dtype):
+def test_the_start_runs_the_batch_of_most_chunks_and_that_of_the_longest(
+    own_aligner, monkeypatch, dtype
+):
     batches = []
 
     def watched(thinker, token_ids, spectra, timestamp_id):
@@ -235,7 +262,9 @@ def test_the_start_runs_the_batch_of_most_chunks_and_that_of_the_longest(own_ali
     assert batches == [(16, 2.0, 2 * 16 * 2 * units), (4, 8.0, 2 * 4 * 8 * units)]
 
 
-def test_where_the_largest_batch_does_not_fit_batches_are_halved_fault_injected(own_aligner, monkeypatch):
+def test_where_the_largest_batch_does_not_fit_batches_are_halved_fault_injected(
+    own_aligner, monkeypatch
+):
     def fits_16_s(thinker, token_ids, spectra, timestamp_id):
         if sum(mel.shape[1] for mel in spectra) > 1600:
             raise torch.OutOfMemoryError("injected")
@@ -247,7 +276,9 @@ def test_where_the_largest_batch_does_not_fit_batches_are_halved_fault_injected(
     assert aligner._batch_seconds == 16
 
 
-def test_a_gpu_that_cannot_align_the_longest_chunk_is_refused_fault_injected(own_aligner, monkeypatch):
+def test_a_gpu_that_cannot_align_the_longest_chunk_is_refused_fault_injected(
+    own_aligner, monkeypatch
+):
     def fits_nothing(*_):
         raise torch.OutOfMemoryError("injected")
 

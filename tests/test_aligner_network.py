@@ -8,18 +8,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import speech.models.aligner_network as aligner_network
 import torch
+from material import CHINESE, ENGLISH, chunk_of
 from qwen_asr import Qwen3ForcedAligner
 from qwen_asr.core.transformers_backend.processing_qwen3_asr import _get_feat_extract_output_lengths
+from real_models import config_of
+from recording.chunk import SAMPLE_RATE, waveform
+from speech.models.aligner_network import WINDOWED, encode, predicted_classes, use_windows
+from speech.models.gpu_memory import BFLOAT16_BYTES, activation_bytes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-import aligner_network
-from aligner_network import WINDOWED, encode, predicted_classes, use_windows
-from audio import SAMPLE_RATE, waveform
-from gpu_memory import BFLOAT16_BYTES, activation_bytes
-from material import CHINESE, ENGLISH, chunk_of
-from real_models import config_of
 
 SECONDS = (1, 3.21, 7.99, 8, 8.01, 16, 28.3)
 LONGER_THAN_A_WINDOW = (8.01, 16, 28.3, 60)
@@ -83,7 +82,9 @@ def the_packages_own_mask(tower) -> Iterator[None]:
 # the encoder
 
 
-def test_the_features_of_the_first_8_s_do_not_change_with_what_is_said_after_second_20(package, tower):
+def test_the_features_of_the_first_8_s_do_not_change_with_what_is_said_after_second_20(
+    package, tower
+):
     one, other = spectrum(package, ENGLISH[:20], 40), spectrum(package, CHINESE[:20], 40)
     spliced = torch.cat([one[:, :2000], other[:, 2000:]], dim=1)
     assert torch.equal(encoded(tower, one)[:104], encoded(tower, spliced)[:104])
@@ -143,10 +144,14 @@ def test_the_classes_of_a_batch_are_those_of_the_package_for_each_clip_alone(pac
         theirs = []
         for token_ids, mel in zip(ids, spectra):
             frames = torch.ones(1, mel.shape[1], dtype=torch.long)
-            inputs = dict(input_ids=token_ids[None], input_features=mel[None], feature_attention_mask=frames)
+            inputs = dict(
+                input_ids=token_ids[None], input_features=mel[None], feature_attention_mask=frames
+            )
             with the_packages_own_mask(thinker.audio_tower):
                 thinker.audio_tower.set_attn_implementation("sdpa")
-                logits = thinker(**inputs, attention_mask=torch.ones_like(token_ids[None])).logits[0]
+                logits = thinker(**inputs, attention_mask=torch.ones_like(token_ids[None])).logits[
+                    0
+                ]
                 thinker.audio_tower.set_attn_implementation(WINDOWED)
             theirs.append(logits[token_ids == package.timestamp_token_id].argmax(-1))
     assert torch.equal(ours, torch.cat(theirs))
@@ -177,7 +182,9 @@ def test_nothing_is_read_back_from_the_device_before_the_result(package, without
 class Operations(TorchDispatchMode):
     """Counts torch's operations that are no views: on a GPU each is a kernel or a copy."""
 
-    VIEWS = "view slice select squeeze transpose permute expand split unbind alias detach as_strided"
+    VIEWS = (
+        "view slice select squeeze transpose permute expand split unbind alias detach as_strided"
+    )
 
     def __init__(self):
         super().__init__()
@@ -200,7 +207,9 @@ def test_a_batch_of_sixteen_clips_takes_a_fraction_of_the_packages_operations(pa
     thinker.audio_tower.set_attn_implementation("sdpa")
     with torch.inference_mode(), Operations() as theirs:
         attended = torch.ones_like(together["input_ids"])
-        thinker(**together, attention_mask=attended, feature_attention_mask=frames).logits.argmax(-1)
+        thinker(**together, attention_mask=attended, feature_attention_mask=frames).logits.argmax(
+            -1
+        )
     thinker.audio_tower.set_attn_implementation(WINDOWED)
     print(f"\noperations of a batch of 16 clips: {ours.count}, the package {theirs.count}")
     assert ours.count < theirs.count / 3
@@ -262,7 +271,9 @@ def test_a_batch_of_the_real_aligner_takes_the_memory_that_is_set_aside(
     real_aligner, without_autocast, monkeypatch, clips, seconds
 ):
     folder, thinker = real_aligner
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention_without_its_matrix)
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", attention_without_its_matrix
+    )
     audio, timestamp = thinker.config.audio_token_id, 151_705
     units = [100, timestamp, timestamp] * (10 * seconds)
     tokens = _get_feat_extract_output_lengths(100 * seconds)
@@ -274,4 +285,4 @@ def test_a_batch_of_the_real_aligner_takes_the_memory_that_is_set_aside(
     set_aside = activation_bytes(str(folder), clips * seconds)
     print(f"{clips} x {seconds} s: {live.peak / 2**30:.2f} GiB of {set_aside / 2**30:.2f}")
     assert set_aside / 3 < live.peak <= set_aside
-    assert BFLOAT16_BYTES == thinker.dtype.itemsize
+    assert thinker.dtype.itemsize == BFLOAT16_BYTES

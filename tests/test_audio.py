@@ -11,17 +11,17 @@ import time
 from pathlib import Path
 
 import av
+import media
 import numpy as np
 import psutil
 import pytest
 import soundfile
-
-import audio
-import media
-from audio import BLOCK_BYTES, SAMPLE_RATE, AudioChunk, decode, waveform
 from conftest import FileServer, _QuietFiles
-from errors import AudioTooLong, DecodeError, EmptyAudio, WorkerFailed
+from contract.errors import AudioTooLong, DecodeError, EmptyAudio, WorkerFailed
 from material import ENGLISH, silence
+from recording import pcm_stream
+from recording.chunk import SAMPLE_RATE, AudioChunk, waveform
+from recording.pcm_stream import BLOCK_BYTES, decode
 from track import Resampler
 
 SPEECH = np.concatenate([u.pcm for u in ENGLISH[:12]])[: 10 * SAMPLE_RATE]
@@ -43,7 +43,9 @@ def blocks_of(path: Path, max_seconds: float = 3600) -> list[np.ndarray]:
     async def collect():
         async with decode(path, max_seconds) as pcm:
             blocks = [block async for block in pcm]
-            assert pcm.samples == sum(map(len, blocks)) and pcm.duration == pcm.samples / SAMPLE_RATE
+            assert (
+                pcm.samples == sum(map(len, blocks)) and pcm.duration == pcm.samples / SAMPLE_RATE
+            )
             return blocks
 
     return asyncio.run(collect())
@@ -53,7 +55,9 @@ def decoded(path: Path) -> np.ndarray:
     return np.concatenate(blocks_of(path))
 
 
-def decoded_while_it_grows(content: bytes, folder: Path, told: bool, pieces: int = 40) -> np.ndarray:
+def decoded_while_it_grows(
+    content: bytes, folder: Path, told: bool, pieces: int = 40
+) -> np.ndarray:
     """Decode a file while it is written in `pieces`; `told`: whether the decoder is given its size."""
     path, whole = folder / "growing", folder / "growing.whole"
 
@@ -105,7 +109,9 @@ def lag(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     a, b = a[:n].astype(float), b[:n].astype(float)
     correlation = np.fft.irfft(np.fft.rfft(b, 2 * n) * np.fft.rfft(a, 2 * n).conj())
     best = int(correlation.argmax())
-    return (best if best < n else best - 2 * n) / SAMPLE_RATE, correlation[best] / np.sqrt((a**2).sum() * (b**2).sum())
+    return (best if best < n else best - 2 * n) / SAMPLE_RATE, correlation[best] / np.sqrt(
+        (a**2).sum() * (b**2).sum()
+    )
 
 
 def seconds(pcm: np.ndarray) -> float:
@@ -145,10 +151,14 @@ def test_every_format_gives_the_same_sound_at_the_same_time(tmp_path, suffix, op
 
 @pytest.mark.parametrize("told", [True, False], ids=["size told", "size unknown"])
 @pytest.mark.parametrize("suffix, options", FORMATS, ids=str)
-def test_a_file_that_is_still_arriving_gives_the_samples_of_the_whole_one(tmp_path, suffix, options, told):
+def test_a_file_that_is_still_arriving_gives_the_samples_of_the_whole_one(
+    tmp_path, suffix, options, told
+):
     media.encode(SPEECH, tmp_path / f"a{suffix}", **options)
     whole = decoded(tmp_path / f"a{suffix}")
-    assert np.array_equal(decoded_while_it_grows((tmp_path / f"a{suffix}").read_bytes(), tmp_path, told), whole)
+    assert np.array_equal(
+        decoded_while_it_grows((tmp_path / f"a{suffix}").read_bytes(), tmp_path, told), whole
+    )
 
 
 @pytest.mark.parametrize("suffix", [".mp3", ".wav", ".flac", ".opus", ".webm"])
@@ -167,7 +177,9 @@ def test_samples_come_before_the_file_is_complete(tmp_path, suffix):
             whole.touch()
             return [first, *[block async for block in blocks]]
 
-    assert np.array_equal(np.concatenate(asyncio.run(first_then_all())), decoded(tmp_path / f"a{suffix}"))
+    assert np.array_equal(
+        np.concatenate(asyncio.run(first_then_all())), decoded(tmp_path / f"a{suffix}")
+    )
 
 
 @pytest.mark.parametrize("source, suffix", [(".m4a", ".flv"), (".m4a", ".ts"), (".mp3", ".mpg")])
@@ -201,12 +213,16 @@ def test_every_sample_format_is_decoded(tmp_path, container, subtype):
     assert abs(len(pcm) - len(SPEECH)) <= 16 and abs(late) <= LOSSLESS_LAG and match > 0.98
 
 
-@pytest.mark.parametrize("options", [dict(rate=44_100), dict(rate=48_000), dict(rate=44_100, channels=2)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(rate=44_100), dict(rate=48_000), dict(rate=44_100, channels=2)], ids=str
+)
 def test_a_second_mp3_behind_the_first_is_decoded_at_its_own_rate_and_layout(tmp_path, options):
     """Two files joined byte by byte. The header of the second one is decoded as a frame of silence between them."""
     for name, how in {"a.mp3": dict(rate=44_100), "b.mp3": options}.items():
         media.encode(SPEECH, tmp_path / name, bitrate=64_000, **how)
-    (tmp_path / "c.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() + (tmp_path / "b.mp3").read_bytes())
+    (tmp_path / "c.mp3").write_bytes(
+        (tmp_path / "a.mp3").read_bytes() + (tmp_path / "b.mp3").read_bytes()
+    )
     pcm = decoded(tmp_path / "c.mp3")
     assert abs(seconds(pcm) - 2 * seconds(SPEECH)) <= 0.25
     for part in (pcm[: len(pcm) // 2], pcm[len(pcm) // 2 :]):
@@ -214,7 +230,9 @@ def test_a_second_mp3_behind_the_first_is_decoded_at_its_own_rate_and_layout(tmp
         assert abs(late) <= 0.1 and match > 0.9
 
 
-@pytest.mark.parametrize("channels, speaking", [(2, 0), (2, 1), (6, 2)], ids=["left", "right", "centre of six"])
+@pytest.mark.parametrize(
+    "channels, speaking", [(2, 0), (2, 1), (6, 2)], ids=["left", "right", "centre of six"]
+)
 def test_speech_on_one_channel_only_is_kept_in_the_mix(tmp_path, channels, speaking):
     sound = np.zeros((len(SPEECH), channels), np.int16)
     sound[:, speaking] = SPEECH
@@ -227,7 +245,9 @@ def test_samples_come_as_int16_blocks_of_bounded_size(tmp_path):
     media.encode(np.tile(SPEECH, 4), tmp_path / "a.wav")
     blocks = blocks_of(tmp_path / "a.wav")
     assert len(blocks) >= 5
-    assert all(b.dtype == np.int16 and b.ndim == 1 and 0 < b.nbytes <= BLOCK_BYTES + 1 for b in blocks)
+    assert all(
+        b.dtype == np.int16 and b.ndim == 1 and 0 < b.nbytes <= BLOCK_BYTES + 1 for b in blocks
+    )
 
 
 def test_resampling_ten_minutes_holds_no_memory():
@@ -251,7 +271,9 @@ def test_a_tenth_of_a_second_is_decoded_whole(tmp_path):
     media.encode(SPEECH[:1600], tmp_path / "a.wav")
     began = time.monotonic()
     assert len(decoded(tmp_path / "a.wav")) == 1600
-    print(f"\n0.1 s of sound decoded in {time.monotonic() - began:.2f} s, start of the child included")
+    print(
+        f"\n0.1 s of sound decoded in {time.monotonic() - began:.2f} s, start of the child included"
+    )
 
 
 # when the sound starts
@@ -270,12 +292,24 @@ def test_times_count_from_the_start_of_the_pictures(tmp_path, suffix, base):
 def test_an_edit_list_that_also_cuts_the_encoders_delay_neither_adds_nor_drops_samples(tmp_path):
     media.encode_film(SPEECH, tmp_path / "a.mp4", late=2.0)
     data = (tmp_path / "a.mp4").read_bytes()
-    empty, sound = data.rfind(b"elst") + 12, data.rfind(b"elst") + 24  # edits: milliseconds, first sample or -1
+    empty, sound = (
+        data.rfind(b"elst") + 12,
+        data.rfind(b"elst") + 24,
+    )  # edits: milliseconds, first sample or -1
     assert data[empty + 4 : empty + 8] == b"\xff" * 4
-    patched = data[:empty] + (2000).to_bytes(4, "big") + data[empty + 4 : sound + 4] + (1024).to_bytes(4, "big") + data[sound + 8 :]
+    patched = (
+        data[:empty]
+        + (2000).to_bytes(4, "big")
+        + data[empty + 4 : sound + 4]
+        + (1024).to_bytes(4, "big")
+        + data[sound + 8 :]
+    )
     (tmp_path / "a.mp4").write_bytes(patched)
     pcm = decoded(tmp_path / "a.mp4")
-    assert abs(lag(np.concatenate([silence(2.0), SPEECH]), pcm)[0]) <= LOSSLESS_LAG and abs(seconds(pcm) - 12) <= 0.06
+    assert (
+        abs(lag(np.concatenate([silence(2.0), SPEECH]), pcm)[0]) <= LOSSLESS_LAG
+        and abs(seconds(pcm) - 12) <= 0.06
+    )
 
 
 def test_a_track_that_starts_behind_what_ffmpeg_probes_keeps_its_start(tmp_path):
@@ -297,7 +331,10 @@ DECLARING = [".wav", ".flac", ".m4a", ".mp4", ".mov", ".mkv", ".webm"]
 
 def made(folder: Path, suffix: str, pcm: np.ndarray = MINUTE) -> Path:
     """A file that declares its length; the index of an MP4 comes first."""
-    path, index = folder / f"a{suffix}", dict(movflags="+faststart") if suffix in (".m4a", ".mp4", ".mov") else {}
+    path, index = (
+        folder / f"a{suffix}",
+        dict(movflags="+faststart") if suffix in (".m4a", ".mp4", ".mov") else {},
+    )
     if suffix in (".wav", ".flac", ".m4a", ".webm"):
         media.encode(pcm, path, rate=16_000, **index)
     else:
@@ -316,7 +353,13 @@ def declaring(path: Path, size: int) -> Path:
     """The WAV with another size in its header."""
     data = path.read_bytes()
     at = data.index(b"data") + 4
-    path.write_bytes(data[:4] + size.to_bytes(4, "little") + data[8:at] + size.to_bytes(4, "little") + data[at + 4 :])
+    path.write_bytes(
+        data[:4]
+        + size.to_bytes(4, "little")
+        + data[8:at]
+        + size.to_bytes(4, "little")
+        + data[at + 4 :]
+    )
     return path
 
 
@@ -324,7 +367,10 @@ def declaring(path: Path, size: int) -> Path:
 def test_a_truncated_file_warns_of_declared_and_held_seconds(tmp_path, suffix):
     held, warning = sound_and_warning(cut(made(tmp_path, suffix), 0.5))
     assert 15 < held < 45
-    assert warning == f"The file declares 60.0 seconds of audio, but holds only {held:.1f}; the rest is missing."
+    assert (
+        warning
+        == f"The file declares 60.0 seconds of audio, but holds only {held:.1f}; the rest is missing."
+    )
 
 
 @pytest.mark.parametrize("suffix", [*DECLARING, ".ts"])
@@ -338,7 +384,9 @@ def test_a_wav_whose_header_declares_too_much_gives_a_warning(tmp_path):
     assert sound_and_warning(declaring(tmp_path / "a.wav", 50 * 2 * SAMPLE_RATE)) == (1.1, sentence)
 
 
-@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0x7FFFF000, 0x80000000, 0xFFFFFFFF - 36, 0xFFFFFFFF], ids=hex)
+@pytest.mark.parametrize(
+    "size", [0, 0x7FFFFFFF, 0x7FFFF000, 0x80000000, 0xFFFFFFFF - 36, 0xFFFFFFFF], ids=hex
+)
 def test_a_wav_written_as_a_stream_neither_warns_nor_is_too_long(tmp_path, size):
     assert sound_and_warning(declaring(made(tmp_path, ".wav"), size), max_seconds=60) == (60, None)
 
@@ -347,7 +395,10 @@ def test_a_webm_written_live_declares_nothing(tmp_path):
     media.encode(MINUTE, tmp_path / "a.webm", rate=48_000, live="1")
     data = (tmp_path / "a.webm").read_bytes()
     assert b"\x44\x89" not in data[:300]  # Duration
-    assert sound_and_warning(tmp_path / "a.webm")[1] is None and sound_and_warning(cut(tmp_path / "a.webm", 0.5))[1] is None
+    assert (
+        sound_and_warning(tmp_path / "a.webm")[1] is None
+        and sound_and_warning(cut(tmp_path / "a.webm", 0.5))[1] is None
+    )
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4", ".mov"])
@@ -358,7 +409,12 @@ def test_pictures_longer_than_the_sound_give_no_warning(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 def test_a_late_start_counts_in_the_declared_and_in_the_held_seconds(tmp_path, suffix):
-    media.encode_film(MINUTE, tmp_path / f"a{suffix}", late=3.0, **({"movflags": "+faststart"} if suffix == ".mp4" else {}))
+    media.encode_film(
+        MINUTE,
+        tmp_path / f"a{suffix}",
+        late=3.0,
+        **({"movflags": "+faststart"} if suffix == ".mp4" else {}),
+    )
     assert sound_and_warning(tmp_path / f"a{suffix}")[1] is None
     assert "declares 63.0 seconds" in sound_and_warning(cut(tmp_path / f"a{suffix}", 0.5))[1]
 
@@ -387,7 +443,10 @@ def test_bytes_that_arrive_later_give_no_warning(tmp_path):
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".m4a", ".mp4", ".mov", ".webm"])
 def test_a_file_that_declares_too_much_is_refused_before_it_is_decoded(tmp_path, suffix):
     path = made(tmp_path, suffix)
-    assert refusal(path, AudioTooLong, max_seconds=50) == "The audio is longer than the 50 seconds allowed; start and end can choose a part of it."
+    assert (
+        refusal(path, AudioTooLong, max_seconds=50)
+        == "The audio is longer than the 50 seconds allowed; start and end can choose a part of it."
+    )
 
     async def samples_before_the_refusal():
         async with decode(path, 50) as pcm:
@@ -406,11 +465,15 @@ def test_a_file_too_small_for_the_length_it_declares_is_decoded(tmp_path, suffix
 
 
 def test_a_declared_length_slightly_over_the_limit_is_not_refused(tmp_path):
-    assert sound_and_warning(declaring(made(tmp_path, ".wav"), round(60.9 * 2 * SAMPLE_RATE)), max_seconds=60) == (60, None)
+    assert sound_and_warning(
+        declaring(made(tmp_path, ".wav"), round(60.9 * 2 * SAMPLE_RATE)), max_seconds=60
+    ) == (60, None)
 
 
 def test_pictures_longer_than_the_limit_do_not_refuse_a_shorter_audio_track(tmp_path):
-    media.encode_film(silence(20), tmp_path / "a.mkv", pictures=60)  # the bytes of these could be sound
+    media.encode_film(
+        silence(20), tmp_path / "a.mkv", pictures=60
+    )  # the bytes of these could be sound
     assert abs(sound_and_warning(tmp_path / "a.mkv", max_seconds=21)[0] - 20) < 0.1
 
 
@@ -434,7 +497,8 @@ NO_SOUND = {
     "text": b"Call me Ishmael. " * 1000,
     "random bytes": random.Random(1).randbytes(50_000),
     "zeros": bytes(50_000),
-    "picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x40\0\0\0\x40\x08\2\0\0\0" + random.Random(2).randbytes(5000),
+    "picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x40\0\0\0\x40\x08\2\0\0\0"
+    + random.Random(2).randbytes(5000),
     "PDF": b"%PDF-1.7\n" + random.Random(3).randbytes(5000),
     "start of a WAV header": b"RIFF\x24\x7d\0\0WAVEfmt ",
 }
@@ -455,7 +519,9 @@ def test_a_file_that_is_not_a_recording_is_refused(tmp_path, name):
 def test_a_recording_with_scattered_wrong_bytes_is_refused_as_damaged(tmp_path, suffix):
     media.encode(SPEECH, tmp_path / f"a{suffix}")
     data, chance = bytearray((tmp_path / f"a{suffix}").read_bytes()), random.Random(1)
-    for at in chance.sample(range(1000, len(data) * 8 // 10), 300):  # not in the index of the M4A, which is at its end
+    for at in chance.sample(
+        range(1000, len(data) * 8 // 10), 300
+    ):  # not in the index of the M4A, which is at its end
         data[at] = chance.randrange(256)
     (tmp_path / "a").write_bytes(data)
     assert "damaged" in refusal(tmp_path / "a")
@@ -471,7 +537,10 @@ def test_an_unknown_codec_is_refused_as_an_unknown_format(tmp_path):
     data = bytearray((tmp_path / "a.wav").read_bytes())
     data[20:22] = b"\x34\x12"  # the codec's number
     (tmp_path / "a.wav").write_bytes(data)
-    assert refusal(tmp_path / "a.wav") == "The audio track of the file at audio_url is in a format that is not known."
+    assert (
+        refusal(tmp_path / "a.wav")
+        == "The audio track of the file at audio_url is in a format that is not known."
+    )
 
 
 @pytest.fixture
@@ -502,13 +571,24 @@ PLAYLISTS = {
 
 @pytest.mark.parametrize(
     "name, scheme",
-    [*((name, "address") for name in PLAYLISTS), ("a.m3u8", "path"), ("a.m3u8", "file URL"), ("a.ffconcat", "path")],
+    [
+        *((name, "address") for name in PLAYLISTS),
+        ("a.m3u8", "path"),
+        ("a.m3u8", "file URL"),
+        ("a.ffconcat", "path"),
+    ],
 )
 def test_a_playlist_is_refused_and_its_target_is_not_opened(tmp_path, watched_server, name, scheme):
     other = tmp_path / "other.wav"
     media.encode(SPEECH, other)
-    target = {"address": watched_server.url("other.wav"), "path": other, "file URL": other.as_uri()}[scheme]
-    (tmp_path / name).write_text(PLAYLISTS[name].format(target=target, port=watched_server.url("").split(":")[2].strip("/")))
+    target = {
+        "address": watched_server.url("other.wav"),
+        "path": other,
+        "file URL": other.as_uri(),
+    }[scheme]
+    (tmp_path / name).write_text(
+        PLAYLISTS[name].format(target=target, port=watched_server.url("").split(":")[2].strip("/"))
+    )
     refusal(tmp_path / name)
     assert watched_server.asked == []
 
@@ -526,11 +606,15 @@ def damaged(path: Path, share: float, at: float = 0.5) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("suffix, rate", [(".mp3", 44_100), (".m4a", 44_100), (".ogg", 48_000), (".flac", 16_000)])
+@pytest.mark.parametrize(
+    "suffix, rate", [(".mp3", 44_100), (".m4a", 44_100), (".ogg", 48_000), (".flac", 16_000)]
+)
 def test_light_damage_becomes_silence_and_what_follows_keeps_its_time(tmp_path, suffix, rate):
     recording = np.tile(SPEECH, 8)
     media.encode(recording, tmp_path / f"a{suffix}", rate=rate)
-    pcm = decoded(damaged(tmp_path / f"a{suffix}", 0.002 if suffix == ".ogg" else 0.01, at=0.506))  # Ogg loses whole pages
+    pcm = decoded(
+        damaged(tmp_path / f"a{suffix}", 0.002 if suffix == ".ogg" else 0.01, at=0.506)
+    )  # Ogg loses whole pages
     assert abs(seconds(pcm) - seconds(recording)) <= 0.1
     half_a_minute = 30 * SAMPLE_RATE
     late, match = lag(recording[-half_a_minute:], pcm[len(recording) - half_a_minute :])
@@ -538,7 +622,15 @@ def test_light_damage_becomes_silence_and_what_follows_keeps_its_time(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "suffix, rate", [(".mp3", 44_100), (".mp3", 16_000), (".m4a", 44_100), (".ogg", 48_000), (".webm", 48_000), (".flac", 16_000)]
+    "suffix, rate",
+    [
+        (".mp3", 44_100),
+        (".mp3", 16_000),
+        (".m4a", 44_100),
+        (".ogg", 48_000),
+        (".webm", 48_000),
+        (".flac", 16_000),
+    ],
 )
 def test_heavy_damage_is_an_error_not_a_shorter_transcript(tmp_path, suffix, rate):
     media.encode(SPEECH, tmp_path / f"a{suffix}", rate=rate)
@@ -574,7 +666,9 @@ def test_tags_around_an_mp3_are_no_damage(tmp_path):
     media.encode(SPEECH, tmp_path / "a.mp3", rate=44_100)
     picture = random.Random(1).randbytes(60_000)
     before = b"ID3\x03\0\0" + bytes([0, *(len(picture) >> s & 127 for s in (14, 7, 0))]) + picture
-    after = b"APETAGEX\xd0\x07\0\0" + len(picture).to_bytes(4, "little") + picture + b"TAG" + bytes(125)
+    after = (
+        b"APETAGEX\xd0\x07\0\0" + len(picture).to_bytes(4, "little") + picture + b"TAG" + bytes(125)
+    )
     (tmp_path / "b.mp3").write_bytes(before + (tmp_path / "a.mp3").read_bytes() + after)
     pcm = decoded(tmp_path / "b.mp3")
     assert abs(seconds(pcm) - seconds(SPEECH)) < 0.2 and abs(lag(SPEECH, pcm)[0]) <= LOSSY_LAG
@@ -675,7 +769,7 @@ def test_a_crash_of_the_decoder_fails_the_file_and_its_kill_the_worker(
 
 def test_a_stuck_decoder_is_an_error(tmp_path, monkeypatch):
     media.encode(SPEECH, tmp_path / "a.wav")
-    monkeypatch.setattr(audio, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(pcm_stream, "STALL_SECONDS", 0.5)
 
     async def stop():
         async with decode(tmp_path / "a.wav", 3600) as pcm:
@@ -689,7 +783,7 @@ def test_a_stuck_decoder_is_an_error(tmp_path, monkeypatch):
 
 def test_the_end_of_the_download_gives_a_stuck_decoder_no_more_time(tmp_path, monkeypatch):
     media.encode(SPEECH, tmp_path / "a.wav")
-    monkeypatch.setattr(audio, "STALL_SECONDS", 4)
+    monkeypatch.setattr(pcm_stream, "STALL_SECONDS", 4)
 
     async def stop():
         marker = tmp_path / "complete"
@@ -709,8 +803,8 @@ def test_a_decoder_that_ends_its_output_and_goes_on_is_stuck_fault_injected(tmp_
     media.encode(SPEECH, tmp_path / "a.wav")
     decoder = tmp_path / "decoder.py"
     decoder.write_text("import os, time\nos.close(1)\ntime.sleep(20)\n")
-    monkeypatch.setattr(audio, "DECODER", decoder)
-    monkeypatch.setattr(audio, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(pcm_stream, "DECODER", decoder)
+    monkeypatch.setattr(pcm_stream, "STALL_SECONDS", 0.5)
     with pytest.raises(DecodeError, match="stuck"):
         decoded(tmp_path / "a.wav")
 
@@ -745,12 +839,25 @@ def test_a_cover_picture_of_500_mb_does_not_refuse_the_recording(tmp_path):
     assert abs(seconds(decoded(path)) - seconds(SPEECH)) <= 0.1
 
 
-@pytest.mark.parametrize("report", ["", "no JSON", "[]", "{}", '{"kind": "empty"}', '{"kind": [], "message": {}}', '{"kind": null, "message": null}'])
-def test_a_decoder_whose_report_is_malformed_is_a_decode_error_fault_injected(tmp_path, monkeypatch, report):
+@pytest.mark.parametrize(
+    "report",
+    [
+        "",
+        "no JSON",
+        "[]",
+        "{}",
+        '{"kind": "empty"}',
+        '{"kind": [], "message": {}}',
+        '{"kind": null, "message": null}',
+    ],
+)
+def test_a_decoder_whose_report_is_malformed_is_a_decode_error_fault_injected(
+    tmp_path, monkeypatch, report
+):
     media.encode(SPEECH, tmp_path / "a.wav")
     decoder = tmp_path / "decoder.py"
     decoder.write_text(f"import sys\nprint({report!r}, file=sys.stderr)\nsys.exit(1)\n")
-    monkeypatch.setattr(audio, "DECODER", decoder)
+    monkeypatch.setattr(pcm_stream, "DECODER", decoder)
     with pytest.raises(DecodeError):
         decoded(tmp_path / "a.wav")
 

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 import bank
 import clips
-import speech
+import numpy as np
+import pytest
+import utterance
 
 MODELS = Path(__file__).parent / "models"
 DEMO = Path(__file__).parent / "recordings" / "demo.json"
@@ -42,7 +41,7 @@ def test_the_bank_holds_both_languages_and_silence(utterances):
 
 def test_utterances_are_int16_and_no_longer_than_the_clips_of_the_training(utterances):
     assert all(u.pcm.dtype == np.int16 and u.pcm.ndim == 1 for u in utterances)
-    assert all(0.5 <= u.duration <= speech.LONGEST for u in utterances)
+    assert all(0.5 <= u.duration <= utterance.LONGEST for u in utterances)
 
 
 def test_words_are_in_order_and_inside_their_utterance(utterances):
@@ -74,9 +73,11 @@ def test_a_recording_keeps_its_utterances_words_at_their_offsets(english):
             continue
         assert np.array_equal(whole.pcm[position : position + len(u.pcm)], u.pcm)
         for own, there in zip(u.words, whole.words[k : k + len(u.words)], strict=True):
-            offset = position / speech.SAMPLE_RATE
+            offset = position / utterance.SAMPLE_RATE
             assert there.text == own.text
-            assert (there.start, there.end) == pytest.approx((own.start + offset, own.end + offset), abs=1e-6)
+            assert (there.start, there.end) == pytest.approx(
+                (own.start + offset, own.end + offset), abs=1e-6
+            )
         texts.append(u.text)
         position, k = position + len(u.pcm), k + len(u.words)
     assert whole.text == " ".join(texts)
@@ -97,8 +98,8 @@ def test_a_recording_needs_utterances():
 
 def test_the_demo_recording_is_made_of_the_bank(english):
     told = json.loads(DEMO.read_text(encoding="utf-8"))
-    words = [speech.Word(**w) for w in told["words"]]
-    assert told["text"] == speech.join(told["language"], words)
+    words = [utterance.Word(**w) for w in told["words"]]
+    assert told["text"] == utterance.join(told["language"], words)
     assert {w.text for w in words} <= {w.text for u in english for w in u.words}
     assert_in_order(words, told["duration"])
 

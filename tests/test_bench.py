@@ -11,12 +11,12 @@ import pytest
 sys.path.append(str(Path(__file__).parent / "bench"))
 
 import inputs
-import media
 import measure
+import media
 import reference
-from audio import SAMPLE_RATE
 from material import ENGLISH
 from measure import Cost, cost_of, in_turn, table
+from recording.chunk import SAMPLE_RATE
 
 
 def test_the_sides_take_turns_and_the_median_of_each_counts():
@@ -30,13 +30,16 @@ def test_the_sides_take_turns_and_the_median_of_each_counts():
         return once
 
     medians = in_turn({"ours": side("ours"), "theirs": side("theirs")}, repeats=3)
-    assert calls == ["ours", "theirs"] * 3 and (medians["ours"].wall, medians["theirs"].wall) == (3, 4)
+    assert calls == ["ours", "theirs"] * 3 and (medians["ours"].wall, medians["theirs"].wall) == (
+        3,
+        4,
+    )
 
 
 def test_the_cost_of_a_process_is_that_of_its_children_too():
     work = "import subprocess, sys, json; subprocess.run([sys.executable, '-c', 'import time; sum(range(5_000_000)); time.sleep(1)']); print(json.dumps({'said': 1}))"
     cost, said = cost_of(["-c", work])
-    assert said == {"said": 1} and 0 < cost.cpu and cost.peak > 5
+    assert said == {"said": 1} and cost.cpu > 0 and cost.peak > 5
 
 
 def test_a_side_that_fails_is_an_error_and_not_measured():
@@ -45,14 +48,19 @@ def test_a_side_that_fails_is_an_error_and_not_measured():
 
 
 def test_the_columns_of_a_table_are_aligned():
-    assert table("t", ["", "wall s"], [["ours", 0.5], ["theirs", 12345.0]]) == "t\n-\n        wall s\nours       0.5\ntheirs   12345\n"
+    assert (
+        table("t", ["", "wall s"], [["ours", 0.5], ["theirs", 12345.0]])
+        == "t\n-\n        wall s\nours       0.5\ntheirs   12345\n"
+    )
 
 
 def test_quick_figures_do_not_overwrite_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     for quick in (False, True):
         measure.write("x", {"a": Cost(1, 2, 3)}, quick)
-    assert json.loads((tmp_path / "x.json").read_text())["figures"] == {"a": {"wall": 1, "cpu": 2, "peak": 3}}
+    assert json.loads((tmp_path / "x.json").read_text())["figures"] == {
+        "a": {"wall": 1, "cpu": 2, "peak": 3}
+    }
     assert (tmp_path / "quick" / "x.json").exists()
 
 
@@ -70,4 +78,7 @@ def test_the_chunks_of_the_reference_worker_cover_the_whole_recording(tmp_path, 
     pcm = np.concatenate([u.pcm for u in ENGLISH[:6]])
     media.encode(pcm, file_server.folder / "bench.wav")
     paths = reference.front_end(file_server.url("bench.wav"), tmp_path, 5)
-    assert len(paths) > 2 and abs(sum(soundfile.info(p).frames for p in paths) - len(pcm)) < SAMPLE_RATE // 100
+    assert (
+        len(paths) > 2
+        and abs(sum(soundfile.info(p).frames for p in paths) - len(pcm)) < SAMPLE_RATE // 100
+    )

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
 from conftest import other_models
 from scoring import matched
 from test_end_to_end import (
@@ -18,7 +17,9 @@ from test_end_to_end import (
 )
 
 MAX_ERRORS = 0.02  # of words, against the truth
-MAX_FURTHER_OFF = 1.25  # the mean distance of word boundaries may be this many times that of float32
+MAX_FURTHER_OFF = (
+    1.25  # the mean distance of word boundaries may be this many times that of float32
+)
 
 
 @pytest.fixture(scope="module")

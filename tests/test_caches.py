@@ -4,9 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-
-from caches import CACHES, cache_environment
-from errors import SettingsError
+from contract.errors import SettingsError
+from speech.models.caches import CACHES, cache_environment
 
 
 def test_whatever_is_compiled_lies_in_folders_of_its_own_below_vllms_cache(tmp_path):

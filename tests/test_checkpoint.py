@@ -7,8 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-
-from checkpoint import CheckpointError, safetensors_length, verify
+from speech.models.checkpoint import CheckpointError, safetensors_length, verify
 
 MODELS = Path(__file__).parent / "models"
 FOLDERS = {"recogniser": "asr", "aligner": "aligner"}  # by role
@@ -48,7 +47,11 @@ def test_a_key_that_names_the_code_of_attention_is_refused_at_any_depth(copy, ro
     folder = copy(role)
     thinker = json.loads((folder / "config.json").read_text())["thinker_config"]
     deep = thinker | {"audio_config": thinker["audio_config"] | {"layers": [{key: value}]}}
-    for changes in ({key: value}, {"thinker_config": thinker | {key: value}}, {"thinker_config": deep}):
+    for changes in (
+        {key: value},
+        {"thinker_config": thinker | {key: value}},
+        {"thinker_config": deep},
+    ):
         edit_config(folder, **changes)
         assert f"has the key {key!r}; a checkpoint must not choose" in refusal(folder, role)
         shutil.copy(MODELS / FOLDERS[role] / "config.json", folder)
@@ -106,13 +109,18 @@ def test_a_chat_template_may_be_inside_the_tokenizer_configuration(copy):
 # refused
 
 
-@pytest.mark.parametrize("kept", [0, 4, 1000, -1], ids=["nothing", "half a length", "half a header", "all but a byte"])
+@pytest.mark.parametrize(
+    "kept", [0, 4, 1000, -1], ids=["nothing", "half a length", "half a header", "all but a byte"]
+)
 def test_weights_cut_short_are_refused(copy, kept):
     folder = copy("recogniser")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     reason = refusal(folder, "recogniser")
-    assert re.search(r"model\.safetensors (has \d+ bytes; by its header it must have \d+|must begin with the header)", reason)
+    assert re.search(
+        r"model\.safetensors (has \d+ bytes; by its header it must have \d+|must begin with the header)",
+        reason,
+    )
 
 
 def test_weights_with_trailing_bytes_are_refused(copy):
@@ -122,7 +130,9 @@ def test_weights_with_trailing_bytes_are_refused(copy):
     assert "by its header it must have" in refusal(folder, "aligner")
 
 
-@pytest.mark.parametrize("header", [b"[]", b"{", b'{"a": 1}', b'{"a": {}}', b'{"a": {"data_offsets": [0]}}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "header", [b"[]", b"{", b'{"a": 1}', b'{"a": {}}', b'{"a": {"data_offsets": [0]}}', b"\xff\xfe"]
+)
 def test_a_header_that_describes_no_tensors_is_refused(copy, header):
     folder = copy("recogniser")
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
@@ -148,16 +158,26 @@ def test_an_index_without_shards_is_refused(copy):
     assert "weight_map must say" in refusal(folder, "recogniser")
 
 
-@pytest.mark.parametrize("gone", [("tokenizer.json", "vocab.json"), ("tokenizer.json", "merges.txt")])
+@pytest.mark.parametrize(
+    "gone", [("tokenizer.json", "vocab.json"), ("tokenizer.json", "merges.txt")]
+)
 def test_a_missing_tokenizer_is_refused(copy, gone):
     folder = copy("aligner")
     for name in gone:
         (folder / name).unlink()
-    assert "has no tokenizer; it must hold tokenizer.json, or vocab.json and merges.txt" in refusal(folder, "aligner")
+    assert "has no tokenizer; it must hold tokenizer.json, or vocab.json and merges.txt" in refusal(
+        folder, "aligner"
+    )
 
 
-@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("content", [None, '{"model_type": ', "[]", "\x00"], ids=["missing", "cut short", "a list", "no JSON"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "preprocessor_config.json", "tokenizer_config.json"]
+)
+@pytest.mark.parametrize(
+    "content",
+    [None, '{"model_type": ', "[]", "\x00"],
+    ids=["missing", "cut short", "a list", "no JSON"],
+)
 def test_a_configuration_that_is_missing_or_broken_is_refused_by_its_name(copy, name, content):
     folder = copy("aligner")
     (folder / name).unlink() if content is None else (folder / name).write_text(content)

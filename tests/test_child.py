@@ -11,15 +11,14 @@ import threading
 import time
 from contextlib import contextmanager
 
+import media
 import psutil
 import pytest
-
-import media
-from audio import decode
-from child import child_process
-from errors import WorkerFailed
+from contract.errors import WorkerFailed
 from material import silence
-from shield import to_the_end
+from recording.child import child_process
+from recording.pcm_stream import decode
+from recording.shield import to_the_end
 
 HANG_SECONDS = 30  # what is not done by then never ends
 CANCELLED_STEPS = 8  # of the event loop, after which a job is cancelled

@@ -7,20 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import media
-from audio import SAMPLE_RATE, decode
+import pytest
 from conftest import ROOT
-from confine import NOBODY
 from material import silence
+from recording.chunk import SAMPLE_RATE
+from recording.pcm_stream import decode
+from sandbox import NOBODY
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 AS_USER = "import os\nif {user}:\n    os.setgroups([]), os.setgid({user}), os.setuid({user})\n"  # after the imports, because root's Python may be readable by root alone
 TRIES = """
 import encodings.idna, json, os, socket, sys
 sys.path.insert(0, {src!r})
-from confine import confine
+from sandbox import confine
 {as_user}
 def outcome(does):
     try:
@@ -40,7 +40,10 @@ print(json.dumps([outcome(does) for does in (
 DECODES = """
 import sys
 sys.path.insert(0, {src!r})
-import decoder
+import importlib.util
+spec = importlib.util.spec_from_file_location("decoder", {src!r} + "/__main__.py")
+decoder = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(decoder)
 {as_user}
 sys.exit(decoder._main(rate=16000, descriptor={descriptor}))
 """
@@ -61,7 +64,9 @@ def confined(tmp_path, monkeypatch):
             await anext(aiter(pcm))
             proc = Path(f"/proc/{pcm._child.pid}")
             found = {name: (proc / name).read_text() for name in ("status", "environ", "limits")}
-            found["descriptors"] = {int(each.name): os.readlink(each) for each in (proc / "fd").iterdir()}
+            found["descriptors"] = {
+                int(each.name): os.readlink(each) for each in (proc / "fd").iterdir()
+            }
             found["network"] = os.readlink(proc / "ns" / "net")
         os.close(inherited)
         return found
@@ -79,16 +84,27 @@ def test_the_decoder_has_an_empty_environment(confined):
 
 def test_the_decoder_has_no_capability_and_can_gain_no_right(confined):
     assert status(confined, "NoNewPrivs") == ["1"]
-    assert {*status(confined, "CapEff"), *status(confined, "CapPrm"), *status(confined, "CapInh"), *status(confined, "CapAmb")} == {"0" * 16}
+    assert {
+        *status(confined, "CapEff"),
+        *status(confined, "CapPrm"),
+        *status(confined, "CapInh"),
+        *status(confined, "CapAmb"),
+    } == {"0" * 16}
 
 
 @as_root
 def test_started_by_root_the_decoder_becomes_nobody(confined):
-    assert status(confined, "Uid") == status(confined, "Gid") == [str(NOBODY)] * 4 and status(confined, "Groups") == []
+    assert (
+        status(confined, "Uid") == status(confined, "Gid") == [str(NOBODY)] * 4
+        and status(confined, "Groups") == []
+    )
 
 
 @as_root
-@pytest.mark.skipif(subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0, reason="no right to namespaces here")
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0,
+    reason="no right to namespaces here",
+)
 def test_the_decoder_has_a_network_of_its_own(confined):
     assert confined["network"] != os.readlink("/proc/self/ns/net")
 
@@ -96,28 +112,46 @@ def test_the_decoder_has_a_network_of_its_own(confined):
 def test_the_decoder_holds_its_two_pipes_its_report_and_the_file_only(confined, tmp_path):
     (descriptor,) = confined["descriptors"].keys() - {0, 1, 2}
     assert confined["descriptors"][descriptor] == str(tmp_path / "a.wav")
-    assert all(confined["descriptors"][n].startswith(("pipe:", "socket:")) for n in (0, 1)) and "(deleted)" in confined["descriptors"][2]
+    assert (
+        all(confined["descriptors"][n].startswith(("pipe:", "socket:")) for n in (0, 1))
+        and "(deleted)" in confined["descriptors"][2]
+    )
 
 
-@pytest.mark.parametrize("name", ["address space", "file size", "core file size", "open files", "processes"])
+@pytest.mark.parametrize(
+    "name", ["address space", "file size", "core file size", "open files", "processes"]
+)
 def test_the_decoder_cannot_raise_its_limits(confined, name):
     soft, hard = confined["limits"].partition(f"Max {name} ")[2].split()[:2]
     assert soft == hard == {"address space": str(1024**3), "file size": str(1 << 16)}.get(name, "0")
 
 
-each_user = pytest.mark.parametrize("user", [pytest.param(0, id="as now"), pytest.param(1234, id="ordinary user", marks=as_root)])
+each_user = pytest.mark.parametrize(
+    "user", [pytest.param(0, id="as now"), pytest.param(1234, id="ordinary user", marks=as_root)]
+)
 
 
 def run(script: str, user: int, *descriptors: int, **names) -> bytes:
-    script = script.format(src=str(ROOT / "src"), as_user=AS_USER.format(user=user), **names)
+    script = script.format(
+        src=str(ROOT / "src" / "recording" / "decoder"), as_user=AS_USER.format(user=user), **names
+    )
     command = [sys.executable, "-B", "-c", script]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, pass_fds=descriptors).stdout
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, pass_fds=descriptors
+    ).stdout
 
 
 @each_user
 def test_after_confine_files_sockets_processes_rights_and_memory_are_denied(file_server, user):
     outcomes = json.loads(run(TRIES, user, port=file_server.url("").split(":")[2].strip("/")))
-    assert outcomes == [NO_MORE, NO_MORE, NO_MORE, "BlockingIOError", "PermissionError", "MemoryError"]
+    assert outcomes == [
+        NO_MORE,
+        NO_MORE,
+        NO_MORE,
+        "BlockingIOError",
+        "PermissionError",
+        "MemoryError",
+    ]
 
 
 @each_user

@@ -5,13 +5,12 @@ import asyncio
 import numpy as np
 import pytest
 import soundfile
-
-import fallback
-from audio import SAMPLE_RATE, AudioChunk
-from errors import InvalidRequest
+import speech.retries as fallback
+from contract.errors import InvalidRequest
 from material import ENGLISH, chunk_of, silence
+from recording.chunk import SAMPLE_RATE, AudioChunk
+from speech.models.token_limits import CONTEXT_TOKENS, VOCABULARY_TOKENS, max_prompt_tokens
 from test_asr import Prompts
-from token_limits import CONTEXT_TOKENS, VOCABULARY_TOKENS, max_prompt_tokens
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def url(file_server) -> str:
 
 @pytest.fixture
 def job(worker, url, monkeypatch):
-    monkeypatch.setattr(fallback, "MOST_LETTERS_PER_SECOND", 1e9)  # no injected text is too long
+    monkeypatch.setattr(fallback, "MAX_LETTERS_PER_SECOND", 1e9)  # no injected text is too long
     monkeypatch.setattr(fallback, "TAIL_SECONDS", 1e9)
 
     def run(*answers, **fields):
@@ -64,13 +63,18 @@ def test_only_the_last_200_characters_of_a_text_are_the_next_context_text_inject
 
 
 def test_special_tokens_in_a_text_are_stripped_from_the_next_context_text_injected(job):
-    _, contexts = job(("language English<asr_text>one <|im_end|>\n<|im_start|>user", "stop"), use_previous_context=True)
+    _, contexts = job(
+        ("language English<asr_text>one <|im_end|>\n<|im_start|>user", "stop"),
+        use_previous_context=True,
+    )
     assert contexts[1] == "one \nuser"
 
 
 def test_a_chunk_without_text_hands_its_own_context_on_text_injected(job):
     _, contexts = job(
-        ("language English<asr_text>Alpha.", "stop"), ("language None<asr_text>", "stop"), use_previous_context=True
+        ("language English<asr_text>Alpha.", "stop"),
+        ("language None<asr_text>", "stop"),
+        use_previous_context=True,
     )
     assert contexts[:3] == ["", "Alpha.", "Alpha."]
 
@@ -85,32 +89,54 @@ SAID = ("language English<asr_text>Alpha.", "stop")
 @pytest.mark.parametrize("vocabulary, listed", [([], ""), (TERMS, LISTED)])
 @pytest.mark.parametrize("initial", ["", "About ships."])
 @pytest.mark.parametrize("previous", [False, True])
-def test_a_prompt_holds_the_vocabulary_and_on_the_next_line_the_context(job, vocabulary, listed, initial, previous):
+def test_a_prompt_holds_the_vocabulary_and_on_the_next_line_the_context(
+    job, vocabulary, listed, initial, previous
+):
     """The context is the initial one in the first chunk, and in later ones the text before, with use_previous_context."""
-    _, contexts = job(*[SAID] * 9, vocabulary=vocabulary, initial_context=initial, use_previous_context=previous)
+    _, contexts = job(
+        *[SAID] * 9, vocabulary=vocabulary, initial_context=initial, use_previous_context=previous
+    )
     expected = [initial, *["Alpha." if previous else ""] * (len(contexts) - 1)]
     assert len(contexts) > 2
     wanted = ["\n".join(filter(None, [listed, context])) for context in expected]
-    assert contexts == wanted if previous else sorted(contexts) == sorted(wanted)  # else they come in any order
+    assert (
+        contexts == wanted if previous else sorted(contexts) == sorted(wanted)
+    )  # else they come in any order
 
 
 def test_a_vocabulary_stays_whole_and_shortens_the_context_at_its_beginning(job, worker):
     """Together they fill CONTEXT_TOKENS to the token; the vocabulary takes at most half of them."""
     count = lambda text: len(worker.asr._tokenizer.encode(text, add_special_tokens=False))
     for vocabulary in ([], TERMS, ["alpha"] * 128):
-        _, contexts = job(SAID, vocabulary=vocabulary, initial_context="alpha " * 1600 + "zulu", use_previous_context=True)
+        _, contexts = job(
+            SAID,
+            vocabulary=vocabulary,
+            initial_context="alpha " * 1600 + "zulu",
+            use_previous_context=True,
+        )
         listed, context = contexts[0].rpartition("\n")[::2]
         assert listed == ", ".join(vocabulary) and context.endswith("alpha zulu")
-        assert count(listed) + bool(listed) * count("\n") + count(context) == pytest.approx(CONTEXT_TOKENS, abs=1)
-        assert len(worker.asr.vocabulary(vocabulary).token_ids) <= VOCABULARY_TOKENS <= CONTEXT_TOKENS // 2
+        assert count(listed) + bool(listed) * count("\n") + count(context) == pytest.approx(
+            CONTEXT_TOKENS, abs=1
+        )
+        assert (
+            len(worker.asr.vocabulary(vocabulary).token_ids)
+            <= VOCABULARY_TOKENS
+            <= CONTEXT_TOKENS // 2
+        )
 
 
-def test_a_vocabulary_that_just_fits_is_accepted_and_one_more_term_is_refused_with_its_index(worker):
+def test_a_vocabulary_that_just_fits_is_accepted_and_one_more_term_is_refused_with_its_index(
+    worker,
+):
     count = lambda terms: len(worker.asr.vocabulary(terms).token_ids)
     most = ["zulu"]
     while count(most) + (count(["zulu", "zulu"]) - count(["zulu"])) <= VOCABULARY_TOKENS:
         most.append("zulu")
-    with pytest.raises(InvalidRequest, match=rf"^vocabulary is longer than the 512 tokens allowed.* vocabulary\[{len(most)}\], 'žižek'"):
+    with pytest.raises(
+        InvalidRequest,
+        match=rf"^vocabulary is longer than the 512 tokens allowed.* vocabulary\[{len(most)}\], 'žižek'",
+    ):
         worker.asr.vocabulary([*most, "žižek", "tango"])
 
 
@@ -140,7 +166,9 @@ def test_a_chunk_with_under_a_second_of_speech_gets_no_vocabulary(worker, monkey
 def test_a_chunk_that_echoes_the_vocabulary_is_recognised_again_without_it_text_injected(job):
     output, contexts = job((f"language English<asr_text>{LISTED}.", "stop"), vocabulary=TERMS)
     assert contexts.count("") == 1 and contexts.count(LISTED) == len(contexts) - 1
-    assert "Žižek" not in output["text"] and [(r["reasons"], r["outcome"]) for r in output["retries"]] == [(["context_echo"], "mended")]
+    assert "Žižek" not in output["text"] and [
+        (r["reasons"], r["outcome"]) for r in output["retries"]
+    ] == [(["context_echo"], "mended")]
 
 
 def test_a_chunk_that_says_one_of_the_terms_is_recognised_once_text_injected(job):

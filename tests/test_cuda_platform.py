@@ -10,14 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import fake_card
+import pytest
 from fake_card import CARDS, CHUNK_SECONDS
 from real_models import AUDIO
-from token_limits import AUDIO_TOKENS_PER_SECOND, max_answer_tokens
+from speech.models.token_limits import AUDIO_TOKENS_PER_SECOND, max_answer_tokens
 
-LONGEST_SECONDS = 180
+MAX_SECONDS = 180
 MEL_BANDS, FRAMES_PER_SECOND = 128, 100
 END_OF_TEXT, MESSAGE_END, AUDIO_PAD = 151643, 151645, 151676
 # builder/setup.sh sets two of these for vLLM's CPU build; the third may hide the fake card.
@@ -113,7 +112,7 @@ def test_no_cache_is_kept_for_prompts_that_never_return(configurations):
 
 
 def test_the_encoder_has_room_for_the_longest_chunk_on_every_card(configurations):
-    longest = AUDIO_TOKENS_PER_SECOND * LONGEST_SECONDS
+    longest = AUDIO_TOKENS_PER_SECOND * MAX_SECONDS
     for card, c in configurations.items():
         assert min(c["encoder_tokens"], c["encoder_cache_tokens"]) >= longest, card
 

@@ -13,28 +13,34 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import result.delivery as delivery
+from contract.errors import ResultTooLarge
+from contract.request import Request
+from contract.settings import Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import delivery
-from delivery import Bucket, bucket_for, deliver, encoded, size_of
-from errors import ResultTooLarge
-from request import Request
-from settings import Settings
-from transcript import merge
+from result.delivery import Bucket, bucket_for, deliver, encoded, size_of
+from result.transcript import merge
 from test_trust import chunk_result
 
 SPOKEN = " ".join(["Alpha bravo charlie, delta echo foxtrot."] * 40)
 HOUR = [chunk_result(SPOKEN, start=60.0 * i, seconds=59) for i in range(60)]
 WORDS = Request("http://a/b")
-S3 = {"endpointUrl": "https://s3.example.com", "accessId": "id", "accessSecret": "secret", "bucketName": "talks"}
+S3 = {
+    "endpointUrl": "https://s3.example.com",
+    "accessId": "id",
+    "accessSecret": "secret",
+    "bucketName": "talks",
+}
 BUCKET = Bucket("https://s3.example.com", "id", "secret", "talks")
 SRC = Path(delivery.__file__).parent
 SETTINGS = Settings(model_name="m", aligner_name="a")
 USAGE = {"chunks": 60}
 
 
-def delivered(max_bytes: int, request: Request = WORDS, bucket: Bucket | None = None, chunks=HOUR) -> dict:
+def delivered(
+    max_bytes: int, request: Request = WORDS, bucket: Bucket | None = None, chunks=HOUR
+) -> dict:
     return asyncio.run(deliver(merge(chunks, 3600), request, USAGE, max_bytes, bucket, "job.json"))
 
 
@@ -49,7 +55,9 @@ def test_a_result_that_fits_is_sent_whole():
 def test_a_result_one_byte_over_the_limit_loses_offsets_and_lengths():
     output = delivered(size_of(WHOLE) - 1)
     assert output["reduced_to"] == "compact" and output["text"] == WHOLE["text"]
-    assert output["segments"] == [{k: s[k] for k in ("start", "end", "text", "estimated")} for s in WHOLE["segments"]]
+    assert output["segments"] == [
+        {k: s[k] for k in ("start", "end", "text", "estimated")} for s in WHOLE["segments"]
+    ]
 
 
 def test_the_next_reduction_replaces_words_by_sentences():
@@ -68,9 +76,13 @@ def test_the_last_reduction_leaves_only_the_text():
 @pytest.mark.parametrize("form", ["text", "srt", "vtt", "verbose_json"])
 def test_every_format_comes_with_text_and_languages_and_without_segments(form):
     output = delivered(2**30, replace(WORDS, output_format=form))
-    assert {key: output[key] for key in ("language_detected", "language_code", "languages", "text")} == {key: WHOLE[key] for key in ("language_detected", "language_code", "languages", "text")}
+    assert {
+        key: output[key] for key in ("language_detected", "language_code", "languages", "text")
+    } == {key: WHOLE[key] for key in ("language_detected", "language_code", "languages", "text")}
     assert set(output) - set(WHOLE) == ({form} if form != "text" else set())
-    assert "segments" not in output and {k: WHOLE.get(k) for k in ("retries", "warnings")} == {k: output.get(k) for k in ("retries", "warnings")}
+    assert "segments" not in output and {k: WHOLE.get(k) for k in ("retries", "warnings")} == {
+        k: output.get(k) for k in ("retries", "warnings")
+    }
 
 
 @pytest.mark.parametrize("form", ["srt", "vtt", "verbose_json"])
@@ -83,8 +95,15 @@ def test_a_format_that_is_too_large_is_reduced_to_the_text(form):
 def test_verbose_json_has_openais_fields_with_the_times_of_the_json():
     found = delivered(2**30, replace(WORDS, output_format="verbose_json"))["verbose_json"]
     sentences = delivered(2**30, replace(WORDS, segment_level="sentence"))["segments"]
-    assert (found["task"], found["language"], found["duration"], found["text"]) == ("transcribe", "english", 3600, WHOLE["text"])
-    assert [(w["word"], w["start"], w["end"]) for w in found["words"]] == [(w["text"], w["start"], w["end"]) for w in WHOLE["segments"]]
+    assert (found["task"], found["language"], found["duration"], found["text"]) == (
+        "transcribe",
+        "english",
+        3600,
+        WHOLE["text"],
+    )
+    assert [(w["word"], w["start"], w["end"]) for w in found["words"]] == [
+        (w["text"], w["start"], w["end"]) for w in WHOLE["segments"]
+    ]
     assert [(s["id"], s["text"], s["start"], s["end"]) for s in found["segments"]] == [
         (i, s["text"], s["start"], s["end"]) for i, s in enumerate(sentences)
     ]
@@ -113,8 +132,15 @@ def test_the_size_is_that_of_the_bytes_the_sdk_sends():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False) | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=5)
+    ),
 )
 
 
@@ -125,7 +151,9 @@ def test_the_pieces_of_json_join_to_the_bytes_that_the_sdk_sends(output):
 
 
 def test_ten_hours_are_encoded_in_pieces_of_under_200_kb():
-    whole = merge([replace(chunk, start=chunk.start + 3600 * h) for h in range(10) for chunk in HOUR], 36_000).to_output()
+    whole = merge(
+        [replace(chunk, start=chunk.start + 3600 * h) for h in range(10) for chunk in HOUR], 36_000
+    ).to_output()
     pieces = list(map(len, encoded(whole | {"text": ""})))
     assert sum(pieces) > 5_000_000 and max(pieces) < 200_000
 
@@ -147,13 +175,22 @@ def test_duration_and_usage_are_in_every_result_however_reduced(max_bytes, form)
 
 
 def test_the_requests_own_bucket_comes_before_the_workers():
-    own = replace(SETTINGS, bucket_endpoint_url="http://minio:9000", bucket_access_key_id="k", bucket_secret_access_key="s")
+    own = replace(
+        SETTINGS,
+        bucket_endpoint_url="http://minio:9000",
+        bucket_access_key_id="k",
+        bucket_secret_access_key="s",
+    )
     assert bucket_for({}, SETTINGS) is None
     assert bucket_for({}, own) == Bucket("http://minio:9000", "k", "s", "", trusted=True)
-    assert bucket_for({"s3Config": S3}, own) == Bucket("https://s3.example.com", "id", "secret", "talks")
+    assert bucket_for({"s3Config": S3}, own) == Bucket(
+        "https://s3.example.com", "id", "secret", "talks"
+    )
 
 
-@pytest.mark.parametrize("config", [None, [], "s3", {}, S3 | {"accessId": 7}, S3 | {"bucketName": ""}], ids=repr)
+@pytest.mark.parametrize(
+    "config", [None, [], "s3", {}, S3 | {"accessId": 7}, S3 | {"bucketName": ""}], ids=repr
+)
 def test_an_incomplete_s3_config_is_ignored(config):
     assert bucket_for({"s3Config": config}, SETTINGS) is None
 
@@ -163,7 +200,11 @@ def test_a_failed_upload_keeps_the_text_and_adds_a_warning():
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", raising=False)
         output = delivered(SMALLER, bucket=Bucket("http://127.0.0.1:9", "id", "secret", "talks"))
-    assert output["text"] == WHOLE["text"] and "result_url" not in output and "could not be uploaded" in output["warnings"][0]
+    assert (
+        output["text"] == WHOLE["text"]
+        and "result_url" not in output
+        and "could not be uploaded" in output["warnings"][0]
+    )
 
 
 async def deliver_small(**more: object) -> dict:
@@ -232,4 +273,6 @@ except TimeoutError:
 
 def test_a_result_that_fits_is_not_uploaded(monkeypatch):
     monkeypatch.setattr(delivery, "_upload", lambda *_: pytest.fail("uploaded"))
-    assert delivered(2**30, bucket=Bucket("https://s3.example.com", "id", "secret", "talks")) == WHOLE
+    assert (
+        delivered(2**30, bucket=Bucket("https://s3.example.com", "id", "secret", "talks")) == WHOLE
+    )

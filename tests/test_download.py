@@ -21,16 +21,10 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
 import download as module
-import web
-from download import download
-from errors import (
+import pytest
+import recording.http_get as web
+from contract.errors import (
     AddressRefused,
     DownloadError,
     DownloadTimeout,
@@ -40,7 +34,12 @@ from errors import (
     WorkerError,
     WorkerFailed,
 )
-from web import MAX_REDIRECTS
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from recording.download import download
+from recording.http_get import MAX_REDIRECTS
 
 SOUND = random.Random(1).randbytes(700_000)  # more than two blocks
 SECRET = "/private/talk.mp3?sig=SECRET"  # path and query of every URL here
@@ -76,7 +75,9 @@ class Server:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def use(self, context: ssl.SSLContext) -> None:
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self._server.socket = context.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
 
     def close(self) -> None:
         self.closing.set()
@@ -85,11 +86,13 @@ class Server:
         self._thread.join()
 
 
-def reply(handler, status: int = 200, body: bytes = b"", length: int | None = None, **headers: str) -> None:
+def reply(
+    handler, status: int = 200, body: bytes = b"", length: int | None = None, **headers: str
+) -> None:
     """`length` is what the header says: None the truth, -1 nothing."""
     handler.send_response(status)
     for name, value in headers.items():
-        handler.send_header(name.replace('_', '-'), value)
+        handler.send_header(name.replace("_", "-"), value)
     if length != -1:
         handler.send_header("Content-Length", str(len(body) if length is None else length))
     handler.end_headers()
@@ -152,7 +155,9 @@ def short_backoff(monkeypatch):
 @pytest.fixture
 def fetch(tmp_path):
     def run(url: str, max_bytes: int = 10**6, timeout: float = 20, **more) -> bytes:
-        return asyncio.run(fetched(url, tmp_path, max_bytes=max_bytes, timeout=timeout, **more)).read_bytes()
+        return asyncio.run(
+            fetched(url, tmp_path, max_bytes=max_bytes, timeout=timeout, **more)
+        ).read_bytes()
 
     return run
 
@@ -204,30 +209,56 @@ def test_a_body_that_ends_with_the_connection_is_the_servers_bytes(serve, fetch)
 # compressed bodies, which the request does not ask for
 
 
-@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress)])
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress)],
+)
 @pytest.mark.parametrize("size", [0, 1, 700_000])
 def test_a_compressed_body_is_decompressed(serve, fetch, encoding, compress, size):
     sound = SOUND[: size // 2] + bytes(size - size // 2)  # the half of zeros expands a thousandfold
-    assert fetch(serve(lambda handler: reply(handler, body=compress(sound), Content_Encoding=encoding)).url()) == sound
+    assert (
+        fetch(
+            serve(
+                lambda handler: reply(handler, body=compress(sound), Content_Encoding=encoding)
+            ).url()
+        )
+        == sound
+    )
 
 
 def test_a_gzip_file_of_several_members_is_decompressed_whole(serve, fetch):
-    body = b"".join(gzip.compress(SOUND[start : start + 100_000]) for start in range(0, len(SOUND), 100_000))
-    assert fetch(serve(lambda handler: reply(handler, body=body, Content_Encoding="gzip")).url()) == SOUND
+    body = b"".join(
+        gzip.compress(SOUND[start : start + 100_000]) for start in range(0, len(SOUND), 100_000)
+    )
+    assert (
+        fetch(serve(lambda handler: reply(handler, body=body, Content_Encoding="gzip")).url())
+        == SOUND
+    )
 
 
 def test_the_size_of_a_compressed_file_is_unknown(serve, tmp_path):
     async def size():
-        url = serve(lambda handler: reply(handler, body=gzip.compress(SOUND), Content_Encoding="gzip")).url()
+        url = serve(
+            lambda handler: reply(handler, body=gzip.compress(SOUND), Content_Encoding="gzip")
+        ).url()
         async with download(url, tmp_path, max_bytes=10**6, timeout=20) as file:
             return file.size
 
     assert asyncio.run(size()) is None
 
 
-@pytest.mark.parametrize("body", [gzip.compress(SOUND)[:-1], gzip.compress(SOUND) + b"more", SOUND], ids=["cut", "more", "not at all"])
-def test_a_body_that_is_not_compressed_as_its_header_says_is_a_failed_download(serve, refusal, body):
-    message = refusal(serve(lambda handler: reply(handler, body=body, Content_Encoding="gzip")).url(), DownloadError)
+@pytest.mark.parametrize(
+    "body",
+    [gzip.compress(SOUND)[:-1], gzip.compress(SOUND) + b"more", SOUND],
+    ids=["cut", "more", "not at all"],
+)
+def test_a_body_that_is_not_compressed_as_its_header_says_is_a_failed_download(
+    serve, refusal, body
+):
+    message = refusal(
+        serve(lambda handler: reply(handler, body=body, Content_Encoding="gzip")).url(),
+        DownloadError,
+    )
     assert "not compressed as its header says" in message
 
 
@@ -239,7 +270,10 @@ def test_an_unsupported_compression_is_refused_by_name(serve, refusal, encoding)
 
 @pytest.mark.parametrize("encoding", ["identity", "", "aws-chunked", "binary"])
 def test_an_encoding_that_is_no_compression_changes_nothing(serve, fetch, encoding):
-    assert fetch(serve(lambda handler: reply(handler, body=SOUND, Content_Encoding=encoding)).url()) == SOUND
+    assert (
+        fetch(serve(lambda handler: reply(handler, body=SOUND, Content_Encoding=encoding)).url())
+        == SOUND
+    )
 
 
 # during the download
@@ -256,7 +290,11 @@ def test_the_file_can_be_read_while_it_is_downloaded(serve, tmp_path):
 
     async def run():
         async with download(serve(in_two).url(), tmp_path, max_bytes=10**6, timeout=20) as file:
-            assert (file.path.read_bytes(), file.size, file.complete_marker.exists()) == (SOUND[:1000], len(SOUND), False)
+            assert (file.path.read_bytes(), file.size, file.complete_marker.exists()) == (
+                SOUND[:1000],
+                len(SOUND),
+                False,
+            )
             rest.set()
             while not file.complete_marker.exists():
                 await asyncio.sleep(0.01)
@@ -281,7 +319,12 @@ def test_a_size_that_the_server_does_not_send_is_unknown(serve, tmp_path):
 
 def test_a_failed_download_ends_the_context_with_its_error(serve, tmp_path):
     async def read():
-        async with download(serve(lambda h: reply(h, body=SOUND[:1000], length=len(SOUND))).url(), tmp_path, max_bytes=10**6, timeout=20):
+        async with download(
+            serve(lambda h: reply(h, body=SOUND[:1000], length=len(SOUND))).url(),
+            tmp_path,
+            max_bytes=10**6,
+            timeout=20,
+        ):
             await asyncio.sleep(60)
 
     with pytest.raises(ExceptionGroup) as caught:
@@ -326,14 +369,23 @@ def test_a_truncated_body_is_retried(serve, fetch):
 
 
 def test_two_content_lengths_are_a_failed_download(serve, refusal):
-    server = serve(lambda handler: reply(handler, body=SOUND, Content_length="9", **{"Content-length": "8"}))
+    server = serve(
+        lambda handler: reply(handler, body=SOUND, Content_length="9", **{"Content-length": "8"})
+    )
     assert "connection failed" in refusal(server.url(), DownloadError) and len(server.requests) == 3
 
 
-@pytest.mark.parametrize("other", [b"another talk" * 100, SOUND[:500], SOUND[:999] + b"?" + SOUND[1000:]], ids=["other", "shorter", "one byte"])
+@pytest.mark.parametrize(
+    "other",
+    [b"another talk" * 100, SOUND[:500], SOUND[:999] + b"?" + SOUND[1000:]],
+    ids=["other", "shorter", "one byte"],
+)
 def test_a_file_that_changed_between_two_attempts_is_a_failed_download(serve, refusal, other):
     """The beginning of the first one may have been decoded by then."""
-    server = serve(lambda handler: reply(handler, body=SOUND[:1000], length=len(SOUND)), lambda handler: reply(handler, body=other))
+    server = serve(
+        lambda handler: reply(handler, body=SOUND[:1000], length=len(SOUND)),
+        lambda handler: reply(handler, body=other),
+    )
     assert "changed between two attempts" in refusal(server.url(), DownloadError)
 
 
@@ -354,11 +406,17 @@ def test_after_three_attempts_the_failure_is_reported_with_its_reason(serve, ref
     server = serve(status(500))
     message = refusal(server.url(), DownloadError)
     assert len(server.requests) == 3
-    assert message == "audio_url could not be fetched from 127.0.0.1: the server answered 500, 3 times."
+    assert (
+        message
+        == "audio_url could not be fetched from 127.0.0.1: the server answered 500, 3 times."
+    )
 
 
 def test_a_body_truncated_at_every_attempt_is_a_failed_download(serve, refusal):
-    refusal(serve(lambda handler: reply(handler, body=SOUND[:1000], length=len(SOUND))).url(), DownloadError)
+    refusal(
+        serve(lambda handler: reply(handler, body=SOUND[:1000], length=len(SOUND))).url(),
+        DownloadError,
+    )
 
 
 def test_a_refused_connection_is_a_failed_download(serve, refusal):
@@ -444,10 +502,16 @@ HEADERS = {"Authorization": "Bearer SECRET", "cookie": "a=b", "User-Agent": "cur
 
 def sent(server, number: int) -> dict:
     """Those of HEADERS that the request of that number had."""
-    return {name: value for name, value in server.requests[number][1].items() if HEADERS.get(name) == value}
+    return {
+        name: value
+        for name, value in server.requests[number][1].items()
+        if HEADERS.get(name) == value
+    }
 
 
-def test_the_requests_headers_are_sent_with_every_attempt_and_redirect_to_the_same_origin(serve, fetch):
+def test_the_requests_headers_are_sent_with_every_attempt_and_redirect_to_the_same_origin(
+    serve, fetch
+):
     server = serve(lambda handler: reply(handler, 302, Location=SECRET), status(503), whole)
     assert fetch(server.url(), headers=HEADERS) == SOUND
     assert [sent(server, i) for i in range(3)] == [HEADERS] * 3
@@ -467,7 +531,16 @@ def test_the_requests_headers_are_not_logged(serve, fetch, caplog):
     assert "SECRET" not in caplog.text and "curl/8" not in caplog.text
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "data:audio/wav;base64,AAAA", "http://", "http://[::1"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/a",
+        "data:audio/wav;base64,AAAA",
+        "http://",
+        "http://[::1",
+    ],
+)
 def test_a_redirect_to_anything_but_http_is_refused(serve, refusal, target):
     refusal(serve(lambda handler: reply(handler, 302, Location=target)).url(), AddressRefused)
 
@@ -485,7 +558,10 @@ def test_a_password_in_the_url_is_sent_to_its_host_only(serve, fetch):
     server = serve(lambda handler: reply(handler, 302, Location=other.url()))
     fetch(server.url().replace("//", "//us%40er:pass@"))
     ((_, told),), ((_, not_told),) = server.requests, other.requests
-    assert told["Authorization"] == "Basic " + base64.b64encode(b"us@er:pass").decode() and "Authorization" not in not_told
+    assert (
+        told["Authorization"] == "Basic " + base64.b64encode(b"us@er:pass").decode()
+        and "Authorization" not in not_told
+    )
 
 
 # addresses
@@ -495,13 +571,18 @@ def test_a_password_in_the_url_is_sent_to_its_host_only(serve, fetch):
 def names(monkeypatch):
     """Host name → addresses, injected into the resolver."""
     known, look_up = {}, socket.getaddrinfo
-    at = lambda host, *args, **more: [info for address in known.get(host, [host]) for info in look_up(address, *args, **more)]  # noqa: E731
+    at = lambda host, *args, **more: [
+        info for address in known.get(host, [host]) for info in look_up(address, *args, **more)
+    ]  # noqa: E731
     monkeypatch.setattr(socket, "getaddrinfo", at)
     return known
 
 
 def test_every_address_of_a_host_is_tried(serve, fetch, names):
-    server, names["two.test"] = serve(whole), ["127.0.0.2", "127.0.0.1"]  # nobody listens at the first
+    server, names["two.test"] = (
+        serve(whole),
+        ["127.0.0.2", "127.0.0.1"],
+    )  # nobody listens at the first
     assert fetch(f"http://two.test:{server.port}{SECRET}") == SOUND
     assert server.requests[0][1]["Host"] == f"two.test:{server.port}"
 
@@ -511,7 +592,9 @@ def test_a_host_that_answers_at_no_address_is_a_failed_download(serve, refusal, 
     assert "connection failed" in refusal(f"http://two.test:{server.port}{SECRET}", DownloadError)
 
 
-def test_the_certificate_is_checked_against_the_host_name(serve, fetch, refusal, names, monkeypatch, tmp_path):
+def test_the_certificate_is_checked_against_the_host_name(
+    serve, fetch, refusal, names, monkeypatch, tmp_path
+):
     make_certificate(tmp_path / "pem", "named.test")
     context, asked_for = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), []
     context.load_cert_chain(tmp_path / "pem")
@@ -522,16 +605,29 @@ def test_the_certificate_is_checked_against_the_host_name(serve, fetch, refusal,
     monkeypatch.setattr(web, "_tls", lambda: trusting)
     names |= {"named.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]}
 
-    assert fetch(f"https://named.test:{server.port}{SECRET}") == SOUND and asked_for == ["named.test"]
+    assert fetch(f"https://named.test:{server.port}{SECRET}") == SOUND and asked_for == [
+        "named.test"
+    ]
     refusal(f"https://other.test:{server.port}{SECRET}", DownloadError)
     refusal(f"https://127.0.0.1:{server.port}{SECRET}", DownloadError)
 
 
 def make_certificate(path: Path, name: str) -> None:
     """A key and its certificate, signed by itself, for one host name."""
-    key, subject, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([]), datetime.datetime.now(datetime.UTC)
+    key, subject, now = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([]),
+        datetime.datetime.now(datetime.UTC),
+    )
     certificate = (
-        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(hours=1))
+        x509.CertificateBuilder(
+            subject,
+            subject,
+            key.public_key(),
+            x509.random_serial_number(),
+            now,
+            now + datetime.timedelta(hours=1),
+        )
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -546,9 +642,35 @@ def public_only(monkeypatch):
 
 
 PRIVATE = [
-    *("127.0.0.1", "127.1", "2130706433", "0x7f.1", "localhost", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1"),
-    *("169.254.169.254", "100.64.0.1", "224.0.0.1", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[fe80::1]", "[fd00::1]"),
-    *("192.0.0.192", "168.63.129.16", "192.88.99.1", "[2002:7f00:1::]", "[fec0::1]", "[::ffff:192.0.0.192]"),  # the SDK accepts these
+    *(
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "localhost",
+        "0.0.0.0",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+    ),
+    *(
+        "169.254.169.254",
+        "100.64.0.1",
+        "224.0.0.1",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[fe80::1]",
+        "[fd00::1]",
+    ),
+    *(
+        "192.0.0.192",
+        "168.63.129.16",
+        "192.88.99.1",
+        "[2002:7f00:1::]",
+        "[fec0::1]",
+        "[::ffff:192.0.0.192]",
+    ),  # the SDK accepts these
 ]
 
 
@@ -560,7 +682,10 @@ def test_an_address_that_is_not_public_is_never_contacted(serve, refusal, public
 
 
 def test_a_host_that_does_not_resolve_has_an_error_of_its_own(refusal):
-    assert refusal(f"http://nowhere.invalid{SECRET}", HostNotFound) == "The host of audio_url does not resolve: nowhere.invalid."
+    assert (
+        refusal(f"http://nowhere.invalid{SECRET}", HostNotFound)
+        == "The host of audio_url does not resolve: nowhere.invalid."
+    )
 
 
 def resolver_that_fails(monkeypatch, times: float) -> None:
@@ -674,7 +799,11 @@ def drip_on(handler) -> None:
         handler.wfile.write(b"x")
 
 
-@pytest.mark.parametrize("slow", [drip, drip_headers, lambda handler: handler.closing.wait()], ids=["body", "headers", "no answer"])
+@pytest.mark.parametrize(
+    "slow",
+    [drip, drip_headers, lambda handler: handler.closing.wait()],
+    ids=["body", "headers", "no answer"],
+)
 def test_a_slow_server_is_given_up_when_the_time_is_over(serve, refusal, slow):
     began = time.monotonic()
     assert "in the time allowed" in refusal(serve(slow).url(), DownloadTimeout, timeout=1)
@@ -731,7 +860,9 @@ def test_64_downloads_at_once_share_one_thread(serve, tmp_path):
         folders = [tmp_path / str(i) for i in range(64)]
         for folder in folders:
             folder.mkdir()
-        return await asyncio.gather(*(fetched(server.url(), folder, max_bytes=10**6, timeout=30) for folder in folders))
+        return await asyncio.gather(
+            *(fetched(server.url(), folder, max_bytes=10**6, timeout=30) for folder in folders)
+        )
 
     server = serve(when_all_are_there)
     assert {path.read_bytes() for path in asyncio.run(run())} == {SOUND}
@@ -739,7 +870,9 @@ def test_64_downloads_at_once_share_one_thread(serve, tmp_path):
     assert names.count("downloads") == 1 and "download" not in names
 
 
-def test_servers_that_send_headers_slowly_occupy_no_thread_of_the_shared_pool(serve, fetch, refusal):
+def test_servers_that_send_headers_slowly_occupy_no_thread_of_the_shared_pool(
+    serve, fetch, refusal
+):
     slow, quick = serve(drip_headers), serve(whole)
 
     async def together():
@@ -772,14 +905,19 @@ ENDLESS = [chunks_of_one_byte, small_gzip_members]
 
 
 @pytest.mark.parametrize("endless", ENDLESS, ids=lambda f: f.__name__)
-def test_endless_bodies_block_neither_the_jobs_event_loop_nor_other_downloads(serve, endless, tmp_path):
+def test_endless_bodies_block_neither_the_jobs_event_loop_nor_other_downloads(
+    serve, endless, tmp_path
+):
     floods, quick, gaps = [serve(endless) for _ in range(4)], serve(whole), []
 
     async def beside_floods():
         for i in range(len(floods) + 1):
             (tmp_path / str(i)).mkdir()
         jobs = [
-            asyncio.create_task(fetched(server.url(), tmp_path / str(i), max_bytes=2**40, timeout=60)) for i, server in enumerate(floods)
+            asyncio.create_task(
+                fetched(server.url(), tmp_path / str(i), max_bytes=2**40, timeout=60)
+            )
+            for i, server in enumerate(floods)
         ]
         while not all(server.requests for server in floods):
             await asyncio.sleep(0.005)
@@ -790,7 +928,9 @@ def test_endless_bodies_block_neither_the_jobs_event_loop_nor_other_downloads(se
             gaps.append(gap)
         path = await fetched(quick.url(), tmp_path / str(len(floods)), max_bytes=10**6, timeout=60)
         assert path.read_bytes() == SOUND
-        assert len(running_downloads()) == len(floods) and not any(job.done() for job in jobs), "no flood any more"
+        assert len(running_downloads()) == len(floods) and not any(job.done() for job in jobs), (
+            "no flood any more"
+        )
         assert not running_downloads() & asyncio.all_tasks(), "they are read in the jobs' loop"
         for job in jobs:
             job.cancel()
@@ -849,7 +989,9 @@ def test_headers_that_do_not_end_are_no_answer_in_time(serve, refusal, monkeypat
 
 def test_a_malformed_header_puts_no_url_into_the_log(serve, refusal, caplog):
     def broken(handler):
-        handler.wfile.write(b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 700000\r\n\r\n" + SOUND)
+        handler.wfile.write(
+            b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 700000\r\n\r\n" + SOUND
+        )
 
     caplog.set_level(logging.DEBUG)
     assert "connection failed" in refusal(serve(broken).url(), DownloadError)

@@ -5,21 +5,21 @@ with known words, known word times and pauses of 0.2-1.5 s, cut at 8 s.
 import asyncio
 from dataclasses import dataclass, replace
 
-import numpy as np
-import pytest
-import srt
-import webvtt
-
 import clips
 import media
-import timing
-from asr import EMPTY_VOCABULARY
-from audio import AudioChunk, decode
+import numpy as np
+import pytest
+import speech.word_times as timing
+import srt
+import webvtt
 from material import CHINESE, ENGLISH, chunk_of
+from recording.chunk import AudioChunk
+from recording.pcm_stream import decode
+from recording.vad import CutRules, split_at_pauses
+from result.usage import Usage
 from scoring import matched
-from speech import Utterance, plain
-from usage import Usage
-from vad import CutRules, split_at_pauses
+from speech.models.recogniser import EMPTY_VOCABULARY
+from utterance import Utterance, plain
 
 POOLS = {"English": ENGLISH, "Chinese": CHINESE}
 SECONDS, SEED = 320, 11
@@ -68,7 +68,11 @@ def case_of(worker, file_server, language: str, formats: dict) -> Case:
         return generate(*args, **kwargs)
 
     async def chunks_of(path):
-        rules = CutRules(worker.settings.chunk_target_seconds, worker.settings.chunk_limit_seconds, worker.settings.vad_mode)
+        rules = CutRules(
+            worker.settings.chunk_target_seconds,
+            worker.settings.chunk_limit_seconds,
+            worker.settings.vad_mode,
+        )
         async with decode(path, 3600) as pcm:
             return [c async for c in split_at_pauses(pcm, rules)]
 
@@ -81,7 +85,9 @@ def case_of(worker, file_server, language: str, formats: dict) -> Case:
             calls.clear()
             outputs[suffix] = run(worker, file_server.url(path.name))
             engine_calls[suffix] = len(calls)
-    return Case(whole, outputs, asyncio.run(chunks_of(file_server.folder / f"{language}.wav")), engine_calls)
+    return Case(
+        whole, outputs, asyncio.run(chunks_of(file_server.folder / f"{language}.wav")), engine_calls
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +113,26 @@ def drawn(whole: Utterance, pool: list[Utterance]) -> list[Utterance]:
 @per_language
 def test_the_recording_has_five_minutes_and_over_forty_chunks(cases, worker, language):
     case = cases[language]
-    assert case.whole.duration >= 300 and worker.settings.chunk_limit_seconds == 8 and len(case.chunks) > 40
+    assert (
+        case.whole.duration >= 300
+        and worker.settings.chunk_limit_seconds == 8
+        and len(case.chunks) > 40
+    )
 
 
 @per_language
 def test_the_output_keeps_the_contract(cases, language):
     case = cases[language]
     for output in case.outputs.values():
-        assert set(output) == {"language_detected", "language_code", "languages", "duration", "text", "segments", "usage"}
+        assert set(output) == {
+            "language_detected",
+            "language_code",
+            "languages",
+            "duration",
+            "text",
+            "segments",
+            "usage",
+        }
         assert output["language_detected"] == language
         end = 0.0
         for segment in output["segments"]:
@@ -125,20 +143,31 @@ def test_the_output_keeps_the_contract(cases, language):
 
 
 @per_language
-def test_word_errors_are_within_half_a_point_of_the_same_utterances_one_by_one(cases, worker, language, record_property):
+def test_word_errors_are_within_half_a_point_of_the_same_utterances_one_by_one(
+    cases, worker, language, record_property
+):
     case = cases[language]
     utterances = drawn(case.whole, POOLS[language])
 
     async def one_by_one():
-        return await asyncio.gather(*(worker.transcribe_chunk(chunk_of(u.pcm), None, "", EMPTY_VOCABULARY, Usage()) for u in utterances))
+        return await asyncio.gather(
+            *(
+                worker.transcribe_chunk(chunk_of(u.pcm), None, "", EMPTY_VOCABULARY, Usage())
+                for u in utterances
+            )
+        )
 
     alone = sum(
-        matched([plain(w.text) for w in u.words], [plain(w.text) for r in results for w in r.words])[0]
+        matched(
+            [plain(w.text) for w in u.words], [plain(w.text) for r in results for w in r.words]
+        )[0]
         for u, results in zip(utterances, asyncio.run(one_by_one()))
     )
     together, _ = matched(case.said, case.heard)
     rate_alone, rate_together = 100 * alone / len(case.said), 100 * together / len(case.said)
-    print(f"\n{language}: {len(case.said)} words, errors {rate_together:.2f} % in the recording, {rate_alone:.2f} % one by one")
+    print(
+        f"\n{language}: {len(case.said)} words, errors {rate_together:.2f} % in the recording, {rate_alone:.2f} % one by one"
+    )
     assert rate_together <= rate_alone + 0.5
 
 
@@ -152,7 +181,9 @@ def assert_words_are_whole_at_every_cut(case: Case) -> None:
     _, pairs = matched(case.said, case.heard)
     heard_at = dict(pairs)
     for chunk in case.chunks[:-1]:
-        assert not [w.text for w in words if w.start + 0.03 < chunk.end < w.end - 0.03], "cut inside a word"
+        assert not [w.text for w in words if w.start + 0.03 < chunk.end < w.end - 0.03], (
+            "cut inside a word"
+        )
         before = max(i for i, w in enumerate(words) if w.start < chunk.end)
         assert before in heard_at and before + 1 in heard_at, f"a word lost at {chunk.end:.2f} s"
         assert heard_at[before + 1] == heard_at[before] + 1, f"a word doubled at {chunk.end:.2f} s"
@@ -161,7 +192,9 @@ def assert_words_are_whole_at_every_cut(case: Case) -> None:
 @per_language
 def test_word_boundaries_are_as_close_as_the_models_allow(cases, language):
     off = boundaries_off_ms(cases[language])
-    print(f"\n{language}: {len(cases[language].chunks)} chunks, boundaries off by mean {off.mean():.1f} ms, median {np.median(off):.0f}, 90 % under {np.quantile(off, 0.9):.0f}")
+    print(
+        f"\n{language}: {len(cases[language].chunks)} chunks, boundaries off by mean {off.mean():.1f} ms, median {np.median(off):.0f}, 90 % under {np.quantile(off, 0.9):.0f}"
+    )
     assert off.mean() <= MEAN_OFF_MS[language]
 
 
@@ -169,7 +202,13 @@ def boundaries_off_ms(case: Case) -> np.ndarray:
     """Of the starts and ends of all words that were heard right."""
     _, pairs = matched(case.said, case.heard)
     truth, found = case.whole.words, case.outputs["wav"]["segments"]
-    return 1000 * np.array([abs(x - y) for i, j in pairs for x, y in ((truth[i].start, found[j]["start"]), (truth[i].end, found[j]["end"]))])
+    return 1000 * np.array(
+        [
+            abs(x - y)
+            for i, j in pairs
+            for x, y in ((truth[i].start, found[j]["start"]), (truth[i].end, found[j]["end"]))
+        ]
+    )
 
 
 @per_language
@@ -187,11 +226,22 @@ def test_the_repair_moves_boundaries_no_further_from_the_truth(cases, worker, la
         units, (marks,) = task.units, worker.aligner._marks([task])
         _, pairs = matched([plain(w.text) for w in true], [plain(u) for u in units])
         theirs = worker.aligner._model.aligner_processor.fix_timestamp(np.array(marks))
-        ours = [1000 * (t - chunk.start) for w in timing.words(chunk, hypothesis.text, units, marks) for t in (w.start, w.end)]
+        ours = [
+            1000 * (t - chunk.start)
+            for w in timing.words(chunk, hypothesis.text, units, marks)
+            for t in (w.start, w.end)
+        ]
         for way, times in zip(off, (marks, theirs, ours)):
-            off[way] += [abs(times[2 * j + e] - 1000 * (t - chunk.start)) for i, j in pairs for e, t in enumerate((true[i].start, true[i].end))]
+            off[way] += [
+                abs(times[2 * j + e] - 1000 * (t - chunk.start))
+                for i, j in pairs
+                for e, t in enumerate((true[i].start, true[i].end))
+            ]
     means = {way: np.mean(found) for way, found in off.items()}
-    print(f"\n{language}: boundaries off by", ", ".join(f"{mean:.1f} ms ({way})" for way, mean in means.items()))
+    print(
+        f"\n{language}: boundaries off by",
+        ", ".join(f"{mean:.1f} ms ({way})" for way, mean in means.items()),
+    )
     assert means["ours"] <= means["the model's marks"] + 1
 
 
@@ -209,7 +259,9 @@ def test_every_merged_time_is_the_chunks_own_time_plus_its_offset(cases, worker,
 
     async def alone():
         own = [replace(c, offset=0) for c in case.chunks]
-        return await asyncio.gather(*(worker.transcribe_chunk(c, None, "", EMPTY_VOCABULARY, Usage()) for c in own))
+        return await asyncio.gather(
+            *(worker.transcribe_chunk(c, None, "", EMPTY_VOCABULARY, Usage()) for c in own)
+        )
 
     expected = [
         (round(1000 * w.start) + chunk.offset // 16, round(1000 * w.end) + chunk.offset // 16)
@@ -234,7 +286,10 @@ def test_subtitles_hold_the_words_of_the_json_at_their_times(worker, file_server
     """Read by strict parsers; the words of a cue are those that begin in it."""
     whole = cases[language].outputs["wav"]
     url = file_server.url(f"{language}.wav")
-    captions = [(c.start.total_seconds(), c.end.total_seconds(), c.content) for c in srt.parse(run(worker, url, output_format="srt")["srt"])]
+    captions = [
+        (c.start.total_seconds(), c.end.total_seconds(), c.content)
+        for c in srt.parse(run(worker, url, output_format="srt")["srt"])
+    ]
     vtt = webvtt.from_string(run(worker, url, output_format="vtt")["vtt"]).captions
     assert [c.raw_text for c in vtt] == [text for *_, text in captions]
     assert "".join("".join(text for *_, text in captions).split()) == "".join(whole["text"].split())
@@ -243,10 +298,19 @@ def test_subtitles_hold_the_words_of_the_json_at_their_times(worker, file_server
     for start, end, text in captions:
         assert start in starts
         within = [segment for segment in whole["segments"] if start <= segment["start"] < end]
-        assert letters(text) == letters("".join(segment["text"] for segment in within)) and end >= min(within[-1]["end"], start + 7)
+        assert letters(text) == letters(
+            "".join(segment["text"] for segment in within)
+        ) and end >= min(within[-1]["end"], start + 7)
 
 
 def test_the_text_of_chunks_is_joined_with_spaces_in_english_and_without_in_chinese(cases):
-    english, chinese = cases["English"].outputs["wav"]["text"], cases["Chinese"].outputs["wav"]["text"]
-    assert ". " in english and "  " not in english and not any(f".{letter}" in english for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    english, chinese = (
+        cases["English"].outputs["wav"]["text"],
+        cases["Chinese"].outputs["wav"]["text"],
+    )
+    assert (
+        ". " in english
+        and "  " not in english
+        and not any(f".{letter}" in english for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    )
     assert " " not in chinese

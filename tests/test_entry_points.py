@@ -16,14 +16,13 @@ import psutil
 import pytest
 import requests
 import soundfile
-
-from audio import SAMPLE_RATE
+from contract.request import parse_request
+from contract.settings import load_settings
 from material import ENGLISH
-from request import parse_request
+from recording.chunk import SAMPLE_RATE
 from scoring import matched
-from settings import load_settings
-from speech import plain
 from standin_hub import COMMIT, MODELS, Hub
+from utterance import plain
 
 ROOT = Path(__file__).parent.parent
 HANDLER = ROOT / "src" / "handler.py"
@@ -33,7 +32,9 @@ START_SECONDS = 400  # a bound for a slow machine, not a figure
 def members(session: int) -> list[str]:
     """Processes left of a session; those that are ending get 10 s."""
     for _ in range(100):
-        left = [f"{p.pid} {p.name()}" for p in psutil.process_iter() if _session_of(p.pid) == session]
+        left = [
+            f"{p.pid} {p.name()}" for p in psutil.process_iter() if _session_of(p.pid) == session
+        ]
         if not left:
             break
         time.sleep(0.1)
@@ -55,40 +56,76 @@ def speech_url(file_server) -> str:
 
 def test_importing_the_handler_loads_no_model_library():
     loaded = "import handler, sys; print(sorted({'torch', 'vllm', 'transformers', 'qwen_asr', 'librosa', 'av'} & {*sys.modules}))"
-    out = subprocess.run([sys.executable, "-c", loaded], cwd=HANDLER.parent, capture_output=True, text=True, check=True, timeout=120)
+    out = subprocess.run(
+        [sys.executable, "-c", loaded],
+        cwd=HANDLER.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert out.stdout.strip().splitlines()[-1] == "[]"
 
 
 def test_an_invalid_setting_ends_the_start_before_anything_is_loaded():
     environment = os.environ | {"CHUNK_LIMIT_SECONDS": "400"}
-    out = subprocess.run([sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=120)
-    assert out.returncode == 1 and "CHUNK_LIMIT_SECONDS is 400; it must be from 2 to 180" in out.stderr
+    out = subprocess.run(
+        [sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (
+        out.returncode == 1 and "CHUNK_LIMIT_SECONDS is 400; it must be from 2 to 180" in out.stderr
+    )
     assert "Traceback" not in out.stderr
 
 
 def test_a_device_that_vllm_cannot_run_on_ends_the_start_with_one_sentence():
-    out = subprocess.run([sys.executable, HANDLER], env=os.environ | {"DEVICE": "cuda"}, capture_output=True, text=True, timeout=START_SECONDS)
-    assert out.returncode == 1 and out.stderr.splitlines()[-1].startswith("error: DEVICE is 'cuda', but vLLM is installed in its build for CPUs")
+    out = subprocess.run(
+        [sys.executable, HANDLER],
+        env=os.environ | {"DEVICE": "cuda"},
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
+    assert out.returncode == 1 and out.stderr.splitlines()[-1].startswith(
+        "error: DEVICE is 'cuda', but vLLM is installed in its build for CPUs"
+    )
     assert "Traceback" not in out.stderr
 
 
 def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
-    environment = os.environ | {"DEVICE": "auto", "MODEL_NAME": "no/such-model", "HF_HUB_OFFLINE": "1"}  # so that it ends soon
-    out = subprocess.run([sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=START_SECONDS)
-    assert out.returncode == 1 and "no GPU that this vLLM can use: the models run on the CPU" in out.stdout
+    environment = os.environ | {
+        "DEVICE": "auto",
+        "MODEL_NAME": "no/such-model",
+        "HF_HUB_OFFLINE": "1",
+    }  # so that it ends soon
+    out = subprocess.run(
+        [sys.executable, HANDLER],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
+    assert (
+        out.returncode == 1
+        and "no GPU that this vLLM can use: the models run on the CPU" in out.stdout
+    )
 
 
 NOBODYS_UID = "12345"  # without an entry in /etc/passwd
 # Root's Python may be readable by root alone. With this capability the user reads all, and writes nothing more than any other.
 AS_NOBODY = ("setpriv", f"--reuid={NOBODYS_UID}", f"--regid={NOBODYS_UID}", "--clear-groups")
 AS_NOBODY += ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
-as_root = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv")
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv"
+)
 
 
 @pytest.fixture
 def nobodys_environment(tmp_path) -> dict[str, str]:
     """As in a container that was started with another user: no name, no home, one cache that all may write to."""
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_CACHE_DIR")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.endswith("_CACHE_DIR")
+    }
     for name in ("USER", "LOGNAME", "LNAME", "USERNAME", "TMPDIR"):
         environment.pop(name, None)
     cache = tmp_path / "cache"
@@ -101,7 +138,14 @@ def nobodys_environment(tmp_path) -> dict[str, str]:
 def test_a_user_without_a_name_and_a_home_gets_a_transcript(nobodys_environment, speech_url):
     job = json.dumps({"input": {"audio_url": speech_url}})
     command = [*AS_NOBODY, sys.executable, "-u", HANDLER, "--test_input", job]
-    out = subprocess.run(command, cwd="/", env=nobodys_environment, capture_output=True, text=True, timeout=START_SECONDS)
+    out = subprocess.run(
+        command,
+        cwd="/",
+        env=nobodys_environment,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
     assert out.returncode == 0, out.stderr
     (result,) = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
     assert result["text"] == ENGLISH[0].text
@@ -112,7 +156,13 @@ def test_a_user_without_a_home_can_import_librosa(nobodys_environment):
     """It compiles functions, and fails without a folder to cache them in."""
     code = "import os, caches; os.environ |= caches.cache_environment(os.environ); import librosa.core.audio"
     environment = nobodys_environment | {"PYTHONPATH": str(HANDLER.parent)}
-    out = subprocess.run([*AS_NOBODY, sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    out = subprocess.run(
+        [*AS_NOBODY, sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert out.returncode == 0, out.stderr
 
 
@@ -146,7 +196,13 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
     # the real one would end the tests' process
     unwatched = SimpleNamespace(watch=lambda: None, begin=lambda seconds: None)
     monkeypatch.setattr(handler, "shutdown", unwatched)
-    for name, value in {"settings": None, "asr": recogniser, "aligner": aligner, "load_models": lambda: None, "fitness_check": broken}.items():
+    for name, value in {
+        "settings": None,
+        "asr": recogniser,
+        "aligner": aligner,
+        "load_models": lambda: None,
+        "fitness_check": broken,
+    }.items():
         monkeypatch.setattr(handler, name, value, raising=False)
     with pytest.raises(RuntimeError, match="no memory"):
         handler.main()
@@ -154,13 +210,17 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
 
 
 def test_an_aligner_that_does_not_load_ends_the_engine(monkeypatch):
-    import startup
+    import speech.models.startup as startup
 
     def broken(*_):
         raise RuntimeError("no memory")
 
     recogniser = Closing()
-    for name, value in {"find_device": lambda _: ("cpu", 0), "Recogniser": lambda _: recogniser, "Aligner": broken}.items():
+    for name, value in {
+        "find_device": lambda _: ("cpu", 0),
+        "Recogniser": lambda _: recogniser,
+        "Aligner": broken,
+    }.items():
         monkeypatch.setattr(startup, name, value)
     with pytest.raises(RuntimeError, match="no memory"):
         startup.start_models(load_settings(os.environ))
@@ -191,13 +251,20 @@ def cached_models(tmp_path_factory) -> Iterator[tuple[dict[str, str], Hub]]:
         snapshot.symlink_to(MODELS / name)
     with Hub() as hub:
         names = {"MODEL_NAME": "tiny/asr", "ALIGNER_NAME": "tiny/aligner"}
-        yield names | {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}, hub
+        yield (
+            names | {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"},
+            hub,
+        )
 
 
-def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(tmp_path, file_server, cached_models):
+def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(
+    tmp_path, file_server, cached_models
+):
     """Also with both models in the cache nothing is requested from the hub, by the worker or a library in its two processes."""
     models, hub = cached_models
-    (tmp_path / "test_input.json").write_text(json.dumps({"input": {"audio_url": file_server.url("missing.wav")}}))
+    (tmp_path / "test_input.json").write_text(
+        json.dumps({"input": {"audio_url": file_server.url("missing.wav")}})
+    )
     # a short path: the engine's sockets live in it, and a socket's name has 107 characters
     with tempfile.TemporaryDirectory() as temporary:
         process = subprocess.Popen(
@@ -215,7 +282,9 @@ def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(tmp_pat
 
 def test_the_test_input_beside_the_handler_is_a_job_with_a_sample_of_runpods():
     job = json.loads(HANDLER.with_name("test_input.json").read_text())
-    assert parse_request(job["input"]).audio_url.startswith("https://github.com/runpod-workers/sample-inputs/raw/main/audio/")
+    assert parse_request(job["input"]).audio_url.startswith(
+        "https://github.com/runpod-workers/sample-inputs/raw/main/audio/"
+    )
 
 
 def test_rp_serve_api_answers_runsync_and_ends_with_its_children(speech_url, tmp_path):
@@ -225,12 +294,24 @@ def test_rp_serve_api_answers_runsync_and_ends_with_its_children(speech_url, tmp
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, HANDLER, "--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
+    command = [
+        sys.executable,
+        HANDLER,
+        "--rp_serve_api",
+        "--rp_api_host",
+        "127.0.0.1",
+        "--rp_api_port",
+        str(port),
+    ]
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        answer = _ask_until_up(process, f"http://127.0.0.1:{port}/runsync", {"input": {"audio_url": speech_url}})
-        bad = requests.post(f"http://127.0.0.1:{port}/runsync", json={"input": {"language": "English"}}, timeout=30).json()
+        answer = _ask_until_up(
+            process, f"http://127.0.0.1:{port}/runsync", {"input": {"audio_url": speech_url}}
+        )
+        bad = requests.post(
+            f"http://127.0.0.1:{port}/runsync", json={"input": {"language": "English"}}, timeout=30
+        ).json()
     finally:
         process.terminate()
         process.wait(60)

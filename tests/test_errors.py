@@ -3,10 +3,9 @@
 import json
 import re
 
+import contract.errors as errors
 import pytest
-
-import errors
-from errors import WorkerError
+from contract.errors import WorkerError
 
 ALL = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, WorkerError)]
 STABLE = {  # code → retryable; clients rely on both
@@ -40,7 +39,11 @@ def drawn_tree() -> dict[str, tuple[str | None, str, bool]]:
         if drawn := re.match(r"([│├└─ ]*)([A-Z]\w+)\s*(\w+)?\s*(retryable)?$", line):
             depth = len(drawn[1]) // 4
             above[depth:] = [drawn[2]]
-            found[drawn[2]] = (above[depth - 1] if depth else None, drawn[3] or WorkerError.code, bool(drawn[4]))
+            found[drawn[2]] = (
+                above[depth - 1] if depth else None,
+                drawn[3] or WorkerError.code,
+                bool(drawn[4]),
+            )
     return found
 
 
@@ -58,7 +61,10 @@ def test_the_tree_in_the_docstring_is_the_tree():
     assert drawn_tree() == {c.__name__: (parents[c.__name__], c.code, c.retryable) for c in ALL}
 
 
-@pytest.mark.parametrize("reasons, retryable", [(["engine_error"], False), (["timeout"], True), (["engine_error", "timeout"], True)])
+@pytest.mark.parametrize(
+    "reasons, retryable",
+    [(["engine_error"], False), (["timeout"], True), (["engine_error", "timeout"], True)],
+)
 def test_an_incomplete_transcript_is_retryable_only_after_a_timeout(reasons, retryable):
     spans = [{"start": i, "end": i + 1, "reason": reason} for i, reason in enumerate(reasons)]
     assert errors.Incomplete.in_spans(spans).to_output()["retryable"] is retryable
@@ -72,5 +78,9 @@ def test_every_error_has_a_docstring(error):
 @pytest.mark.parametrize("error", ALL)
 def test_a_failed_jobs_result_is_a_sentence_a_code_and_whether_to_retry(error):
     output = error("The host 例.com does not resolve.").to_output()
-    assert output == {"error": "The host 例.com does not resolve.", "error_code": error.code, "retryable": error.retryable}
+    assert output == {
+        "error": "The host 例.com does not resolve.",
+        "error_code": error.code,
+        "retryable": error.retryable,
+    }
     assert json.loads(json.dumps(output)) == output

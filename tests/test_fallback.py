@@ -10,23 +10,35 @@ import string
 from dataclasses import replace
 
 import pytest
+from contract.errors import EngineDead, RecognitionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from asr import Hypothesis, Vocabulary
-from audio import SAMPLE_RATE, AudioChunk
-from errors import EngineDead, RecognitionError
-from fallback import Answer, badness, best_results, collapsed, echoed, fault_in, words_end, tail_start
 from material import silence
-from transcript import Word
+from recording.chunk import SAMPLE_RATE, AudioChunk
+from speech.models.recogniser import Hypothesis, Vocabulary
+from speech.retries import (
+    Answer,
+    badness,
+    best_results,
+    collapsed,
+    echoed,
+    fault_in,
+    tail_start,
+    words_end,
+)
+from speech.words import Word
 
-LETTERS = "".join(random.Random(1).choices(string.ascii_lowercase, k=3000))  # nothing in it is repeated
+LETTERS = "".join(
+    random.Random(1).choices(string.ascii_lowercase, k=3000)
+)  # nothing in it is repeated
 LOOP = "and so I think. " * 100
 
 
 def chunk_of(seconds: float, *speech: tuple[float, float], start: float = 0) -> AudioChunk:
     """A chunk with speech between these seconds of it, or from its first to its last."""
-    spans = tuple((round(a * SAMPLE_RATE), round(b * SAMPLE_RATE)) for a, b in speech or [(0, seconds)])
+    spans = tuple(
+        (round(a * SAMPLE_RATE), round(b * SAMPLE_RATE)) for a, b in speech or [(0, seconds)]
+    )
     return AudioChunk(0, round(start * SAMPLE_RATE), silence(seconds), spans)
 
 
@@ -43,7 +55,9 @@ class Script:
     async def __call__(self, chunk, language, context, temperature, vocabulary):
         self.asked.append((chunk.start, chunk.end, context, temperature))
         self.terms.append(vocabulary.terms)
-        answer = self._answer(chunk, ", ".join([*vocabulary.terms, *filter(None, [context])]), temperature)
+        answer = self._answer(
+            chunk, ", ".join([*vocabulary.terms, *filter(None, [context])]), temperature
+        )
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -57,7 +71,10 @@ async def spread(chunk, text, language, spectrum):
     """An `align` that spreads the words over the whole chunk, with measured times."""
     units = list(re.finditer(r"\S+", text))
     step = chunk.duration / len(units)
-    return tuple(Word(u[0], chunk.start + i * step, chunk.start + (i + 1) * step, u.start()) for i, u in enumerate(units)), None
+    return tuple(
+        Word(u[0], chunk.start + i * step, chunk.start + (i + 1) * step, u.start())
+        for i, u in enumerate(units)
+    ), None
 
 
 def run(answer, chunk, context="", align=spread, terms=()):
@@ -118,7 +135,11 @@ def test_too_much_is_letters_per_second_of_the_chunk(letters_per_second, fault):
     "context, text, echo",
     [
         ("Names: Tango, Whiskey.", "names tango whiskey. Alpha", True),
-        ("a long context that ends with these last few words", "Ends with these last few words. Alpha", True),
+        (
+            "a long context that ends with these last few words",
+            "Ends with these last few words. Alpha",
+            True,
+        ),
         ("Tango", "Tango alpha bravo", False),  # a single word is probably spoken
         ("Names: Tango, Whiskey.", "Tango, Whiskey.", False),
         ("", "Alpha", False),
@@ -180,40 +201,66 @@ def test_a_healthy_answer_costs_no_further_decode():
 
 def test_an_answer_without_text_is_accepted():
     results, script = run(lambda *_: said(""), chunk_of(60))
-    assert len(script.asked) == 1 and (results[0].text, results[0].retries, results[0].failure) == ("", (), None)
+    assert len(script.asked) == 1 and (results[0].text, results[0].retries, results[0].failure) == (
+        "",
+        (),
+        None,
+    )
 
 
 def test_an_echoed_context_is_left_out_of_the_next_decode():
     context = "Names: Tango, Whiskey."
-    results, script = run(lambda c, given, t: said(given + " One two three." if given else "One two three."), chunk_of(6), context)
+    results, script = run(
+        lambda c, given, t: said(given + " One two three." if given else "One two three."),
+        chunk_of(6),
+        context,
+    )
     assert [asked[2] for asked in script.asked] == [context, ""]
-    assert [(r.text, r.retries, r.outcome) for r in results] == [("One two three.", ("context_echo",), "mended")]
+    assert [(r.text, r.retries, r.outcome) for r in results] == [
+        ("One two three.", ("context_echo",), "mended")
+    ]
 
 
 ECHO = "Kubernetes, Žižek, Qwen, Łukasz Nowak, Tango."
 
 
 def test_an_echoed_vocabulary_is_left_out_of_the_next_decode():
-    results, script = run(lambda c, given, t: said(ECHO if "Qwen" in given else "One two three four five."), chunk_of(6), terms=NAMES)
+    results, script = run(
+        lambda c, given, t: said(ECHO if "Qwen" in given else "One two three four five."),
+        chunk_of(6),
+        terms=NAMES,
+    )
     assert script.terms == [NAMES, ()]
-    assert [(r.text, r.retries, r.outcome) for r in results] == [("One two three four five.", ("context_echo",), "mended")]
+    assert [(r.text, r.retries, r.outcome) for r in results] == [
+        ("One two three four five.", ("context_echo",), "mended")
+    ]
 
 
 def test_speech_behind_an_echoed_vocabulary_is_delivered_without_the_echo():
     speech = "One two three four five six seven."
-    results, _ = run(lambda c, given, t: said(f"{ECHO} {speech}" if "Qwen" in given else speech), chunk_of(9), terms=NAMES)
+    results, _ = run(
+        lambda c, given, t: said(f"{ECHO} {speech}" if "Qwen" in given else speech),
+        chunk_of(9),
+        terms=NAMES,
+    )
     assert [(r.text, r.outcome) for r in results] == [(speech, "mended")]
 
 
 def test_terms_that_were_said_in_the_order_of_the_list_keep_their_spelling():
     """The decode without the vocabulary has them too, spelt by sound; so the first answer stands."""
     sounds = "Cubernetis, Jijek, Quen and Lucas Novak danced a tango."
-    results, script = run(lambda c, given, t: said(f"{ECHO} Tango." if "Qwen" in given else sounds), chunk_of(6), terms=NAMES)
+    results, script = run(
+        lambda c, given, t: said(f"{ECHO} Tango." if "Qwen" in given else sounds),
+        chunk_of(6),
+        terms=NAMES,
+    )
     assert script.terms == [NAMES, ()]
     assert [(r.text, r.retries, r.doubtful) for r in results] == [(f"{ECHO} Tango.", (), False)]
 
 
-@pytest.mark.parametrize("text", ["Qwen.", "Qwen is by Alibaba.", "We asked Łukasz Nowak.", "Kubernetes and Žižek."])
+@pytest.mark.parametrize(
+    "text", ["Qwen.", "Qwen is by Alibaba.", "We asked Łukasz Nowak.", "Kubernetes and Žižek."]
+)
 def test_speech_with_terms_in_it_costs_no_further_decode(text):
     results, script = run(lambda *_: said(text), chunk_of(3), terms=NAMES)
     assert len(script.asked) == 1 and [(r.text, r.retries) for r in results] == [(text, ())]
@@ -221,23 +268,40 @@ def test_speech_with_terms_in_it_costs_no_further_decode(text):
 
 def test_an_echo_is_kept_and_marked_where_the_further_decode_has_no_text():
     """Text that was obtained is delivered."""
-    results, _ = run(lambda c, given, t: said(ECHO if "Qwen" in given else ""), chunk_of(6), terms=NAMES)
+    results, _ = run(
+        lambda c, given, t: said(ECHO if "Qwen" in given else ""), chunk_of(6), terms=NAMES
+    )
     assert [(r.text, r.retries, r.outcome) for r in results] == [(ECHO, ("context_echo",), "kept")]
 
 
 @pytest.mark.parametrize("seconds", [3, 30])
 def test_a_looping_echo_leaves_the_vocabulary_out_of_halves_and_another_sampling(seconds):
-    results, script = run(lambda c, given, t: said(ECHO * 50 if "Qwen" in given else "one two"), chunk_of(seconds), terms=NAMES)
+    results, script = run(
+        lambda c, given, t: said(ECHO * 50 if "Qwen" in given else "one two"),
+        chunk_of(seconds),
+        terms=NAMES,
+    )
     assert script.terms == [NAMES, *[()] * (2 if seconds == 30 else 1)]
-    assert [(r.text, r.retries, r.outcome) for r in results] == [("one two", ("loop",), "mended")] * len(results)
+    assert [(r.text, r.retries, r.outcome) for r in results] == [
+        ("one two", ("loop",), "mended")
+    ] * len(results)
 
 
 def test_halves_and_another_sampling_have_the_vocabulary_but_no_context():
     answer = lambda c, given, t: said(LOOP, "length") if c.duration > 20 else said("from here on")
     _, script = run(answer, chunk_of(30), "what went before", terms=NAMES)
-    assert script.terms == [NAMES] * 3 and [asked[2] for asked in script.asked] == ["what went before", "", ""]
-    _, script = run(lambda c, given, t: said("Thanks."), chunk_of(60), "what went before", terms=NAMES)
-    assert script.terms == [NAMES] * 2 and [asked[2] for asked in script.asked] == ["what went before", ""]
+    assert script.terms == [NAMES] * 3 and [asked[2] for asked in script.asked] == [
+        "what went before",
+        "",
+        "",
+    ]
+    _, script = run(
+        lambda c, given, t: said("Thanks."), chunk_of(60), "what went before", terms=NAMES
+    )
+    assert script.terms == [NAMES] * 2 and [asked[2] for asked in script.asked] == [
+        "what went before",
+        "",
+    ]
 
 
 def test_a_refused_chunk_and_a_tail_are_decoded_without_the_vocabulary():
@@ -251,29 +315,46 @@ def test_a_refused_chunk_and_a_tail_are_decoded_without_the_vocabulary():
 
 def test_a_loop_in_a_long_chunk_is_narrowed_down_in_halves():
     def answer(chunk, context, temperature):
-        return said("one two " + LOOP, "length") if chunk.start < 5 < chunk.end else said(f"from {chunk.start:.0f} seconds")
+        return (
+            said("one two " + LOOP, "length")
+            if chunk.start < 5 < chunk.end
+            else said(f"from {chunk.start:.0f} seconds")
+        )
 
     results, script = run(answer, chunk_of(64))
-    assert [(r.start, r.end, r.outcome) for r in results] == [(0, 16, "kept"), (16, 32, "mended"), (32, 64, "mended")]
+    assert [(r.start, r.end, r.outcome) for r in results] == [
+        (0, 16, "kept"),
+        (16, 32, "mended"),
+        (32, 64, "mended"),
+    ]
     assert results[0].text == "one two and so I think." and results[2].text == "from 32 seconds"
     assert script.extra_seconds == 64 + 32 + 16 and max(asked[3] for asked in script.asked) > 0
 
 
 def test_a_loop_in_a_short_chunk_is_sampled_once_more():
-    results, script = run(lambda c, given, temperature: said("one two") if temperature else said(LOOP, "length"), chunk_of(15))
-    assert len(script.asked) == 2 and [(r.text, r.retries, r.outcome) for r in results] == [("one two", ("loop",), "mended")]
+    results, script = run(
+        lambda c, given, temperature: said("one two") if temperature else said(LOOP, "length"),
+        chunk_of(15),
+    )
+    assert len(script.asked) == 2 and [(r.text, r.retries, r.outcome) for r in results] == [
+        ("one two", ("loop",), "mended")
+    ]
 
 
 def test_too_little_is_sampled_once_more_and_never_halved():
     results, script = run(lambda *_: said("Thanks."), chunk_of(60))
     assert [asked[:2] for asked in script.asked] == [(0, 60)] * 2 and script.asked[1][3] > 0
-    assert [(r.text, r.retries, r.outcome) for r in results] == [("Thanks.", ("too_little",), "kept")]
+    assert [(r.text, r.retries, r.outcome) for r in results] == [
+        ("Thanks.", ("too_little",), "kept")
+    ]
 
 
 def test_a_chunk_that_the_engine_refused_is_decoded_once_more():
     answers = iter([RecognitionError("refused"), said("one two")])
     results, _ = run(lambda *_: next(answers), chunk_of(6))
-    assert [(r.text, r.retries, r.outcome) for r in results] == [("one two", ("engine_error",), "mended")]
+    assert [(r.text, r.retries, r.outcome) for r in results] == [
+        ("one two", ("engine_error",), "mended")
+    ]
 
 
 def test_a_timeout_fails_the_chunk_without_a_further_decode():
@@ -291,15 +372,24 @@ def test_a_dead_engine_is_raised():
 
 def test_a_second_attempt_never_replaces_a_better_first_one():
     def answer(chunk, context, temperature):
-        return said("Well. " + LOOP, "length") if chunk.duration == 60 else RecognitionError("refused")
+        return (
+            said("Well. " + LOOP, "length") if chunk.duration == 60 else RecognitionError("refused")
+        )
 
     results, _ = run(answer, chunk_of(60))
-    assert [(r.text, r.outcome, r.failure) for r in results] == [("Well. and so I think.", "kept", None)]
+    assert [(r.text, r.outcome, r.failure) for r in results] == [
+        ("Well. and so I think.", "kept", None)
+    ]
 
 
 def test_a_faulty_text_is_better_than_no_text():
-    results, _ = run(lambda c, *_: said("Thanks. " + LOOP, "length") if c.duration == 60 else said(""), chunk_of(60))
-    assert [(r.text, r.retries, r.outcome) for r in results] == [("Thanks. and so I think.", ("loop",), "kept")]
+    results, _ = run(
+        lambda c, *_: said("Thanks. " + LOOP, "length") if c.duration == 60 else said(""),
+        chunk_of(60),
+    )
+    assert [(r.text, r.retries, r.outcome) for r in results] == [
+        ("Thanks. and so I think.", ("loop",), "kept")
+    ]
 
 
 def test_candidates_compare_by_unanswered_seconds_then_by_text_then_by_faulty_seconds():
@@ -316,13 +406,23 @@ def test_candidates_compare_by_unanswered_seconds_then_by_text_then_by_faulty_se
 
 
 ANY_ANSWER = st.sampled_from(
-    [said("one two three"), said(""), said(LOOP, "length"), said(LETTERS), said("abc", "length"), RecognitionError("no"), TimeoutError()]
+    [
+        said("one two three"),
+        said(""),
+        said(LOOP, "length"),
+        said(LETTERS),
+        said("abc", "length"),
+        RecognitionError("no"),
+        TimeoutError(),
+    ]
 )
 
 
 @given(st.floats(0.1, 180), st.data())
 @settings(max_examples=300)
-def test_whatever_the_engine_answers_the_results_tile_the_chunk_and_cost_at_most_twice_its_audio(seconds, data):
+def test_whatever_the_engine_answers_the_results_tile_the_chunk_and_cost_at_most_twice_its_audio(
+    seconds, data
+):
     """And where any answer had text, a text is delivered."""
     texts = []
 
@@ -333,7 +433,9 @@ def test_whatever_the_engine_answers_the_results_tile_the_chunk_and_cost_at_most
 
     chunk = chunk_of(seconds)
     results, script = run(answer, chunk)
-    assert [r.start for r in results] == [chunk.start, *(r.end for r in results[:-1])] and results[-1].end == chunk.end
+    assert [r.start for r in results] == [chunk.start, *(r.end for r in results[:-1])] and results[
+        -1
+    ].end == chunk.end
     assert script.extra_seconds <= 2 * chunk.duration + 1e-6
     assert any(r.text for r in results) or not texts
     assert all(r.retries for r in results if r.doubtful and r.failure is None)
@@ -344,11 +446,18 @@ def test_whatever_the_engine_answers_the_results_tile_the_chunk_and_cost_at_most
 
 async def until_second_ten(chunk, text, language, spectrum):
     """An `align` whose last word ends at second 10 of the recording, in a chunk that begins before that."""
-    return (await spread(chunk.split(10 * SAMPLE_RATE)[0] if chunk.start < 10 < chunk.end else chunk, text, language, spectrum))
+    return await spread(
+        chunk.split(10 * SAMPLE_RATE)[0] if chunk.start < 10 < chunk.end else chunk,
+        text,
+        language,
+        spectrum,
+    )
 
 
 def test_only_the_stretch_behind_the_last_word_is_decoded_again():
-    answer = lambda c, *_: said("one two three four") if c.start == 0 else said("five six seven eight nine ten eleven")
+    answer = lambda c, *_: (
+        said("one two three four") if c.start == 0 else said("five six seven eight nine ten eleven")
+    )
     results, script = run(answer, chunk_of(40, (0, 9.9), (10.5, 39)), align=until_second_ten)
     assert [asked[:2] for asked in script.asked] == [(0, 40), (10.2, 40)]
     assert [(r.start, r.end, r.text, r.retries, r.outcome) for r in results] == [
@@ -357,16 +466,28 @@ def test_only_the_stretch_behind_the_last_word_is_decoded_again():
 
 
 def test_music_behind_the_last_word_costs_one_decode_and_changes_nothing():
-    results, script = run(lambda c, *_: said("one two three four") if c.start == 0 else said(""), chunk_of(40), align=until_second_ten)
-    assert len(script.asked) == 2 and [(r.end, r.text, r.retries) for r in results] == [(40, "one two three four", ())]
+    results, script = run(
+        lambda c, *_: said("one two three four") if c.start == 0 else said(""),
+        chunk_of(40),
+        align=until_second_ten,
+    )
+    assert len(script.asked) == 2 and [(r.end, r.text, r.retries) for r in results] == [
+        (40, "one two three four", ())
+    ]
 
 
-@pytest.mark.parametrize("tail", [said(LOOP, "length"), said("Thanks for watching."), RecognitionError("no")], ids=["loop", "hardly a word", "none"])
+@pytest.mark.parametrize(
+    "tail",
+    [said(LOOP, "length"), said("Thanks for watching."), RecognitionError("no")],
+    ids=["loop", "hardly a word", "none"],
+)
 def test_a_faulty_tail_is_not_added_and_the_chunk_is_marked_doubtful(tail):
     answer = lambda c, *_: said("one two three four") if c.start == 0 else tail
     results, script = run(answer, chunk_of(40), align=until_second_ten)
     assert len(script.asked) == 2
-    assert [(r.end, r.text, r.retries, r.outcome) for r in results] == [(40, "one two three four", ("tail_missing",), "kept")]
+    assert [(r.end, r.text, r.retries, r.outcome) for r in results] == [
+        (40, "one two three four", ("tail_missing",), "kept")
+    ]
 
 
 async def piled_at_second_10(chunk, text, language, spectrum):
@@ -379,28 +500,47 @@ async def piled_at_second_10(chunk, text, language, spectrum):
 @pytest.mark.parametrize(
     "tail, front",
     [
-        ("Four, five six seven eight nine ten eleven.", "one two three"),  # the last word was timed too early
+        (
+            "Four, five six seven eight nine ten eleven.",
+            "one two three",
+        ),  # the last word was timed too early
         ("Three four five six seven eight nine ten.", "one two"),
         ("five six seven eight nine ten eleven four", "one two three four"),
-        ("two three four five six seven eight nine", "one"),  # three are repeated, and two of them have no time
+        (
+            "two three four five six seven eight nine",
+            "one",
+        ),  # three are repeated, and two of them have no time
     ],
 )
 def test_a_word_that_was_timed_too_early_and_comes_again_in_the_tail_is_not_doubled(tail, front):
     answer = lambda c, *_: said("one two three four") if c.start == 0 else said(tail)
     results, _ = run(answer, chunk_of(40), align=piled_at_second_10)
-    assert [r.text for r in results] == [front, tail] and [r.retries for r in results] == [(), ("tail_missing",)]
+    assert [r.text for r in results] == [front, tail] and [r.retries for r in results] == [
+        (),
+        ("tail_missing",),
+    ]
 
 
 def test_a_word_with_a_measured_time_that_comes_again_in_the_tail_was_said_twice():
-    answer = lambda c, *_: said("well thank you") if c.start == 0 else said("Thank you all, thank you very much, ladies and gentlemen.")
+    answer = lambda c, *_: (
+        said("well thank you")
+        if c.start == 0
+        else said("Thank you all, thank you very much, ladies and gentlemen.")
+    )
     results, _ = run(answer, chunk_of(40), align=until_second_ten)
-    assert [r.text for r in results] == ["well thank you", "Thank you all, thank you very much, ladies and gentlemen."]
+    assert [r.text for r in results] == [
+        "well thank you",
+        "Thank you all, thank you very much, ladies and gentlemen.",
+    ]
 
 
 def test_where_the_tail_repeats_every_word_no_text_is_left_in_front():
     answer = lambda c, *_: said("one two three four five six seven eight")
     results, _ = run(answer, chunk_of(40), align=piled_at_second_10)
-    assert [(r.text, len(r.words)) for r in results] == [("", 0), ("one two three four five six seven eight", 8)]
+    assert [(r.text, len(r.words)) for r in results] == [
+        ("", 0),
+        ("one two three four five six seven eight", 8),
+    ]
 
 
 def test_up_to_two_seconds_of_speech_behind_the_last_word_cost_no_decode():
@@ -409,7 +549,11 @@ def test_up_to_two_seconds_of_speech_behind_the_last_word_cost_no_decode():
 
 
 def test_estimated_words_at_the_end_take_as_long_per_letter_as_the_measured_ones():
-    words = [Word("four", 1, 1.4, 0), Word("five", 1.5, 1.9, 5), Word("eleven", 1.9, 30, 10, estimated=True)]
+    words = [
+        Word("four", 1, 1.4, 0),
+        Word("five", 1.5, 1.9, 5),
+        Word("eleven", 1.9, 30, 10, estimated=True),
+    ]
     assert words_end(words) == pytest.approx((1.9, 1.9 + 6 * 0.1))
     assert words_end(words[2:]) == (None, None)
 
@@ -427,4 +571,6 @@ def test_estimated_words_at_the_end_take_as_long_per_letter_as_the_measured_ones
     ],
 )
 def test_the_tail_begins_in_the_pause_behind_the_last_word(measured, end, cut):
-    assert tail_start(chunk_of(20, (0, 5), (6, 10), (11, 20), start=100), 100 + measured, 100 + end) == round(cut * SAMPLE_RATE)
+    assert tail_start(
+        chunk_of(20, (0, 5), (6, 10), (11, 20), start=100), 100 + measured, 100 + end
+    ) == round(cut * SAMPLE_RATE)

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-
-from admission import Gate
-from audio import SAMPLE_RATE, decode
-from health import Health
 from material import ENGLISH, silence
-from speech import plain
-from vad import CutRules, split_at_pauses
+from recording.chunk import SAMPLE_RATE
+from recording.pcm_stream import decode
+from recording.vad import CutRules, split_at_pauses
+from speech.admission import Gate
+from speech.health import Health
+from utterance import plain
 
 LOOP = "language English<asr_text>" + "one two " * 30
 ANSWERS = {
@@ -25,7 +25,12 @@ ANSWERS = {
     "too_much": ("language English<asr_text>" + " ".join(u.text for u in ENGLISH), "stop"),
     "engine_error": ValueError("refused"),
 }
-POSITIONS = {"first": lambda i, n: i == 0, "middle": lambda i, n: i == n // 2, "last": lambda i, n: i == n - 1, "all": lambda i, n: True}
+POSITIONS = {
+    "first": lambda i, n: i == 0,
+    "middle": lambda i, n: i == n // 2,
+    "last": lambda i, n: i == n - 1,
+    "all": lambda i, n: True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,11 @@ def recording(worker, file_server):
     soundfile.write(path, pcm, SAMPLE_RATE)
 
     async def chunks():
-        rules = CutRules(worker.settings.chunk_target_seconds, worker.settings.chunk_limit_seconds, worker.settings.vad_mode)
+        rules = CutRules(
+            worker.settings.chunk_target_seconds,
+            worker.settings.chunk_limit_seconds,
+            worker.settings.vad_mode,
+        )
         async with decode(path, 3600) as stream:
             return [c async for c in split_at_pauses(stream, rules)]
 
@@ -55,7 +64,9 @@ class Faulty:
 
     async def rendered(self, chunk, prompt_ids):
         """((index of the chunk that `chunk` is or is a piece of, vLLM's input), spectrum)."""
-        i = next(i for i, whole in enumerate(self._chunks) if whole.start <= chunk.start < whole.end)
+        i = next(
+            i for i, whole in enumerate(self._chunks) if whole.start <= chunk.start < whole.end
+        )
         prompt, spectrum = await self._render(chunk, prompt_ids)
         return (i, prompt), spectrum
 
@@ -71,7 +82,10 @@ class Faulty:
         if isinstance(self._answer, Exception):
             raise self._answer
         text, finish_reason = self._answer
-        yield SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[])])
+        yield SimpleNamespace(
+            prompt_token_ids=[],
+            outputs=[SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[])],
+        )
 
 
 @pytest.fixture
@@ -79,13 +93,17 @@ def run(worker, recording, monkeypatch):
     url, chunks = recording
 
     def run(position=None, fault="cut_off", times=0, **fields):
-        faulty = Faulty(worker, chunks, POSITIONS.get(position, lambda i, n: False), ANSWERS[fault], times)
+        faulty = Faulty(
+            worker, chunks, POSITIONS.get(position, lambda i, n: False), ANSWERS[fault], times
+        )
         # The self-check of the worker would be answered by `faulty` as well.
         monkeypatch.setattr(worker, "health", Health(partial(asyncio.sleep, 0), pytest.fail))
         monkeypatch.setattr(worker.asr, "_rendered", faulty.rendered)
         monkeypatch.setattr(worker.asr._engine, "generate", faulty)
         output = asyncio.run(worker.handler({"id": "test", "input": {"audio_url": url, **fields}}))
-        worker.asr._submit(asyncio.sleep(0.05)).result()  # the requests of a failed job end before the next test
+        worker.asr._submit(
+            asyncio.sleep(0.05)
+        ).result()  # the requests of a failed job end before the next test
         return output, faulty.calls
 
     return run
@@ -108,32 +126,49 @@ def test_a_fault_that_occurs_once_is_mended_and_reported(run, healthy_text, posi
     assert max(calls) <= 3 and "error" not in output
     assert {reason for r in output["retries"] for reason in r["reasons"]} == {fault}
     said, heard = [[plain(w) for w in text.split()] for text in (healthy_text, output["text"])]
-    assert abs(len(said) - len(heard)) <= 0.1 * len(said)  # in halves a word may be recognised differently
+    assert abs(len(said) - len(heard)) <= 0.1 * len(
+        said
+    )  # in halves a word may be recognised differently
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("fault, delivered", [("cut_off", "One"), ("loop", "one two"), ("too_much", ENGLISH[0].text)])
-def test_a_text_that_stays_faulty_is_delivered_and_marked(run, recording, position, fault, delivered):
+@pytest.mark.parametrize(
+    "fault, delivered", [("cut_off", "One"), ("loop", "one two"), ("too_much", ENGLISH[0].text)]
+)
+def test_a_text_that_stays_faulty_is_delivered_and_marked(
+    run, recording, position, fault, delivered
+):
     output, calls = run(position, fault, times=9)
     chunks = [c for i, c in enumerate(recording[1]) if POSITIONS[position](i, len(recording[1]))]
-    assert "error" not in output and output["text"].count(delivered) == len(chunks) and max(calls) == 2
-    marked = [{"start": c.start, "end": c.end, "reasons": [fault], "outcome": "kept"} for c in chunks]
+    assert (
+        "error" not in output and output["text"].count(delivered) == len(chunks) and max(calls) == 2
+    )
+    marked = [
+        {"start": c.start, "end": c.end, "reasons": [fault], "outcome": "kept"} for c in chunks
+    ]
     assert output["retries"] == marked
 
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_a_chunk_without_any_answer_fails_the_job_at_once_with_its_span(run, recording, position):
     output, calls = run(position, "engine_error", times=9)
-    assert output["error_code"] == "transcript_incomplete" and "text" not in output and max(calls) == 2
+    assert (
+        output["error_code"] == "transcript_incomplete" and "text" not in output and max(calls) == 2
+    )
     assert output["retryable"] is False  # the engine would refuse it again
     chunks = [c for i, c in enumerate(recording[1]) if POSITIONS[position](i, len(recording[1]))]
     (span,) = output["failed_spans"]
-    assert span in [{"start": round(c.start, 3), "end": round(c.end, 3), "reason": "engine_error"} for c in chunks]
+    assert span in [
+        {"start": round(c.start, 3), "end": round(c.end, 3), "reason": "engine_error"}
+        for c in chunks
+    ]
     assert f"{span['start']:.3f}" in output["error"] and "engine_error" in output["error"]
 
 
 @pytest.mark.parametrize("position", ["first", "middle", "last"])
-def test_with_allow_partial_the_rest_is_delivered_with_its_failed_spans(run, recording, healthy_text, position):
+def test_with_allow_partial_the_rest_is_delivered_with_its_failed_spans(
+    run, recording, healthy_text, position
+):
     output, _ = run(position, "engine_error", times=9, allow_partial=True)
     assert output["text"] and len(output["text"]) < len(healthy_text) and "error" not in output
     assert [s["reason"] for s in output["failed_spans"]] == ["engine_error"]
@@ -142,10 +177,14 @@ def test_with_allow_partial_the_rest_is_delivered_with_its_failed_spans(run, rec
 
 def test_with_allow_partial_a_job_without_any_text_fails(run, recording):
     output, _ = run("all", "engine_error", times=9, allow_partial=True)
-    assert output["error_code"] == "transcript_incomplete" and len(output["failed_spans"]) == len(recording[1])
+    assert output["error_code"] == "transcript_incomplete" and len(output["failed_spans"]) == len(
+        recording[1]
+    )
 
 
-def test_a_failed_chunk_ends_the_job_before_the_others_are_decoded(worker, recording, run, monkeypatch):
+def test_a_failed_chunk_ends_the_job_before_the_others_are_decoded(
+    worker, recording, run, monkeypatch
+):
     monkeypatch.setattr(worker, "gate", Gate(1))
     output, calls = run("first", "engine_error", times=9)
     assert calls[0] == 2 and sum(calls[1:]) <= 1 and output["error_code"] == "transcript_incomplete"

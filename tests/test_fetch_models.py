@@ -10,14 +10,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-
-from checkpoint import CheckpointError
+from contract.settings import Settings
 from fetch_models import Model, defaults, load_config, main, models_in
-from settings import Settings
+from speech.models.checkpoint import CheckpointError
 from standin_hub import COMMIT, MODELS, Hub, etag
 
 SCRIPT = Path(__file__).parent.parent / "builder" / "fetch_models.py"
-SETTINGS = SCRIPT.parent.parent / "src" / "settings.py"
+SETTINGS = SCRIPT.parent.parent / "src" / "contract" / "settings.py"
 DEADLINE_SECONDS = 120
 
 
@@ -25,13 +24,23 @@ DEADLINE_SECONDS = 120
 
 
 def test_the_environment_names_both_models_and_their_revisions():
-    environ = {"MODEL_NAME": "some/asr", "ALIGNER_NAME": "some/aligner", "ALIGNER_REVISION": "v2", "MODEL_REVISION": "main"}
-    assert models_in(environ) == [Model("recogniser", "some/asr", "main"), Model("aligner", "some/aligner", "v2")]
+    environ = {
+        "MODEL_NAME": "some/asr",
+        "ALIGNER_NAME": "some/aligner",
+        "ALIGNER_REVISION": "v2",
+        "MODEL_REVISION": "main",
+    }
+    assert models_in(environ) == [
+        Model("recogniser", "some/asr", "main"),
+        Model("aligner", "some/aligner", "v2"),
+    ]
 
 
 def test_the_defaults_are_those_of_the_workers_settings():
     names = ("model_name", "aligner_name", "model_revision", "aligner_revision")
-    assert defaults(SETTINGS) == {f.name.upper(): f.default for f in fields(Settings) if f.name in names}
+    assert defaults(SETTINGS) == {
+        f.name.upper(): f.default for f in fields(Settings) if f.name in names
+    }
 
 
 # the command
@@ -49,7 +58,10 @@ def test_local_folders_are_only_checked_and_reported(monkeypatch, capsys):
 def test_a_failure_is_one_sentence_and_exit_code_1(monkeypatch, capsys):
     set_environment(monkeypatch, MODELS / "aligner", MODELS / "aligner")
     assert main() == 1
-    assert re.fullmatch(r"error: MODEL_NAME names the folder .*config\.json is an aligner's; .*\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: MODEL_NAME names the folder .*config\.json is an aligner's; .*\n",
+        capsys.readouterr().err,
+    )
 
 
 def set_environment(monkeypatch, model: Path, aligner: Path) -> None:
@@ -60,14 +72,25 @@ def set_environment(monkeypatch, model: Path, aligner: Path) -> None:
 
 def test_a_configuration_that_its_own_class_refuses_is_refused(tmp_path):
     config = json.loads((MODELS / "asr" / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"thinker_config": ["audio_config", "text_config"]}))
-    with pytest.raises(CheckpointError, match=r"config\.json must load as qwen-asr's Qwen3ASRConfig"):
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"thinker_config": ["audio_config", "text_config"]})
+    )
+    with pytest.raises(
+        CheckpointError, match=r"config\.json must load as qwen-asr's Qwen3ASRConfig"
+    ):
         load_config(tmp_path)
 
 
 def test_help_names_the_environment_variables():
     named = set(re.findall(r"[A-Z_]{6,}", python([str(SCRIPT), "--help"], os.environ).stdout))
-    assert {"MODEL_NAME", "ALIGNER_NAME", "MODEL_REVISION", "ALIGNER_REVISION", "HF_HOME", "HF_TOKEN"} <= named
+    assert {
+        "MODEL_NAME",
+        "ALIGNER_NAME",
+        "MODEL_REVISION",
+        "ALIGNER_REVISION",
+        "HF_HOME",
+        "HF_TOKEN",
+    } <= named
 
 
 # the download
@@ -90,14 +113,32 @@ sys.exit(fetch_models.main())
 
 
 def environment(hub: Hub, cache: Path, **more: str) -> dict[str, str]:
-    ours = {name for name in os.environ if name.startswith("HF_") or name.lower().endswith("_proxy")}
+    ours = {
+        name for name in os.environ if name.startswith("HF_") or name.lower().endswith("_proxy")
+    }
     clean = {name: value for name, value in os.environ.items() if name not in ours}
-    models = {"MODEL_NAME": "tiny/asr", "ALIGNER_NAME": "tiny/aligner", "MODEL_REVISION": "main", "ALIGNER_REVISION": ""}
-    return clean | {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "PYTHONPATH": str(SCRIPT.parent)} | models | more
+    models = {
+        "MODEL_NAME": "tiny/asr",
+        "ALIGNER_NAME": "tiny/aligner",
+        "MODEL_REVISION": "main",
+        "ALIGNER_REVISION": "",
+    }
+    return (
+        clean
+        | {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "PYTHONPATH": str(SCRIPT.parent)}
+        | models
+        | more
+    )
 
 
 def python(arguments: list[str], environ) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], env=environ, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
 
 
 def snapshot(cache: Path, model: str) -> Path:
@@ -108,7 +149,9 @@ def test_a_download_is_compared_with_the_hub_and_reported_with_its_commit(hub, t
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 0, run.stderr
     begin, end, report = run.stdout.splitlines()[:3]
-    assert re.fullmatch(rf"fetching tiny/asr, commit {COMMIT}, 4 MB, from {hub.url} into {tmp_path}/hub", begin)
+    assert re.fullmatch(
+        rf"fetching tiny/asr, commit {COMMIT}, 4 MB, from {hub.url} into {tmp_path}/hub", begin
+    )
     assert re.fullmatch(r"fetched tiny/asr in \d+ s, size and hash of 11 files as on the hub", end)
     told = rf"recogniser: tiny/asr, revision main, commit {COMMIT}, 4\.\d MB, complete, size and hash of 11 files as on the hub"
     assert re.fullmatch(told, report)
@@ -120,14 +163,18 @@ def test_a_fetched_model_is_found_offline_and_reported_as_not_compared(hub, tmp_
     run = python(["-c", FETCH], environment(hub, tmp_path, HF_HUB_OFFLINE="1"))
     assert run.returncode == 0, run.stderr
     assert len(hub.requests) == requests_online > 0
-    assert run.stdout.splitlines()[0].endswith("complete, in the hub's cache, hashes not compared with the hub's")
+    assert run.stdout.splitlines()[0].endswith(
+        "complete, in the hub's cache, hashes not compared with the hub's"
+    )
 
 
 def test_files_without_a_hash_on_the_hub_are_reported_as_not_compared(hub, tmp_path):
     hub.tells_hashes = False
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[2].endswith("complete, 11 of 11 files not compared, because the hub gave no hash")
+    assert run.stdout.splitlines()[2].endswith(
+        "complete, 11 of 11 files not compared, because the hub gave no hash"
+    )
 
 
 def test_a_partial_file_of_an_earlier_download_is_resumed(hub, tmp_path):
@@ -146,7 +193,9 @@ def test_a_broken_connection_and_wrong_bytes_are_each_retried(hub, tmp_path):
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 0, run.stderr
     assert "model.safetensors has" in run.stdout and run.stdout.count("retry in 0 s") == 2
-    assert (snapshot(tmp_path, "asr") / "model.safetensors").read_bytes() == (MODELS / "asr" / "model.safetensors").read_bytes()
+    assert (snapshot(tmp_path, "asr") / "model.safetensors").read_bytes() == (
+        MODELS / "asr" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_wrong_bytes_at_every_attempt_end_the_build(hub, tmp_path):
@@ -164,7 +213,9 @@ def test_a_file_that_changed_in_the_cache_is_fetched_again(hub, tmp_path):
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 0, run.stderr
     assert "merges.txt has 14 bytes with hash" in run.stdout
-    assert (snapshot(tmp_path, "aligner") / "merges.txt").read_bytes() == (MODELS / "aligner" / "merges.txt").read_bytes()
+    assert (snapshot(tmp_path, "aligner") / "merges.txt").read_bytes() == (
+        MODELS / "aligner" / "merges.txt"
+    ).read_bytes()
 
 
 def test_a_complete_model_of_the_wrong_role_is_refused(hub, tmp_path):
@@ -177,7 +228,9 @@ def test_the_token_is_sent_to_the_hub_and_written_nowhere(hub, tmp_path):
     assert run.returncode == 0, run.stderr
     assert {token for _, _, token, _ in hub.requests} == {"Bearer hf_secret"}
     assert "hf_secret" not in run.stdout + run.stderr
-    assert not any(b"hf_secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert not any(
+        b"hf_secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+    )
 
 
 def test_without_a_token_none_is_sent(hub, tmp_path):
@@ -195,7 +248,13 @@ def test_a_model_that_the_hub_does_not_have_is_reported_after_one_request(hub, t
 
 def test_the_lines_that_the_dockerfile_keeps_of_the_settings_are_enough(hub, tmp_path):
     """Applies the Dockerfile's own pattern, and reads the defaults from nothing but the lines that it keeps."""
-    (pattern,) = re.findall(r"^RUN grep -E '(.+)' \S*settings\.py\b", (SCRIPT.parent.parent / "Dockerfile").read_text(), re.MULTILINE)
-    kept = subprocess.run(["grep", "-E", pattern, SETTINGS], capture_output=True, text=True, check=True).stdout
+    (pattern,) = re.findall(
+        r"^RUN grep -E '(.+)' \S*settings\.py\b",
+        (SCRIPT.parent.parent / "Dockerfile").read_text(),
+        re.MULTILINE,
+    )
+    kept = subprocess.run(
+        ["grep", "-E", pattern, SETTINGS], capture_output=True, text=True, check=True
+    ).stdout
     (tmp_path / "settings.py").write_text(kept)
     assert len(kept.splitlines()) == 4 and defaults(tmp_path / "settings.py") == defaults(SETTINGS)

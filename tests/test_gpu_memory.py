@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-
-from errors import SettingsError
-from gpu_memory import (
+from contract.errors import SettingsError
+from contract.settings import Settings
+from real_models import WEIGHT_BYTES, config_of
+from speech.models.gpu_memory import (
     CONTEXT_BYTES,
     GIB,
     Card,
@@ -17,9 +18,7 @@ from gpu_memory import (
     weight_bytes,
     working_bytes,
 )
-from real_models import WEIGHT_BYTES, config_of
-from settings import Settings
-from token_limits import max_request_tokens
+from speech.models.token_limits import max_request_tokens
 
 # GiB of each card as CUDA reports them, which is less than its name says
 CARDS = {
@@ -139,7 +138,9 @@ def test_a_gpu_that_others_fill_is_refused_with_what_they_use(allocation):
     )
 
 
-def test_a_share_that_leaves_the_aligner_too_little_is_refused_with_the_largest_possible(allocation):
+def test_a_share_that_leaves_the_aligner_too_little_is_refused_with_the_largest_possible(
+    allocation,
+):
     sentence = refusal(allocation, 23.52, gpu_memory_utilization=0.95)
     (largest,) = re.findall(r"0\.95 of the GPU's 23\.5 GiB leaves .* at most (0\.\d\d)", sentence)
     assert allocation(23.52, gpu_memory_utilization=float(largest) - 0.01)
@@ -147,7 +148,9 @@ def test_a_share_that_leaves_the_aligner_too_little_is_refused_with_the_largest_
 
 def test_a_share_too_small_for_one_chunk_is_refused_with_the_smallest_possible(allocation):
     sentence = refusal(allocation, 23.52, gpu_memory_utilization=0.1)
-    (smallest,) = re.findall(r"0\.10 of the GPU's 23\.5 GiB is 2\.4 GiB; .* at least (0\.\d\d)", sentence)
+    (smallest,) = re.findall(
+        r"0\.10 of the GPU's 23\.5 GiB is 2\.4 GiB; .* at least (0\.\d\d)", sentence
+    )
     assert allocation(23.52, gpu_memory_utilization=float(smallest) + 0.01)
 
 

@@ -5,13 +5,12 @@ import errno
 import resource
 from types import SimpleNamespace
 
-import pytest
-
 import handler
-from errors import DownloadError
-from settings import Settings
-from source import recording
-from startup import raise_limit_of_open_files
+import pytest
+from contract.errors import DownloadError
+from contract.settings import Settings
+from recording.source import recording
+from speech.models.startup import raise_limit_of_open_files
 
 JOB = {"id": "test", "input": {"audio_url": "http://a.example/b.wav"}}
 

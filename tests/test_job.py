@@ -9,8 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-
-from errors import DeadlineExceeded, WorkerFailed, WorkerStopped
+from contract.errors import DeadlineExceeded, WorkerFailed, WorkerStopped
 from job import (
     Progress,
     progress_of,
@@ -43,7 +42,9 @@ def test_a_job_within_its_time_is_not_interrupted():
     assert run(0.01, policy={"executionTimeout": 60_000}) == "done"
 
 
-@pytest.mark.parametrize("milliseconds, seconds", [(600_000, 595), (25_000, 20), (10_000, 8), (5_000, 4)])
+@pytest.mark.parametrize(
+    "milliseconds, seconds", [(600_000, 595), (25_000, 20), (10_000, 8), (5_000, 4)]
+)
 def test_the_margin_is_a_fifth_of_the_timeout_and_at_most_five_seconds(milliseconds, seconds):
     assert seconds_allowed({"policy": {"executionTimeout": milliseconds}}) == seconds
 

@@ -19,21 +19,26 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
+import speech.health as health
+import speech.models.aligner as align
+import speech.models.recogniser as asr
 import torch
+from contract.errors import AlignError, RecognitionError
+from material import ENGLISH, noise, silence
+from recording.chunk import SAMPLE_RATE
+from speech.admission import Gate
+from speech.health import Health
+from speech.words import ChunkResult
+from test_asr import Prompts
 from vllm.v1.engine.exceptions import EngineDeadError
 
-import align
-import asr
-import health
-from admission import Gate
-from audio import SAMPLE_RATE
-from errors import AlignError, RecognitionError
-from health import Health
-from material import ENGLISH, noise, silence
-from test_asr import Prompts
-from transcript import ChunkResult
-
-NOTHING = {"language_detected": None, "language_code": None, "languages": [], "text": "", "segments": []}
+NOTHING = {
+    "language_detected": None,
+    "language_code": None,
+    "languages": [],
+    "text": "",
+    "segments": [],
+}
 
 
 def without_cost(output: dict) -> dict:
@@ -78,12 +83,20 @@ def serve(file_server):
     return serve
 
 
-def test_a_url_a_data_url_base64_and_a_path_give_the_same_result_byte_by_byte(worker, run, serve, file_server, monkeypatch):
+def test_a_url_a_data_url_base64_and_a_path_give_the_same_result_byte_by_byte(
+    worker, run, serve, file_server, monkeypatch
+):
     url = serve("same.flac", np.concatenate([u.pcm for u in ENGLISH[:4]]))
     encoded = base64.b64encode((file_server.folder / "same.flac").read_bytes()).decode()
     monkeypatch.setattr(worker, "settings", replace(worker.settings, allow_local_files=True))
     path = str(file_server.folder / "same.flac")
-    inputs = [{"audio_url": url}, {"audio_url": f"data:audio/flac;base64,{encoded}"}, {"audio_base64": encoded}, {"audio_url": path}, {"audio_url": f"file://{path}"}]
+    inputs = [
+        {"audio_url": url},
+        {"audio_url": f"data:audio/flac;base64,{encoded}"},
+        {"audio_base64": encoded},
+        {"audio_url": path},
+        {"audio_url": f"file://{path}"},
+    ]
     first, *others = [json.dumps(without_cost(run(job_input))).encode() for job_input in inputs]
     assert len(json.loads(first)["segments"]) > 5 and others == [first] * 4
     assert Path(path).exists()
@@ -91,14 +104,23 @@ def test_a_url_a_data_url_base64_and_a_path_give_the_same_result_byte_by_byte(wo
 
 def test_a_local_file_that_is_not_there_or_too_large_is_refused(worker, run, monkeypatch, tmp_path):
     (tmp_path / "large.wav").write_bytes(bytes(100))
-    monkeypatch.setattr(worker, "settings", replace(worker.settings, allow_local_files=True, max_download_bytes=99))
+    monkeypatch.setattr(
+        worker, "settings", replace(worker.settings, allow_local_files=True, max_download_bytes=99)
+    )
     assert run({"audio_url": str(tmp_path / "none.wav")})["error_code"] == "source_refused"
     assert run({"audio_url": str(tmp_path)})["error_code"] == "source_refused"
     assert run({"audio_url": str(tmp_path / "large.wav")})["error_code"] == "download_too_large"
-    assert run({"audio_base64": base64.b64encode(bytes(100)).decode()})["error_code"] == "download_too_large"
+    assert (
+        run({"audio_base64": base64.b64encode(bytes(100)).decode()})["error_code"]
+        == "download_too_large"
+    )
 
 
-@pytest.mark.parametrize("pcm", [silence(5), noise(5, 20), noise(1, 2000), noise(6, 2000), silence(0.1), noise(0.1)], ids=["silence", "hiss", "noise", "much noise", "0.1 s", "0.1 s of noise"])
+@pytest.mark.parametrize(
+    "pcm",
+    [silence(5), noise(5, 20), noise(1, 2000), noise(6, 2000), silence(0.1), noise(0.1)],
+    ids=["silence", "hiss", "noise", "much noise", "0.1 s", "0.1 s of noise"],
+)
 def test_a_recording_without_speech_gives_an_empty_result_not_an_error(run, serve, pcm):
     output = run({"audio_url": serve("nothing.wav", pcm)})
     assert without_cost(output) == NOTHING | {"duration": len(pcm) / SAMPLE_RATE}
@@ -130,7 +152,11 @@ def test_a_file_that_is_not_audio_has_its_own_error(run, serve, content, code, p
 
 def test_a_404_is_reported_without_the_query_of_the_url(run, file_server):
     output = run({"audio_url": file_server.url("missing.wav?token=secret")})
-    assert output["error_code"] == "source_refused" and "404" in output["error"] and "secret" not in output["error"]
+    assert (
+        output["error_code"] == "source_refused"
+        and "404" in output["error"]
+        and "secret" not in output["error"]
+    )
 
 
 def test_a_host_that_does_not_resolve_is_named(run):
@@ -138,7 +164,9 @@ def test_a_host_that_does_not_resolve_is_named(run):
     assert output["error_code"] == "host_not_found" and "no-such-host.invalid" in output["error"]
 
 
-def test_a_private_address_is_refused_where_the_operator_has_not_allowed_it(run, serve, monkeypatch):
+def test_a_private_address_is_refused_where_the_operator_has_not_allowed_it(
+    run, serve, monkeypatch
+):
     monkeypatch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS")
     assert run({"audio_url": serve("private.wav", silence(1))})["error_code"] == "address_refused"
 
@@ -153,9 +181,15 @@ def test_a_private_address_is_refused_where_the_operator_has_not_allowed_it(run,
         ({"audio_url": "http://a/b", "language": "Klingon"}, "'Klingon'"),
         ({"audio_url": "http://a/b", "language": 1}, "language is 1"),
         ({"audio_url": "http://a/b", "initial_context": ["x"]}, "initial_context is a list"),
-        ({"audio_url": "http://a/b", "use_previous_context": "yes"}, "use_previous_context is 'yes'"),
+        (
+            {"audio_url": "http://a/b", "use_previous_context": "yes"},
+            "use_previous_context is 'yes'",
+        ),
         ({"audio_url": "http://a/b", "vocabulary": ["Žižek", 7]}, "vocabulary[1] is 7"),
-        ({"audio_url": "http://a/b", "vocabulary": ["Kubernetes Łukasz Żółć " * 4] * 200}, "longer than the 512 tokens"),
+        (
+            {"audio_url": "http://a/b", "vocabulary": ["Kubernetes Łukasz Żółć " * 4] * 200},
+            "longer than the 512 tokens",
+        ),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_before_any_download(run, job_input, part):
@@ -173,13 +207,23 @@ def test_a_file_over_the_limit_is_refused(run, serve, worker, monkeypatch):
     assert run({"audio_url": serve("large.wav", noise(5))})["error_code"] == "download_too_large"
 
 
-def test_a_dead_engine_fails_the_job_and_asks_for_a_new_worker_fault_injected(run, serve, worker, monkeypatch):
-    monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [EngineDeadError()] * 9))
+def test_a_dead_engine_fails_the_job_and_asks_for_a_new_worker_fault_injected(
+    run, serve, worker, monkeypatch
+):
+    monkeypatch.setattr(
+        worker.asr._engine, "generate", Prompts(worker.asr, [EngineDeadError()] * 9)
+    )
     output = run({"audio_url": serve("speech.wav", ENGLISH[0].pcm)})
-    assert (output["error_code"], output["retryable"], output["refresh_worker"]) == ("engine_dead", True, True)
+    assert (output["error_code"], output["retryable"], output["refresh_worker"]) == (
+        "engine_dead",
+        True,
+        True,
+    )
 
 
-def test_a_failed_alignment_keeps_the_text_with_estimated_times_fault_injected(run, serve, worker, monkeypatch):
+def test_a_failed_alignment_keeps_the_text_with_estimated_times_fault_injected(
+    run, serve, worker, monkeypatch
+):
     async def fails(*_):
         raise AlignError("injected")
 
@@ -202,16 +246,24 @@ def test_a_chunk_without_an_answer_times_out_fault_injected(run, serve, worker, 
     monkeypatch.setattr(worker, "settings", replace(worker.settings, chunk_timeout_seconds=1.0))
     monkeypatch.setattr(worker.asr._engine, "generate", never)
     output = run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)})
-    assert output["error_code"] == "transcript_incomplete" and [s["reason"] for s in output["failed_spans"]] == ["timeout"]
+    assert output["error_code"] == "transcript_incomplete" and [
+        s["reason"] for s in output["failed_spans"]
+    ] == ["timeout"]
 
 
-def test_an_aligner_without_an_answer_costs_times_not_text_fault_injected(run, serve, worker, monkeypatch):
+def test_an_aligner_without_an_answer_costs_times_not_text_fault_injected(
+    run, serve, worker, monkeypatch
+):
     async def hangs(*_):
         await asyncio.sleep(3600)
 
     monkeypatch.setattr(worker, "settings", replace(worker.settings, chunk_timeout_seconds=1.0))
     monkeypatch.setattr(worker.aligner, "align", hangs)
-    monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [(f"language English<asr_text>{ENGLISH[0].text}", "stop")]))
+    monkeypatch.setattr(
+        worker.asr._engine,
+        "generate",
+        Prompts(worker.asr, [(f"language English<asr_text>{ENGLISH[0].text}", "stop")]),
+    )
     output = run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)})
     assert output["text"] == ENGLISH[0].text and all(s["estimated"] for s in output["segments"])
     assert output["warnings"] == ["Some times are estimated. The aligner did not answer in time."]
@@ -221,7 +273,9 @@ def test_an_aligner_without_an_answer_costs_times_not_text_fault_injected(run, s
 def gave_up(worker, monkeypatch) -> list[str]:
     """Fresh counts of failures. Giving up adds to this list, and does not end the engine that all tests share."""
     told = []
-    monkeypatch.setattr(worker, "health", Health(worker.fitness_check, lambda: told.append("given up")))
+    monkeypatch.setattr(
+        worker, "health", Health(worker.fitness_check, lambda: told.append("given up"))
+    )
     monkeypatch.setattr(health, "CHECK_SECONDS", 0.2)
     return told
 
@@ -236,18 +290,24 @@ def test_a_stuck_engine_is_noticed_at_the_first_timeout_fault_injected(
     assert gave_up == ["given up"]
 
 
-def test_a_broken_gpu_is_noticed_at_the_third_aligner_error_fault_injected(run, serve, worker, monkeypatch, gave_up):
+def test_a_broken_gpu_is_noticed_at_the_third_aligner_error_fault_injected(
+    run, serve, worker, monkeypatch, gave_up
+):
     def sticky(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(align, "predicted_classes", sticky)
     job = {"audio_url": serve("broken.wav", ENGLISH[0].pcm)}
     outputs = [run(job) for _ in range(3)]
-    assert [o.get("error_code") for o in outputs] == [None, None, "engine_dead"] and outputs[2]["refresh_worker"]
+    assert [o.get("error_code") for o in outputs] == [None, None, "engine_dead"] and outputs[2][
+        "refresh_worker"
+    ]
     assert outputs[0]["text"] == ENGLISH[0].text and gave_up == ["given up"]
 
 
-def test_an_aligner_that_has_no_memory_for_a_single_chunk_is_noticed_fault_injected(run, serve, worker, monkeypatch, gave_up):
+def test_an_aligner_that_has_no_memory_for_a_single_chunk_is_noticed_fault_injected(
+    run, serve, worker, monkeypatch, gave_up
+):
     def starved(*_):
         raise torch.OutOfMemoryError("injected")
 
@@ -258,7 +318,9 @@ def test_an_aligner_that_has_no_memory_for_a_single_chunk_is_noticed_fault_injec
     assert gave_up == ["given up"]
 
 
-def test_aligner_errors_with_a_known_reason_do_not_count_fault_injected(run, serve, worker, monkeypatch, gave_up):
+def test_aligner_errors_with_a_known_reason_do_not_count_fault_injected(
+    run, serve, worker, monkeypatch, gave_up
+):
     def unreadable(*_):
         raise KeyError("injected")
 
@@ -267,7 +329,9 @@ def test_aligner_errors_with_a_known_reason_do_not_count_fault_injected(run, ser
     assert not [o for o in (run(job) for _ in range(4)) if "error" in o] and gave_up == []
 
 
-def test_an_engine_that_refuses_every_chunk_is_noticed_fault_injected(run, serve, worker, monkeypatch, gave_up):
+def test_an_engine_that_refuses_every_chunk_is_noticed_fault_injected(
+    run, serve, worker, monkeypatch, gave_up
+):
     """A chunk is refused twice before its job fails, so the third refusal comes with the second job."""
 
     def refuses(*_, **__):
@@ -291,7 +355,11 @@ def test_the_engines_process_is_started_by_spawn(worker):
 
 def test_the_fitness_check_fails_where_an_answer_does_not_end_fault_injected(worker, monkeypatch):
     asyncio.run(worker.fitness_check())
-    monkeypatch.setattr(worker.asr._engine, "generate", Prompts(worker.asr, [("language English<asr_text>" + "!" * 200, "length")]))
+    monkeypatch.setattr(
+        worker.asr._engine,
+        "generate",
+        Prompts(worker.asr, [("language English<asr_text>" + "!" * 200, "length")]),
+    )
     with pytest.raises(RecognitionError, match="did not come to an end"):
         asyncio.run(worker.fitness_check())
 
@@ -300,7 +368,9 @@ def test_the_gate_lets_in_twice_what_the_engine_takes_in_one_step(worker):
     assert worker.gate._free == 2 * worker.asr.capacity
 
 
-def test_all_jobs_together_have_no_more_chunks_in_flight_than_the_gate_lets_in(serve, worker, monkeypatch):
+def test_all_jobs_together_have_no_more_chunks_in_flight_than_the_gate_lets_in(
+    serve, worker, monkeypatch
+):
     in_flight = most = 0
 
     async def counted(chunk, *_):
@@ -316,7 +386,9 @@ def test_all_jobs_together_have_no_more_chunks_in_flight_than_the_gate_lets_in(s
     url = serve("long.wav", np.concatenate([u.pcm for u in ENGLISH[:12]]))
 
     async def jobs():
-        return await asyncio.gather(*(worker.handler({"id": str(i), "input": {"audio_url": url}}) for i in range(4)))
+        return await asyncio.gather(
+            *(worker.handler({"id": str(i), "input": {"audio_url": url}}) for i in range(4))
+        )
 
     assert [output["text"] for output in asyncio.run(jobs())] == [""] * 4 and most == 3
 
@@ -366,7 +438,12 @@ def test_the_engines_process_does_not_import_the_worker(tmp_path):
         "    child.join()\n"
         "    print(child.exitcode, __file__)\n"
     )
-    said = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(Path(asr.__file__).parent)})
+    said = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(asr.__file__).parent)},
+    )
     assert said.stdout == f"imported as __main__\n0 {script}\n", said.stderr
 
 
@@ -388,7 +465,9 @@ def test_a_jobs_files_are_removed_outside_the_event_loop(worker, monkeypatch):
     assert len(removing) == 1 and removing[0] is not threading.main_thread()
 
 
-def test_with_a_dead_engine_the_worker_takes_no_job_and_ends_itself_fault_injected(worker, monkeypatch):
+def test_with_a_dead_engine_the_worker_takes_no_job_and_ends_itself_fault_injected(
+    worker, monkeypatch
+):
     assert worker.jobs_at_once(1) == max(2, worker.asr.capacity // 4)
     told = []
     before = signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
@@ -399,7 +478,9 @@ def test_with_a_dead_engine_the_worker_takes_no_job_and_ends_itself_fault_inject
         signal.signal(signal.SIGTERM, before)
 
 
-def test_an_unexpected_error_is_reported_and_logged_without_its_message_fault_injected(run, serve, worker, monkeypatch, capfd):
+def test_an_unexpected_error_is_reported_and_logged_without_its_message_fault_injected(
+    run, serve, worker, monkeypatch, capfd
+):
     message = "secret words"
 
     def breaks(*_):
@@ -417,7 +498,9 @@ def test_logs_hold_no_text_no_context_and_no_url(run, serve, capfd):
     output = run({"audio_url": f"{url}?token=abc", "initial_context": "hush"})
     logged = "".join(capfd.readouterr())
     assert output["text"] and "done in" in logged
-    assert not [secret for secret in (output["text"], "token", "logged.wav", "hush") if secret in logged]
+    assert not [
+        secret for secret in (output["text"], "token", "logged.wav", "hush") if secret in logged
+    ]
 
 
 def test_a_cancelled_job_leaves_nothing_behind(worker, serve, temporary):
@@ -436,10 +519,15 @@ def test_a_cancelled_job_leaves_nothing_behind(worker, serve, temporary):
 
 
 def test_jobs_side_by_side_have_the_results_that_they_have_alone(worker, serve):
-    inputs = [{"audio_url": serve(f"side-{i}.wav", np.concatenate([u.pcm for u in ENGLISH[i : i + 4]]))} for i in range(0, 16, 4)]
+    inputs = [
+        {"audio_url": serve(f"side-{i}.wav", np.concatenate([u.pcm for u in ENGLISH[i : i + 4]]))}
+        for i in range(0, 16, 4)
+    ]
 
     async def together():
-        return await asyncio.gather(*(worker.handler({"id": str(i), "input": x}) for i, x in enumerate(inputs)))
+        return await asyncio.gather(
+            *(worker.handler({"id": str(i), "input": x}) for i, x in enumerate(inputs))
+        )
 
     alone = [asyncio.run(worker.handler({"id": "alone", "input": x})) for x in inputs]
     assert [*map(without_cost, asyncio.run(together()))] == [*map(without_cost, alone)]

@@ -9,16 +9,22 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
-import engine
+import speech.models.engine_args as engine
 from conftest import ROOT, other_models
 from scoring import matched
-from test_end_to_end import FORMATS, Case, assert_words_are_whole_at_every_cut, boundaries_off_ms, case_of, per_language
+from test_end_to_end import (
+    FORMATS,
+    Case,
+    assert_words_are_whole_at_every_cut,
+    boundaries_off_ms,
+    case_of,
+    per_language,
+)
 
 MODELS = ROOT / "tests" / "models"
 TARGET_SECONDS, LIMIT_SECONDS = 20, 28
 BLOCKS_CONVOLVED = 9  # seconds
-MOST_ERRORS = 0.04  # of words, in the recordings of models/README.md
+MAX_ERRORS = 0.04  # of words, in the recordings of models/README.md
 MEAN_OFF_MS = {"English": 210, "Chinese": 320}
 
 
@@ -44,7 +50,10 @@ def long_worker(worker, tmp_path_factory) -> Iterator:
 
 @pytest.fixture(scope="module")
 def cases(long_worker, file_server) -> dict[str, Case]:
-    return {language: case_of(long_worker, file_server, language, {"wav": FORMATS["wav"]}) for language in ("English", "Chinese")}
+    return {
+        language: case_of(long_worker, file_server, language, {"wav": FORMATS["wav"]})
+        for language in ("English", "Chinese")
+    }
 
 
 @per_language
@@ -66,5 +75,7 @@ def test_no_word_is_lost_or_doubled_at_any_cut_between_long_chunks(cases, langua
 def test_words_and_times_are_as_good_as_these_checkpoints_allow(cases, language):
     case = cases[language]
     errors, off = matched(case.said, case.heard)[0] / len(case.said), boundaries_off_ms(case)
-    print(f"\n{language}: {len(case.chunks)} chunks, {len(case.said)} words, {100 * errors:.2f} % errors, boundaries off by mean {off.mean():.1f} ms, median {np.median(off):.0f}")
-    assert errors <= MOST_ERRORS and off.mean() <= MEAN_OFF_MS[language]
+    print(
+        f"\n{language}: {len(case.chunks)} chunks, {len(case.said)} words, {100 * errors:.2f} % errors, boundaries off by mean {off.mean():.1f} ms, median {np.median(off):.0f}"
+    )
+    assert errors <= MAX_ERRORS and off.mean() <= MEAN_OFF_MS[language]

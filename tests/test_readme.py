@@ -7,18 +7,21 @@ import subprocess
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import contract.errors as errors
 import pytest
-
-import errors
-from align import LANGUAGES as ALIGNED
-from delivery import output_of
-from request import LANGUAGES, OUTPUT_FORMATS, SEGMENT_LEVELS, Request
-from settings import Settings
-from transcript import ChunkResult, Word, merge
-from usage import Usage
+from contract.languages import ALIGNED_LANGUAGES as ALIGNED
+from contract.languages import LANGUAGES
+from contract.request import OUTPUT_FORMATS, SEGMENT_LEVELS, Request
+from contract.settings import Settings
+from result.delivery import output_of
+from result.transcript import merge
+from result.usage import Usage
+from speech.words import ChunkResult, Word
 
 ROOT = Path(__file__).parent.parent
-READMES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh-CN.md")}
+READMES = {
+    name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh-CN.md")
+}
 DOCUMENTS = [*READMES, "tests/README.md", "tests/bench/README.md", "tests/models/README.md"]
 ONLY_IN_CHINESE = "## 在中国大陆构建和运行"
 NEVER_IN_A_RESPONSE = {"settings_invalid", "alignment_failed", "recognition_failed"}
@@ -31,7 +34,11 @@ def rows(readme: str, *heads: str, after: str = "") -> dict[str, list[str]]:
 
     Each name in backticks in the first cell of a row → the other cells. `.c` behind `a.b` is the name a.c.
     """
-    text = re.split(f"^{after}$", READMES[readme], maxsplit=1, flags=re.MULTILINE)[1] if after else READMES[readme]
+    text = (
+        re.split(f"^{after}$", READMES[readme], maxsplit=1, flags=re.MULTILINE)[1]
+        if after
+        else READMES[readme]
+    )
     head = "|".join(map(re.escape, heads))
     table = re.search(rf"^\| (?:{head}) \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
     told = {}
@@ -46,7 +53,10 @@ def rows(readme: str, *heads: str, after: str = "") -> dict[str, list[str]]:
 
 
 def response_fields(readme: str) -> set[str]:
-    return {name.replace("[]", "") for name in rows(readme, "field", "字段", after="## (?:Response|响应)")}
+    return {
+        name.replace("[]", "")
+        for name in rows(readme, "field", "字段", after="## (?:Response|响应)")
+    }
 
 
 def code_blocks(text: str, language: str) -> list[str]:
@@ -67,7 +77,13 @@ def test_every_setting_stands_in_the_table_with_its_default(readme):
     for f in fields(Settings):
         if f.default is not MISSING:
             shown = told[f.name.upper()][0].strip("`")
-            assert shown == (f"{f.default:.16g}" if f.type in (int, float) else str(f.default).lower() if f.type is bool else f.default)
+            assert shown == (
+                f"{f.default:.16g}"
+                if f.type in (int, float)
+                else str(f.default).lower()
+                if f.type is bool
+                else f.default
+            )
 
 
 @in_each
@@ -75,14 +91,18 @@ def test_every_error_code_stands_in_the_table_with_what_to_do(readme):
     table = rows(readme, "`error_code`")
     assert all(len(cells) == 3 and all(cells) for cells in table.values())
     told = {code: retryable == "yes" for code, (retryable, _, _) in table.items()}
-    assert told == {e.code: e.retryable for e in tree(errors.WorkerError) if e.code not in NEVER_IN_A_RESPONSE}
+    assert told == {
+        e.code: e.retryable for e in tree(errors.WorkerError) if e.code not in NEVER_IN_A_RESPONSE
+    }
     assert all(f"`{code}`" in READMES[readme] for code in NEVER_IN_A_RESPONSE)
 
 
 @in_each
 def test_every_reason_for_a_retry_stands_in_the_table(readme):
     told = set(rows(readme, "reason", "原因"))
-    faults = set(re.findall(r'"([a-z_]+)"', (ROOT / "src" / "fallback.py").read_text())) - {"length"}  # vLLM's finish_reason
+    faults = set(re.findall(r'"([a-z_]+)"', (ROOT / "src" / "fallback.py").read_text())) - {
+        "length"
+    }  # vLLM's finish_reason
     assert told == faults | {"language"}
 
 
@@ -95,11 +115,25 @@ def every_output() -> list[dict]:
     """Outputs in all formats that together have every field: two languages, an estimated word, a retry, a failure, a warning."""
     words = Word("one", 0, 1, 0, estimated=True), Word("two", 1, 2, 4)
     chunks = [
-        ChunkResult(0, 2, 2, "one two", "English", words, ("loop",), True, warning="Some times are estimated."),
+        ChunkResult(
+            0,
+            2,
+            2,
+            "one two",
+            "English",
+            words,
+            ("loop",),
+            True,
+            warning="Some times are estimated.",
+        ),
         ChunkResult(2, 4, 2, "drei", "German", (Word("drei", 2, 3, 0),)),
         ChunkResult(4, 5, 1, failure="timeout"),
     ]
-    requests = (Request(output_format=form, segment_level=level) for form in OUTPUT_FORMATS for level in SEGMENT_LEVELS)
+    requests = (
+        Request(output_format=form, segment_level=level)
+        for form in OUTPUT_FORMATS
+        for level in SEGMENT_LEVELS
+    )
     return [output_of(merge(chunks, 5), request) for request in requests]
 
 
@@ -107,27 +141,51 @@ def every_output() -> list[dict]:
 def test_every_field_of_a_response_stands_in_the_table(readme):
     outputs = every_output()
     given = {key for output in outputs for key in output} | {"usage", "reduced_to", "result_url"}
-    given |= {f"segments.{key}" for output in outputs for segment in output.get("segments", ()) for key in segment}
-    given |= {f"usage.{key}" for key in Usage().to_output(1, Settings(model_name="m", aligner_name="a"))}
+    given |= {
+        f"segments.{key}"
+        for output in outputs
+        for segment in output.get("segments", ())
+        for key in segment
+    }
+    given |= {
+        f"usage.{key}" for key in Usage().to_output(1, Settings(model_name="m", aligner_name="a"))
+    }
     assert response_fields(readme) == given - {"usage"}
 
 
 @in_each
 def test_the_example_of_a_result_has_runpods_envelope_and_fields_of_the_table(readme):
-    (example,) = (json.loads(block) for block in code_blocks(READMES[readme], "json") if '"COMPLETED"' in block)
+    (example,) = (
+        json.loads(block)
+        for block in code_blocks(READMES[readme], "json")
+        if '"COMPLETED"' in block
+    )
     assert set(example) == {"id", "status", "delayTime", "executionTime", "workerId", "output"}
     output, told = example["output"], response_fields(readme)
-    assert set(output) - {"usage"} <= told and {f"segments.{key}" for segment in output["segments"] for key in segment} <= told
+    assert (
+        set(output) - {"usage"} <= told
+        and {f"segments.{key}" for segment in output["segments"] for key in segment} <= told
+    )
     for segment in output["segments"]:
-        assert output["text"][segment["offset"] : segment["offset"] + segment["length"]] == segment["text"]
+        assert (
+            output["text"][segment["offset"] : segment["offset"] + segment["length"]]
+            == segment["text"]
+        )
 
 
 @in_each
 def test_every_language_is_named_and_those_with_an_aligner_once_more(readme):
     lines = READMES[readme].splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith(("- **Languages**", "- **语言**")))
-    named = [re.findall(r"[A-Z][a-z]+", re.split("[:：]", line, maxsplit=1)[1]) for line in lines[at : at + 2]]
-    assert named[0] == list(LANGUAGES) and [name for name in named[1] if name in LANGUAGES] == [n for n in named[1] if n in ALIGNED]
+    at = next(
+        i for i, line in enumerate(lines) if line.startswith(("- **Languages**", "- **语言**"))
+    )
+    named = [
+        re.findall(r"[A-Z][a-z]+", re.split("[:：]", line, maxsplit=1)[1])
+        for line in lines[at : at + 2]
+    ]
+    assert named[0] == list(LANGUAGES) and [name for name in named[1] if name in LANGUAGES] == [
+        n for n in named[1] if n in ALIGNED
+    ]
     assert set(named[1]) & set(LANGUAGES) == ALIGNED
 
 
@@ -137,7 +195,11 @@ def test_every_language_is_named_and_those_with_an_aligner_once_more(readme):
 @in_each
 def test_every_json_is_valid(readme):
     blocks = code_blocks(READMES[readme], "json")
-    inline = [code for code in re.findall(r"`(\{\"[^`]+\})`", READMES[readme]) if '":' in code and "…" not in code]
+    inline = [
+        code
+        for code in re.findall(r"`(\{\"[^`]+\})`", READMES[readme])
+        if '":' in code and "…" not in code
+    ]
     given = re.findall(r"(?:-d|--test_input) '(\{.*?\})'", READMES[readme])
     assert blocks and inline and len(given) > 3
     for text in (*blocks, *inline, *given):
@@ -149,7 +211,10 @@ def test_every_shell_snippet_can_be_parsed(readme):
     blocks = code_blocks(READMES[readme], "bash")
     assert len(blocks) > 4
     for block in blocks:
-        assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True).returncode == 0, block
+        assert (
+            subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True).returncode
+            == 0
+        ), block
 
 
 @in_each
@@ -166,7 +231,9 @@ def test_every_javascript_snippet_can_be_parsed(readme):
     blocks = code_blocks(READMES[readme], "javascript")
     assert blocks
     for block in blocks:
-        run = subprocess.run(["node", "--input-type=module", "--check"], input=block, text=True, capture_output=True)
+        run = subprocess.run(
+            ["node", "--input-type=module", "--check"], input=block, text=True, capture_output=True
+        )
         assert run.returncode == 0, run.stderr
 
 
@@ -194,7 +261,10 @@ def anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_file_and_folder_named_is_there(document):
     text = (ROOT / document).read_text(encoding="utf-8")
-    named = re.findall(r"`((?:src|builder|tests|\.runpod|\.github)/[\w./-]*)`|(?:bash|python) ((?:src|builder|tests)/[^\s`]+)", text)
+    named = re.findall(
+        r"`((?:src|builder|tests|\.runpod|\.github)/[\w./-]*)`|(?:bash|python) ((?:src|builder|tests)/[^\s`]+)",
+        text,
+    )
     for path in {p for match in named for p in match if p}:
         assert (ROOT / path).exists(), path
 
@@ -220,15 +290,35 @@ def test_both_have_the_same_headings_tables_and_code():
         commands = [re.sub(r"(^| +)(#|// ).*", "", c, flags=re.MULTILINE) for c in code]
         prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
         headings = [len(h) for h in re.findall(r"^(#+) ", prose, re.MULTILINE)]
-        firsts = [re.findall(r"`[^`]+`", line.split(" | ")[0]) for line in prose.splitlines() if line.startswith("|")]
-        outlines.append((headings, [" ".join(c.split()) for c in commands], firsts, len(re.findall(r"^ *(?:-|\d\.) ", prose, re.MULTILINE))))
+        firsts = [
+            re.findall(r"`[^`]+`", line.split(" | ")[0])
+            for line in prose.splitlines()
+            if line.startswith("|")
+        ]
+        outlines.append(
+            (
+                headings,
+                [" ".join(c.split()) for c in commands],
+                firsts,
+                len(re.findall(r"^ *(?:-|\d\.) ", prose, re.MULTILINE)),
+            )
+        )
     english, chinese = outlines
     assert english == chinese
 
 
 def test_every_figure_of_the_sizes_stands_in_both():
-    sections = (re.search(rf"^## {head}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1] for head, text in zip(("Sizing", "选型"), READMES.values()))
-    english, chinese = (re.findall(r"\d+(?:\.\d+)?", "".join(line for line in section.splitlines(True) if line.startswith("|"))) for section in sections)
+    sections = (
+        re.search(rf"^## {head}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
+        for head, text in zip(("Sizing", "选型"), READMES.values())
+    )
+    english, chinese = (
+        re.findall(
+            r"\d+(?:\.\d+)?",
+            "".join(line for line in section.splitlines(True) if line.startswith("|")),
+        )
+        for section in sections
+    )
     assert english and english == chinese
 
 

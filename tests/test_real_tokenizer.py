@@ -13,20 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 import real_models
-from align import Aligner
-from asr import Recogniser, parsed, prompt_template
-from audio import SAMPLE_RATE
-from errors import InvalidRequest
+from contract.errors import InvalidRequest
 from material import chunk_of, noise
-from token_limits import (
+from recording.chunk import SAMPLE_RATE
+from speech.models.aligner import Aligner
+from speech.models.recogniser import Recogniser, parsed, prompt_template
+from speech.models.token_limits import (
     AUDIO_TOKENS_PER_SECOND,
     MAX_TEXT_TOKENS_PER_SECOND,
     PROMPT_TOKENS,
     VOCABULARY_TOKENS,
 )
-from tokenizer import load_tokenizer, special_tokens, without_tokens
+from speech.models.tokenizer import load_tokenizer, special_tokens, without_tokens
 
 AUDIO_PAD, TIMESTAMP = 151676, 151705
 # Cased inside the word, or cut by Mistral's rules in another way than by Qwen's

@@ -8,14 +8,22 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from contract.errors import InvalidRequest
+from contract.languages import LANGUAGES, OTHER_CODES
+from contract.request import (
+    MAX_CHANNEL,
+    MAX_CONTEXT_CHARACTERS,
+    MAX_SECONDS,
+    MAX_TERM_CHARACTERS,
+    MAX_TERMS,
+    MAX_URL_CHARACTERS,
+    OUTPUT_FORMATS,
+    SEGMENT_LEVELS,
+    Request,
+    parse_request,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-
-from errors import InvalidRequest
-from request import (
-    LANGUAGES, LAST_CHANNEL, LATEST_SECONDS, LONGEST_CONTEXT, LONGEST_TERM, LONGEST_URL, MOST_TERMS, OTHER_CODES, OUTPUT_FORMATS,
-    SEGMENT_LEVELS, Request, parse_request,
-)  # fmt: skip
 
 URL = "https://example.com/talk.mp3"
 
@@ -51,8 +59,18 @@ def test_a_url_is_all_that_is_needed():
 
 
 def test_every_field_is_taken_over():
-    job_input = {"audio_url": URL, "language": "German", "initial_context": "Namen: Žižek", "use_previous_context": True}
-    job_input |= {"allow_partial": True, "segment_level": "both", "punctuation": True, "output_format": "srt"}
+    job_input = {
+        "audio_url": URL,
+        "language": "German",
+        "initial_context": "Namen: Žižek",
+        "use_previous_context": True,
+    }
+    job_input |= {
+        "allow_partial": True,
+        "segment_level": "both",
+        "punctuation": True,
+        "output_format": "srt",
+    }
     job_input |= {"start": 1.5, "end": 2, "channel": 1, "vocabulary": ["Žižek"]}
     job_input |= {"audio_headers": {"A": "b"}}
     rest = ("German", "Namen: Žižek", True, True, "both", True, "srt", 1.5, 2.0, 1, ("Žižek",))
@@ -74,7 +92,11 @@ def test_there_are_thirty_languages_and_they_are_those_of_qwen_asr():
     """Read from the package's source: importing it takes seconds."""
     package = Path(importlib.util.find_spec("qwen_asr").origin).parent
     tree = ast.parse((package / "inference" / "utils.py").read_text(encoding="utf-8"))
-    (table,) = (n.value for n in tree.body if isinstance(n, ast.AnnAssign) and n.target.id == "SUPPORTED_LANGUAGES")
+    (table,) = (
+        n.value
+        for n in tree.body
+        if isinstance(n, ast.AnnAssign) and n.target.id == "SUPPORTED_LANGUAGES"
+    )
     assert len(LANGUAGES) == 30 and set(LANGUAGES) == set(ast.literal_eval(table))
 
 
@@ -98,10 +120,15 @@ def test_auto_and_null_mean_that_the_language_is_detected(value):
     assert parse(language=value).language is None
 
 
-@pytest.mark.parametrize("value", ["", "e", "zxx", "no", "nb-NO", "en-", "en US", "english-GB", "Klingon", "English, Chinese"])
+@pytest.mark.parametrize(
+    "value",
+    ["", "e", "zxx", "no", "nb-NO", "en-", "en US", "english-GB", "Klingon", "English, Chinese"],
+)
 def test_an_unknown_language_is_refused_with_all_that_are_known(value):
     message = refusal({"audio_url": URL, "language": value})
-    assert message.startswith(f"language is {value!r}") and all(name in message for name in LANGUAGES)
+    assert message.startswith(f"language is {value!r}") and all(
+        name in message for name in LANGUAGES
+    )
 
 
 # wrong types
@@ -126,7 +153,9 @@ def test_a_flag_other_than_true_or_false_is_refused(field, value):
 
 @pytest.mark.parametrize("value", ["words", "WORD", "", 1, True, ["word"], {}], ids=repr)
 def test_an_unknown_segment_level_is_refused_with_the_three(value):
-    assert refusal({"audio_url": URL, "segment_level": value}).endswith("it must be one of: word, sentence, both.")
+    assert refusal({"audio_url": URL, "segment_level": value}).endswith(
+        "it must be one of: word, sentence, both."
+    )
 
 
 @pytest.mark.parametrize("value", [*OUTPUT_FORMATS, None])
@@ -134,10 +163,14 @@ def test_each_of_the_five_output_formats_is_accepted(value):
     assert parse(output_format=value).output_format == (value or "json")
 
 
-@pytest.mark.parametrize("value", ["JSON", "txt", "", "webvtt", " srt", 1, False, ["srt"], {}], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["JSON", "txt", "", "webvtt", " srt", 1, False, ["srt"], {}], ids=repr
+)
 def test_an_unknown_output_format_is_refused_with_the_five(value):
     message = refusal({"audio_url": URL, "output_format": value})
-    assert message.startswith("output_format is ") and message.endswith("it must be one of: json, text, srt, vtt, verbose_json.")
+    assert message.startswith("output_format is ") and message.endswith(
+        "it must be one of: json, text, srt, vtt, verbose_json."
+    )
 
 
 @pytest.mark.parametrize("job_input", [None, URL, 7, True, [], [{"audio_url": URL}]], ids=repr)
@@ -147,7 +180,21 @@ def test_an_input_that_is_no_object_is_refused(job_input):
 
 # start, end, channel
 
-NO_SECONDS = [-1, -0.001, 1_000_000.1, 10**400, float("inf"), float("nan"), True, False, "10", "1:30", "", [10], {}]
+NO_SECONDS = [
+    -1,
+    -0.001,
+    1_000_000.1,
+    10**400,
+    float("inf"),
+    float("nan"),
+    True,
+    False,
+    "10",
+    "1:30",
+    "",
+    [10],
+    {},
+]
 NO_CHANNELS = [-1, 512, 10**400, 0.0, 1.5, True, False, "0", "left", "Mix", "", [0], {}]
 
 
@@ -157,7 +204,11 @@ def test_a_start_is_a_number_of_seconds(value):
     assert start == value and type(start) is float
 
 
-@pytest.mark.parametrize("start, end", [(None, 1e-6), (0, 1), (None, 90.5), (90, 90.5), (3, 36_000), (999_999, 1_000_000)], ids=repr)
+@pytest.mark.parametrize(
+    "start, end",
+    [(None, 1e-6), (0, 1), (None, 90.5), (90, 90.5), (3, 36_000), (999_999, 1_000_000)],
+    ids=repr,
+)
 def test_an_end_is_a_number_of_seconds_beyond_the_start(start, end):
     found = parse(start=start, end=end).end
     assert found == end and type(found) is float
@@ -167,16 +218,22 @@ def test_an_end_is_a_number_of_seconds_beyond_the_start(start, end):
 @pytest.mark.parametrize("value", NO_SECONDS, ids=lambda value: repr(value)[:20])
 def test_a_start_or_end_that_is_no_number_of_seconds_is_refused(field, value):
     message = refusal({"audio_url": URL, field: value})
-    assert message.startswith(f"{field} is ") and message.endswith("; it must be a number of seconds, from 0 to 1000000.")
+    assert message.startswith(f"{field} is ") and message.endswith(
+        "; it must be a number of seconds, from 0 to 1000000."
+    )
 
 
-@pytest.mark.parametrize("start, end", [(None, 0), (0, 0.0), (5, 5), (5, 4.999), (90.5, 90), (1_000_000, 1)], ids=repr)
+@pytest.mark.parametrize(
+    "start, end", [(None, 0), (0, 0.0), (5, 5), (5, 4.999), (90.5, 90), (1_000_000, 1)], ids=repr
+)
 def test_an_end_that_is_not_beyond_the_start_is_refused_with_both(start, end):
     message = refusal({"audio_url": URL, "start": start, "end": end})
     assert message == f"end is {end:g}; it must be more than start, which is {start or 0:.16g}."
 
 
-@pytest.mark.parametrize("value, channel", [("mix", None), (None, None), (0, 0), (1, 1), (5, 5), (511, 511)], ids=repr)
+@pytest.mark.parametrize(
+    "value, channel", [("mix", None), (None, None), (0, 0), (1, 1), (5, 5), (511, 511)], ids=repr
+)
 def test_a_channel_is_a_number_or_the_mix(value, channel):
     assert parse(channel=value).channel == channel
 
@@ -184,7 +241,9 @@ def test_a_channel_is_a_number_or_the_mix(value, channel):
 @pytest.mark.parametrize("value", NO_CHANNELS, ids=lambda value: repr(value)[:20])
 def test_an_invalid_channel_is_refused(value):
     message = refusal({"audio_url": URL, "channel": value})
-    assert message.startswith("channel is ") and message.endswith("; it must be 'mix' or the number of a channel, from 0 to 511.")
+    assert message.startswith("channel is ") and message.endswith(
+        "; it must be 'mix' or the number of a channel, from 0 to 511."
+    )
 
 
 # audio_url
@@ -206,7 +265,7 @@ def test_a_missing_url_is_reported_as_missing(job_input):
         "https://example.com/a b.mp3",
         "http://[2001:db8::1]:8080/a",
         "http://127.0.0.1/a",  # whether it may be fetched is not decided here
-        "https://example.com/" + "a" * (LONGEST_URL - 20),
+        "https://example.com/" + "a" * (MAX_URL_CHARACTERS - 20),
     ],
 )
 def test_http_and_https_urls_are_kept_as_they_are(url):
@@ -221,10 +280,27 @@ def test_white_space_around_a_url_is_dropped():
     "url",
     [
         *("", " ", "\n\t"),
-        *("file:///etc/passwd", "ftp://example.com/a.mp3", "gopher://example.com/", "s3://bucket/a.mp3"),
+        *(
+            "file:///etc/passwd",
+            "ftp://example.com/a.mp3",
+            "gopher://example.com/",
+            "s3://bucket/a.mp3",
+        ),
         *("example.com/a.mp3", "/a.mp3", "//example.com/a.mp3", "talk.mp3"),
-        *("http:", "http://", "https:///a.mp3", "http://:80/a.mp3", "http://user@/a.mp3", "http:example.com/a.mp3"),
-        *("http://example.com:0/", "http://example.com:65536/", "http://example.com:-1/", "http://example.com:http/"),
+        *(
+            "http:",
+            "http://",
+            "https:///a.mp3",
+            "http://:80/a.mp3",
+            "http://user@/a.mp3",
+            "http:example.com/a.mp3",
+        ),
+        *(
+            "http://example.com:0/",
+            "http://example.com:65536/",
+            "http://example.com:-1/",
+            "http://example.com:http/",
+        ),
         *("http://[::1/a.mp3", "http://[example]/a.mp3", "http://exa\u2100mple.com/"),
         *("https://example.com/\ud800.mp3", "https://\udfff.com/", "\ud83d"),
     ],
@@ -232,7 +308,9 @@ def test_white_space_around_a_url_is_dropped():
 )
 def test_a_url_that_is_not_http_or_https_is_refused_with_its_value(url):
     message = refusal({"audio_url": url})
-    assert message.startswith("audio_url is '") and message.endswith("; it must be the http or https URL of a recording.")
+    assert message.startswith("audio_url is '") and message.endswith(
+        "; it must be the http or https URL of a recording."
+    )
     message.encode()
 
 
@@ -245,15 +323,37 @@ FILE = bytes(range(256)) * 3
 def test_a_file_may_come_in_base64_or_as_a_data_url(data):
     encoded = base64.b64encode(data).decode()
     assert parse_request({"audio_base64": encoded}) == Request(audio_base64=data)
-    for head in ("data:audio/mpeg;base64,", "data:;base64,", "DATA:audio/wav;codecs=1;BASE64,", " data:audio/ogg;base64,"):
+    for head in (
+        "data:audio/mpeg;base64,",
+        "data:;base64,",
+        "DATA:audio/wav;codecs=1;BASE64,",
+        " data:audio/ogg;base64,",
+    ):
         assert parse_request({"audio_url": head + encoded}) == Request(audio_base64=data)
 
 
-@pytest.mark.parametrize("encoded", ["QUJD\nQUJD", "QUJ", "QUJD=", "Q-_D", "QUJD QUJD", "data:audio/wav;base64,QUJD", "QÜJD", "\ud800"], ids=ascii)
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        "QUJD\nQUJD",
+        "QUJ",
+        "QUJD=",
+        "Q-_D",
+        "QUJD QUJD",
+        "data:audio/wav;base64,QUJD",
+        "QÜJD",
+        "\ud800",
+    ],
+    ids=ascii,
+)
 def test_malformed_base64_is_refused(encoded):
-    assert refusal({"audio_base64": encoded}).startswith("audio_base64 holds no valid base64; it must be ")
+    assert refusal({"audio_base64": encoded}).startswith(
+        "audio_base64 holds no valid base64; it must be "
+    )
     if not encoded.startswith("data:"):
-        assert refusal({"audio_url": f"data:;base64,{encoded}"}).startswith("audio_url holds no valid base64; it must be ")
+        assert refusal({"audio_url": f"data:;base64,{encoded}"}).startswith(
+            "audio_url holds no valid base64; it must be "
+        )
 
 
 @pytest.mark.parametrize(
@@ -284,7 +384,19 @@ def test_a_path_is_accepted_only_where_the_worker_allows_it(given, path):
     assert "must be the http or https URL" in refusal({"audio_url": given})
 
 
-@pytest.mark.parametrize("url", ["ftp://example.com/a.mp3", "s3://bucket/a.mp3", "http://", "", "/a\0b", "file://[a", "https://example.com:0/"], ids=ascii)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://example.com/a.mp3",
+        "s3://bucket/a.mp3",
+        "http://",
+        "",
+        "/a\0b",
+        "file://[a",
+        "https://example.com:0/",
+    ],
+    ids=ascii,
+)
 def test_where_local_files_are_allowed_other_schemes_are_still_refused(url):
     with pytest.raises(InvalidRequest, match="must be the http or https URL"):
         parse_request({"audio_url": url}, local_files=True)
@@ -317,22 +429,31 @@ def test_headers_of_the_download_are_kept_as_they_are(headers):
 )  # fmt: skip
 def test_headers_that_cannot_be_sent_are_refused_without_their_values(headers):
     message = refusal({"audio_url": URL, "audio_headers": headers})
-    assert message.startswith("audio_headers ") and "must be" in message and len(message) < 600 and "\n" not in message
+    assert (
+        message.startswith("audio_headers ")
+        and "must be" in message
+        and len(message) < 600
+        and "\n" not in message
+    )
     assert "x\\r" not in message
 
 
 def test_headers_are_for_a_download_only():
-    assert refusal({"audio_base64": "QUJD", "audio_headers": {"A": "b"}}).startswith("audio_headers are given without")
+    assert refusal({"audio_base64": "QUJD", "audio_headers": {"A": "b"}}).startswith(
+        "audio_headers are given without"
+    )
 
 
 def test_headers_and_file_are_not_in_the_repr_of_a_request():
     request = parse(audio_headers={"Authorization": "Bearer SECRET"})
-    assert "SECRET" not in repr(request) and "QUJD" not in repr(parse_request({"audio_base64": "QUJD"}))
+    assert "SECRET" not in repr(request) and "QUJD" not in repr(
+        parse_request({"audio_base64": "QUJD"})
+    )
 
 
 def test_an_overlong_url_is_refused_without_repeating_it():
-    message = refusal({"audio_url": URL + "?" + "x" * LONGEST_URL})
-    assert str(LONGEST_URL) in message and "xxx" not in message
+    message = refusal({"audio_url": URL + "?" + "x" * MAX_URL_CHARACTERS})
+    assert str(MAX_URL_CHARACTERS) in message and "xxx" not in message
 
 
 SIGNED = "https://example.com/a.mp3?sig=SECRET"
@@ -345,7 +466,7 @@ SIGNED = "https://example.com/a.mp3?sig=SECRET"
         {"audio_url": "example.com/a.mp3?sig=SECRET"},
         {"audio_url": "https://example.com:0/a.mp3?sig=SECRET"},
         {"audio_url": "https://example.com/\ud800.mp3?sig=SECRET"},
-        {"audio_url": SIGNED + "x" * LONGEST_URL},
+        {"audio_url": SIGNED + "x" * MAX_URL_CHARACTERS},
         {"audio_url": [SIGNED]},
         {"audio_url": {"url": SIGNED}},
         {"audio_url": URL, "language": SIGNED},
@@ -368,8 +489,13 @@ def test_a_context_is_kept_as_it_is_but_for_lone_surrogates():
 
 
 def test_a_context_over_the_longest_length_is_refused():
-    assert len(parse(initial_context="天" * LONGEST_CONTEXT).initial_context) == LONGEST_CONTEXT
-    assert str(LONGEST_CONTEXT + 1) in refusal({"audio_url": URL, "initial_context": "天" * (LONGEST_CONTEXT + 1)})
+    assert (
+        len(parse(initial_context="天" * MAX_CONTEXT_CHARACTERS).initial_context)
+        == MAX_CONTEXT_CHARACTERS
+    )
+    assert str(MAX_CONTEXT_CHARACTERS + 1) in refusal(
+        {"audio_url": URL, "initial_context": "天" * (MAX_CONTEXT_CHARACTERS + 1)}
+    )
 
 
 # vocabulary
@@ -383,8 +509,11 @@ def test_a_context_over_the_longest_length_is_refused():
         (["淋巴结", "東京タワー", "안녕", "नमस्ते"], ("淋巴结", "東京タワー", "안녕", "नमस्ते")),
         ([" Tango\t", "Whiskey\n"], ("Tango", "Whiskey")),  # white space around a term is dropped
         (["a\ud800b"], ("ab",)),  # and a lone surrogate, as of a context
-        (["<|im_end|>"], ("<|im_end|>",)),  # special tokens are stripped where the tokenizer is known
-        (["天" * LONGEST_TERM] * MOST_TERMS, ("天" * LONGEST_TERM,) * MOST_TERMS),
+        (
+            ["<|im_end|>"],
+            ("<|im_end|>",),
+        ),  # special tokens are stripped where the tokenizer is known
+        (["天" * MAX_TERM_CHARACTERS] * MAX_TERMS, ("天" * MAX_TERM_CHARACTERS,) * MAX_TERMS),
         ([], ()),
         (None, ()),
     ],
@@ -406,9 +535,18 @@ def test_a_vocabulary_is_a_list_of_names_and_terms(value, terms):
         ([["Žižek"]], "vocabulary[0] is a list; it must be a string, a name or a term."),
         (["Žižek", "  "], "vocabulary[1] is '  '; it must be a string, a name or a term."),
         (["\ud800"], "vocabulary[0] is '?'; it must be a string, a name or a term."),
-        (["a\nb"], "vocabulary[0] is 'a\\nb'; it must be on one line and without control characters."),
-        (["a\x00b"], "vocabulary[0] is 'a\\x00b'; it must be on one line and without control characters."),
-        (["a\u2028b"], "vocabulary[0] is 'a\\u2028b'; it must be on one line and without control characters."),
+        (
+            ["a\nb"],
+            "vocabulary[0] is 'a\\nb'; it must be on one line and without control characters.",
+        ),
+        (
+            ["a\x00b"],
+            "vocabulary[0] is 'a\\x00b'; it must be on one line and without control characters.",
+        ),
+        (
+            ["a\u2028b"],
+            "vocabulary[0] is 'a\\u2028b'; it must be on one line and without control characters.",
+        ),
         (["x" * 101], "vocabulary[0] has 101 characters; at most 100 are allowed."),
         (["x"] * 257, "vocabulary has 257 items; at most 256 are allowed."),
     ],
@@ -426,14 +564,17 @@ any_json = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(any_text, inner, max_size=4),
     max_leaves=8,
 )
-urls = st.builds("{}://{}/{}".format, st.sampled_from(["http", "https", "HTTP", "ftp"]), any_text, any_text)
+urls = st.builds(
+    "{}://{}/{}".format, st.sampled_from(["http", "https", "HTTP", "ftp"]), any_text, any_text
+)
 any_input = st.one_of(
     any_json,
     st.fixed_dictionaries(
         {},
         optional={
             "audio_url": any_json | any_text | urls,
-            "audio_base64": any_json | st.binary().map(lambda data: base64.b64encode(data).decode()),
+            "audio_base64": any_json
+            | st.binary().map(lambda data: base64.b64encode(data).decode()),
             "audio_headers": any_json | st.dictionaries(any_text, any_text),
             "language": any_json | st.sampled_from(["auto", *LANGUAGES]),
             "initial_context": any_json,
@@ -460,12 +601,23 @@ def test_any_json_value_is_a_request_or_a_printable_refusal(job_input):
         assert len(message) < 1000 and "\n" not in message
         message.encode()
     else:
-        assert request.audio_url.lower().startswith(("http://", "https://")) != bool(request.audio_base64)
+        assert request.audio_url.lower().startswith(("http://", "https://")) != bool(
+            request.audio_base64
+        )
         assert request.language in (None, *LANGUAGES)
-        assert {type(request.use_previous_context), type(request.allow_partial), type(request.punctuation)} == {bool}
+        assert {
+            type(request.use_previous_context),
+            type(request.allow_partial),
+            type(request.punctuation),
+        } == {bool}
         assert request.segment_level in SEGMENT_LEVELS and request.output_format in OUTPUT_FORMATS
-        assert 0 <= request.start < (request.end or LATEST_SECONDS + 1) and request.channel in (None, *range(LAST_CHANNEL + 1))
-        assert type(request.vocabulary) is tuple and all(0 < len(term) <= LONGEST_TERM for term in request.vocabulary)
+        assert 0 <= request.start < (request.end or MAX_SECONDS + 1) and request.channel in (
+            None,
+            *range(MAX_CHANNEL + 1),
+        )
+        assert type(request.vocabulary) is tuple and all(
+            0 < len(term) <= MAX_TERM_CHARACTERS for term in request.vocabulary
+        )
         "".join([request.audio_url, request.initial_context, *request.vocabulary]).encode()
 
 

@@ -11,7 +11,6 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-
 from packages import MODULES, missing_packages
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +31,15 @@ REQUIRED, LOCKED = pins("requirements.txt"), pins("builder/environment.txt")
 
 def resolve(*arguments: str | Path) -> str:
     """What `uv pip compile` prints; skips the test where no package index is in reach. UV_… and SSL_CERT_FILE say which."""
-    command = [UV, "pip", "compile", "--no-python-downloads", "--python", sys.executable, *arguments]
+    command = [
+        UV,
+        "pip",
+        "compile",
+        "--no-python-downloads",
+        "--python",
+        sys.executable,
+        *arguments,
+    ]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     if "Failed to fetch" in out.stderr:
         pytest.skip(f"no package index in reach: {out.stderr.splitlines()[0]}")
@@ -43,7 +50,13 @@ def resolve(*arguments: str | Path) -> str:
 def start_without_packages(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess:
     """The worker in a Python that doesn't look into its own site-packages (-S), and finds only what PYTHONPATH has."""
     environment = os.environ | environ
-    return subprocess.run([sys.executable, "-S", *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-S", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 # requirements.txt against the code
@@ -84,7 +97,9 @@ def test_the_lock_has_every_pin_and_vllms_cpu_build_in_the_place_of_vllm():
 
 
 def test_the_lock_is_what_its_command_makes_of_its_sources(tmp_path):
-    (command,) = re.findall(r"^#   uv pip compile (.+) \\\n#     (.+) -o builder/environment\.txt$", SETUP, flags=re.M)
+    (command,) = re.findall(
+        r"^#   uv pip compile (.+) \\\n#     (.+) -o builder/environment\.txt$", SETUP, flags=re.M
+    )
     shutil.copy(ROOT / "builder" / "environment.txt", tmp_path / "lock")
     resolve(*" ".join(command).split(), "-o", tmp_path / "lock")
     assert (tmp_path / "lock").read_text() == (ROOT / "builder" / "environment.txt").read_text()
@@ -98,7 +113,9 @@ def test_setup_and_lock_have_the_same_uv():
 
 
 def test_requirements_txt_resolves_on_a_machine_with_a_gpu():
-    found = resolve("--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28", "requirements.txt").splitlines()
+    found = resolve(
+        "--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28", "requirements.txt"
+    ).splitlines()
     assert {f"{name}=={version}" for name, version in REQUIRED.items()} <= set(found)
     assert any(line.startswith("nvidia-cublas") for line in found), "torch without CUDA"
 
@@ -113,7 +130,10 @@ def test_in_the_tests_environment_no_package_is_missing():
 def test_a_start_without_any_package_is_one_sentence_that_says_what_to_install():
     out = start_without_packages(ROOT / "src" / "handler.py")
     assert out.returncode == 1 and out.stdout == ""
-    assert out.stderr.startswith("error: Python does not find runpod, vllm, torch, ") and out.stderr.count("\n") == 1
+    assert (
+        out.stderr.startswith("error: Python does not find runpod, vllm, torch, ")
+        and out.stderr.count("\n") == 1
+    )
     assert "`pip install -r requirements.txt`" in out.stderr
 
 
@@ -123,4 +143,7 @@ def test_a_start_without_vllm_is_one_sentence_that_names_it(tmp_path):
             (tmp_path / path.name).symlink_to(path)
     out = start_without_packages(ROOT / "src" / "handler.py", PYTHONPATH=str(tmp_path))
     assert out.returncode == 1 and out.stdout == ""
-    assert out.stderr == "error: Python does not find vllm; `pip install -r requirements.txt` installs all that the worker needs.\n"
+    assert (
+        out.stderr
+        == "error: Python does not find vllm; `pip install -r requirements.txt` installs all that the worker needs.\n"
+    )

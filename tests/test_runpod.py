@@ -17,20 +17,19 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
 
+import clips
 import psutil
 import pytest
 import requests
 import runpod
 import soundfile
-
-import clips
-from audio import SAMPLE_RATE
 from material import ENGLISH
-from speech import plain
+from recording.chunk import SAMPLE_RATE
 from standin import ENDPOINT, Platform, running_worker, until
 from test_entry_points import HANDLER, START_SECONDS, members
 from test_shutdown import half_a_file
 from test_standin import CLIENT, JAVASCRIPT, NODE, hook  # noqa: F401  a fixture
+from utterance import plain
 
 LONG_SECONDS = 3600
 RESULT_BYTES = 20_000  # MAX_RESULT_BYTES of the worker: a recording of some minutes is over it
@@ -51,10 +50,16 @@ class Worker:
         return [name for name in os.listdir(self.temporary) if name.startswith("job-")]
 
     def decoders(self) -> list[psutil.Process]:
-        return [p for p in self.children() if any("decoder.py" in part for part in _command(p))]
+        return [
+            p for p in self.children() if any(part.endswith("/decoder") for part in _command(p))
+        ]
 
     def engine(self) -> psutil.Process:
-        return next(p for p in self.children() if "EngineCore" in p.name() or any("EngineCore" in part for part in _command(p)))
+        return next(
+            p
+            for p in self.children()
+            if "EngineCore" in p.name() or any("EngineCore" in part for part in _command(p))
+        )
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -72,8 +77,14 @@ def started(folder: Path, **environment: str) -> Iterator[Worker]:
     """A worker process of a platform of its own, both ended with the context."""
     # a short path: the engine's sockets live in it
     with closing(Platform()) as platform, tempfile.TemporaryDirectory() as temporary:
-        environment = {"MAX_CONCURRENCY": "4", "MAX_RESULT_BYTES": str(RESULT_BYTES)} | environment | {"TMPDIR": temporary}
-        with running_worker(platform, [sys.executable, "-u", HANDLER], folder / "log", **environment) as process:
+        environment = (
+            {"MAX_CONCURRENCY": "4", "MAX_RESULT_BYTES": str(RESULT_BYTES)}
+            | environment
+            | {"TMPDIR": temporary}
+        )
+        with running_worker(
+            platform, [sys.executable, "-u", HANDLER], folder / "log", **environment
+        ) as process:
             worker = Worker(platform, process, temporary, folder / "log")
             until(lambda: process.poll() is not None or platform.takes, START_SECONDS)
             assert process.poll() is None, worker.log
@@ -100,7 +111,10 @@ def recordings(file_server) -> dict[str, str]:
     with soundfile.SoundFile(file_server.folder / "long.flac", "w", SAMPLE_RATE, 1) as file:
         for _ in range(LONG_SECONDS * SAMPLE_RATE // len(minutes)):
             file.write(minutes)
-    return {name: file_server.url(f"{name}.{suffix}") for name, suffix in (("short", "wav"), ("minutes", "wav"), ("long", "flac"))}
+    return {
+        name: file_server.url(f"{name}.{suffix}")
+        for name, suffix in (("short", "wav"), ("minutes", "wav"), ("long", "flac"))
+    }
 
 
 SHORT = min((u for u in ENGLISH if 4.5 < u.duration < 5.5), key=lambda u: u.duration)
@@ -132,13 +146,17 @@ def running_long(worker, long) -> Iterator[str]:
 def test_the_engine_is_up_and_has_passed_the_fitness_check_before_the_first_take(worker):
     """`started` returns once the worker has asked the platform for a job."""
     log = worker.log
-    assert "ready after" in log and log.index("ready after") < log.index("Running 1 fitness check") < log.index("All fitness checks passed")
+    assert "ready after" in log and log.index("ready after") < log.index(
+        "Running 1 fitness check"
+    ) < log.index("All fitness checks passed")
 
 
 # clients
 
 
-def test_the_python_client_gets_a_transcript_an_error_and_a_cancellation(platform, short, long, monkeypatch):
+def test_the_python_client_gets_a_transcript_an_error_and_a_cancellation(
+    platform, short, long, monkeypatch
+):
     monkeypatch.setattr(runpod, "endpoint_url_base", platform.base_url)
     client = runpod.Endpoint(ENDPOINT, api_key="any")
     assert client.run_sync({"input": short}, timeout=60)["text"] == SHORT.text
@@ -151,7 +169,9 @@ def test_the_python_client_gets_a_transcript_an_error_and_a_cancellation(platfor
     assert client.health()["jobs"]["inProgress"] == 0
 
 
-@pytest.mark.skipif(not NODE or not JAVASCRIPT.exists(), reason="Node.js or its runpod-sdk is not installed")
+@pytest.mark.skipif(
+    not NODE or not JAVASCRIPT.exists(), reason="Node.js or its runpod-sdk is not installed"
+)
 def test_the_javascript_client_gets_a_transcript_an_error_and_a_cancellation(
     platform, short, recordings, file_server
 ):
@@ -159,7 +179,9 @@ def test_the_javascript_client_gets_a_transcript_an_error_and_a_cancellation(
 
     def ask(action: str, payload: object) -> dict:
         command = [NODE, CLIENT, platform.base_url, ENDPOINT, action, json.dumps(payload)]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120).stdout)
+        return json.loads(
+            subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        )
 
     done = ask("runSync", {"input": short})
     assert done["status"] == "COMPLETED" and done["output"]["text"] == SHORT.text
@@ -179,39 +201,75 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 def snippet(section: str, language: str, platform: Platform, audio_url: str) -> str:
     """The one block of that language in a section of the README, with the stand-in's addresses in the place of RunPod's."""
-    (code,) = re.findall(rf"```{language}\n(.*?)```", README.split(f"\n## {section}\n")[1].split("\n## ")[0], re.DOTALL)
-    for named, meant in (("https://api.runpod.ai/v2", platform.base_url), ("ENDPOINT_ID", ENDPOINT)):
+    (code,) = re.findall(
+        rf"```{language}\n(.*?)```",
+        README.split(f"\n## {section}\n")[1].split("\n## ")[0],
+        re.DOTALL,
+    )
+    for named, meant in (
+        ("https://api.runpod.ai/v2", platform.base_url),
+        ("ENDPOINT_ID", ENDPOINT),
+    ):
         code = code.replace(named, meant)
     return re.sub(r"https://[^\"]+\.(?:mp3|wav)", audio_url, code)
 
 
 def printed(command: list[str], code: str, **environment: str) -> str:
-    done = subprocess.run(command, input=code, capture_output=True, text=True, timeout=120, env=os.environ | {"RUNPOD_API_KEY": "any"} | environment)
+    done = subprocess.run(
+        command,
+        input=code,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"RUNPOD_API_KEY": "any"} | environment,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="curl or jq is not installed")
+@pytest.mark.skipif(
+    not (shutil.which("curl") and shutil.which("jq")), reason="curl or jq is not installed"
+)
 def test_the_readmes_curl_commands_wait_and_ask(platform, recordings):
-    quick = json.loads(printed(["bash"], snippet("Quick start", "bash", platform, recordings["short"])))
+    quick = json.loads(
+        printed(["bash"], snippet("Quick start", "bash", platform, recordings["short"]))
+    )
     assert quick["output"]["text"] == SHORT.text
-    (example,) = re.findall(r"```json\n(.*?)```", README.split("\n## Quick start\n")[1].split("\n## ")[0], re.DOTALL)
+    (example,) = re.findall(
+        r"```json\n(.*?)```", README.split("\n## Quick start\n")[1].split("\n## ")[0], re.DOTALL
+    )
     assert set(quick) == set(json.loads(example))
-    *earlier, last = map(json.loads, printed(["bash"], snippet("Clients", "bash", platform, recordings["minutes"])).splitlines())
-    assert last["status"] == "COMPLETED" and last["output"]["text"] and any(isinstance(job.get("output"), dict) for job in earlier)
+    *earlier, last = map(
+        json.loads,
+        printed(["bash"], snippet("Clients", "bash", platform, recordings["minutes"])).splitlines(),
+    )
+    assert (
+        last["status"] == "COMPLETED"
+        and last["output"]["text"]
+        and any(isinstance(job.get("output"), dict) for job in earlier)
+    )
 
 
 def test_the_readmes_python_waits_and_asks(platform, recordings):
     code = snippet("Clients", "python", platform, recordings["short"])
-    lines = printed([sys.executable, "-"], code, RUNPOD_ENDPOINT_BASE_URL=platform.base_url).splitlines()
-    assert lines[0] == SHORT.text and lines[-1].startswith("COMPLETED {") and SHORT.text in lines[-1]
+    lines = printed(
+        [sys.executable, "-"], code, RUNPOD_ENDPOINT_BASE_URL=platform.base_url
+    ).splitlines()
+    assert (
+        lines[0] == SHORT.text and lines[-1].startswith("COMPLETED {") and SHORT.text in lines[-1]
+    )
 
 
-@pytest.mark.skipif(not NODE or not JAVASCRIPT.exists(), reason="Node.js or its runpod-sdk is not installed")
+@pytest.mark.skipif(
+    not NODE or not JAVASCRIPT.exists(), reason="Node.js or its runpod-sdk is not installed"
+)
 def test_the_readmes_javascript_waits_and_asks(platform, recordings):
     """The client takes its address as an option only."""
     code = snippet("Clients", "javascript", platform, recordings["short"])
-    code = code.replace("process.env.RUNPOD_API_KEY)", f"process.env.RUNPOD_API_KEY, {{ baseUrl: {json.dumps(platform.base_url)} }})")
+    code = code.replace(
+        "process.env.RUNPOD_API_KEY)",
+        f"process.env.RUNPOD_API_KEY, {{ baseUrl: {json.dumps(platform.base_url)} }})",
+    )
     packages = (JAVASCRIPT.parent.parent / "package.json").as_uri()
     imported = f'import {{ createRequire }} from "node:module";\nconst {{ default: runpodSdk }} = await import(createRequire({json.dumps(packages)}).resolve("runpod-sdk"));'
     code, found = re.subn(r'import runpodSdk from "runpod-sdk";.*', lambda _: imported, code)
@@ -222,7 +280,9 @@ def test_the_readmes_javascript_waits_and_asks(platform, recordings):
 def test_the_readmes_webhook_gets_what_status_shows(platform, recordings, hook):
     url, bodies, _ = hook
     (fragment,) = re.findall(r'`("webhook": "[^`]+")`', README)
-    job_id = platform.submit({"audio_url": recordings["short"]}, **json.loads(f"{{{fragment}}}") | {"webhook": url})
+    job_id = platform.submit(
+        {"audio_url": recordings["short"]}, **json.loads(f"{{{fragment}}}") | {"webhook": url}
+    )
     until(lambda: bodies)
     (body,) = bodies
     assert body["id"] == job_id and body["output"]["text"] == SHORT.text
@@ -232,7 +292,10 @@ def test_nothing_is_streamed_and_the_final_answer_is_a_plain_object(platform, sh
     """With a generator as handler, the output of every job would be a list."""
     job_id = platform.submit(short | {"stream": True})
     assert isinstance(platform.wait(job_id, 60)["output"], dict)
-    assert requests.get(f"{platform.url}/stream/{job_id}", timeout=30).json() == {"status": "COMPLETED", "stream": []}
+    assert requests.get(f"{platform.url}/stream/{job_id}", timeout=30).json() == {
+        "status": "COMPLETED",
+        "stream": [],
+    }
 
 
 # many jobs, one engine
@@ -248,17 +311,26 @@ def test_a_short_job_does_not_wait_for_a_long_one(worker, platform, short, long)
 
     alone = [measured() for _ in range(3)]
     job_id = platform.submit(long)
-    until(lambda: platform.jobs[job_id].progress and platform.jobs[job_id].progress[-1].body["output"]["chunks_done"] > 5)
+    until(
+        lambda: (
+            platform.jobs[job_id].progress
+            and platform.jobs[job_id].progress[-1].body["output"]["chunks_done"] > 5
+        )
+    )
     beside = [measured() for _ in range(5)]
     assert platform.jobs[job_id].status == "IN_PROGRESS"
     platform.cancel(job_id)
     until(lambda: not worker.files())
-    print(f"\na job of {SHORT.duration:.1f} s: alone {median(alone):.2f} s, beside an hour {median(beside):.2f} s, ratio {median(beside) / median(alone):.2f}")
+    print(
+        f"\na job of {SHORT.duration:.1f} s: alone {median(alone):.2f} s, beside an hour {median(beside):.2f} s, ratio {median(beside) / median(alone):.2f}"
+    )
 
 
 def test_a_jobs_output_is_the_same_alone_and_beside_others(platform, recordings, running_long):
     job = {"audio_url": recordings["minutes"]}
-    answered = lambda job_id: json.dumps(platform.wait(job_id, 120)["output"] | {"usage": None})  # its seconds differ
+    answered = lambda job_id: json.dumps(
+        platform.wait(job_id, 120)["output"] | {"usage": None}
+    )  # its seconds differ
     beside = [platform.submit(job) for _ in range(2)]
     together = [answered(job_id) for job_id in beside]
     platform.cancel(running_long)
@@ -269,16 +341,26 @@ def test_a_jobs_output_is_the_same_alone_and_beside_others(platform, recordings,
 
 
 def test_progress_rises_at_most_once_a_second_and_ends_before_the_result(platform, recordings):
-    job_id = platform.submit({"audio_url": recordings["minutes"], "use_previous_context": True})  # chunk by chunk: some seconds
+    job_id = platform.submit(
+        {"audio_url": recordings["minutes"], "use_previous_context": True}
+    )  # chunk by chunk: some seconds
     platform.wait(job_id, 120)
     time.sleep(1.5)
     job = platform.jobs[job_id]
     posts = [post.body["output"] for post in job.progress]
-    assert len(posts) >= 3 and set(posts[0]) == {"phase", "seconds_known", "seconds_done", "chunks_done"}
+    assert len(posts) >= 3 and set(posts[0]) == {
+        "phase",
+        "seconds_known",
+        "seconds_done",
+        "chunks_done",
+    }
     phases = ["downloading", "decoding", "transcribing"]
     for a, b in zip(posts, posts[1:]):
         assert phases.index(a["phase"]) <= phases.index(b["phase"])
-        assert all(a[name] <= b[name] for name in ("seconds_known", "seconds_done", "chunks_done")) and a != b
+        assert (
+            all(a[name] <= b[name] for name in ("seconds_known", "seconds_done", "chunks_done"))
+            and a != b
+        )
     assert all(post["seconds_done"] <= post["seconds_known"] + 0.1 for post in posts)
     assert all(b.at - a.at > 0.8 for a, b in zip(job.progress, job.progress[1:]))
     assert job.progress[-1].at < job.results[0].at and job.answers == 1
@@ -287,7 +369,9 @@ def test_progress_rises_at_most_once_a_second_and_ends_before_the_result(platfor
 # cancel and deadline
 
 
-def test_a_cancelled_job_leaves_no_file_and_no_decoder_and_another_job_completes(worker, platform, recordings, running_long):
+def test_a_cancelled_job_leaves_no_file_and_no_decoder_and_another_job_completes(
+    worker, platform, recordings, running_long
+):
     other = platform.submit({"audio_url": recordings["minutes"]})
     until(lambda: platform.jobs[other].progress)
     platform.cancel(running_long)
@@ -302,7 +386,10 @@ def test_a_cancelled_job_leaves_no_file_and_no_decoder_and_another_job_completes
 def test_a_job_fails_with_deadline_exceeded_before_the_platform_kills_it(worker, platform, long):
     job_id = platform.submit(long, policy={"executionTimeout": 10_000})
     body = platform.wait(job_id, 60)
-    assert body["status"] == "FAILED" and body["output"] == {"error_code": "deadline_exceeded", "retryable": True}
+    assert body["status"] == "FAILED" and body["output"] == {
+        "error_code": "deadline_exceeded",
+        "retryable": True,
+    }
     assert "10000 ms" in body["error"]
     until(lambda: worker.files() == [] and worker.decoders() == [])
 
@@ -311,17 +398,29 @@ def test_a_job_fails_with_deadline_exceeded_before_the_platform_kills_it(worker,
 
 
 def test_a_result_over_the_limit_is_reduced_not_dropped(platform, recordings):
-    output = platform.wait(platform.submit({"audio_url": recordings["minutes"], "segment_level": "both"}), 120)["output"]
-    assert output["reduced_to"] == "sentences" and " ".join(s["text"] for s in output["segments"]) == output["text"]
+    output = platform.wait(
+        platform.submit({"audio_url": recordings["minutes"], "segment_level": "both"}), 120
+    )["output"]
+    assert (
+        output["reduced_to"] == "sentences"
+        and " ".join(s["text"] for s in output["segments"]) == output["text"]
+    )
 
 
 def test_with_a_bucket_the_whole_result_is_put_there(platform, recordings):
-    config = {"accessId": "id", "accessSecret": "secret", "bucketName": "talks", "endpointUrl": platform.bucket_url}
+    config = {
+        "accessId": "id",
+        "accessSecret": "secret",
+        "bucketName": "talks",
+        "endpointUrl": platform.bucket_url,
+    }
     job_id = platform.submit({"audio_url": recordings["minutes"]}, s3Config=config)
     output = platform.wait(job_id, 120)["output"]
     whole = requests.get(output["result_url"], timeout=30).json()
     assert whole["text"] == output["text"] and output["reduced_to"] == "compact"
-    assert [s["start"] for s in whole["segments"]] == [s["start"] for s in output["segments"]] and "offset" in whole["segments"][0]
+    assert [s["start"] for s in whole["segments"]] == [
+        s["start"] for s in output["segments"]
+    ] and "offset" in whole["segments"][0]
     assert list(platform.store.objects) == [f"talks/{job_id}.json"]
 
 
@@ -331,7 +430,9 @@ def test_with_a_bucket_the_whole_result_is_put_there(platform, recordings):
 def test_logs_hold_no_text_no_context_and_no_query(worker, platform, short):
     job = {"audio_url": short["audio_url"] + "?token=abc", "initial_context": "hush hush"}
     text = platform.wait(platform.submit(job), 60)["output"]["text"]
-    assert text and not [part for part in (text, "token", "short.wav", "hush") if part in worker.log]
+    assert text and not [
+        part for part in (text, "token", "short.wav", "hush") if part in worker.log
+    ]
 
 
 # the end
@@ -348,15 +449,24 @@ def test_on_sigterm_running_jobs_are_answered_and_nothing_is_left(worker, platfo
     assert members(worker.process.pid) == [] and worker.files() == []
 
 
-def test_when_the_engine_is_killed_its_jobs_fail_at_once_and_the_worker_asks_to_be_replaced_and_ends(tmp_path, long, recordings):
+def test_when_the_engine_is_killed_its_jobs_fail_at_once_and_the_worker_asks_to_be_replaced_and_ends(
+    tmp_path, long, recordings
+):
     with started(tmp_path) as worker:
         platform = worker.platform
-        jobs = [platform.submit(long), platform.submit(long), platform.submit({"audio_url": recordings["minutes"]})]
+        jobs = [
+            platform.submit(long),
+            platform.submit(long),
+            platform.submit({"audio_url": recordings["minutes"]}),
+        ]
         until(lambda: all(platform.jobs[job_id].progress for job_id in jobs))
         worker.engine().kill()
         for job_id in jobs:
             body = platform.wait(job_id, 30)
-            assert body["status"] == "FAILED" and body["output"] == {"error_code": "engine_dead", "retryable": True}
+            assert body["status"] == "FAILED" and body["output"] == {
+                "error_code": "engine_dead",
+                "retryable": True,
+            }
             assert platform.jobs[job_id].stop_pod and platform.jobs[job_id].answers == 1
         assert worker.process.wait(60) == 0
         assert members(worker.process.pid) == []

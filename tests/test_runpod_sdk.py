@@ -10,12 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import runpod
+import runpod_sdk
 import soundfile
+from recording.chunk import SAMPLE_RATE
 from runpod.serverless import worker as sdk_worker
 from runpod.serverless.modules import rp_http, rp_job, rp_scale
-
-import runpod_sdk
-from audio import SAMPLE_RATE
 from scripted_worker import spoken
 from shutdown import Shutdown
 from standin import REPLY_LIMIT, Platform, until

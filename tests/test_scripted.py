@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 import pytest
-import soundfile
-
 import scripted
-from audio import SAMPLE_RATE
+import soundfile
+from recording.chunk import SAMPLE_RATE
 from scripted import SECTION_SECONDS, UNSPACED, Recording, Section
-from speech import plain
+from utterance import plain
 
 POSITIONS = ("first", "middle", "last")
 MINUTE = SECTION_SECONDS
@@ -40,12 +39,111 @@ def rated(language: str, words_per_minute: int) -> Scenario:
     return Scenario(lambda: section(language).talk(MINUTE, words_per_minute))
 
 
-LITANY = "holy mary mother of god pray for us saint michael pray for us saint gabriel pray for us saint raphael pray for us".split()
-HYMN = "holy holy holy lord god of power and might hosanna hosanna hosanna".split()
-NAMES = "my name is S C H W A R Z E N E G G E R that is S C H W A R Z E N E G G E R".split()
-NUMBERS = "the budget is 1,000,000,000 this year 1,000,000,000,000 next year and 10,000,000,000,000 after that".split()
+LITANY = [
+    "holy",
+    "mary",
+    "mother",
+    "of",
+    "god",
+    "pray",
+    "for",
+    "us",
+    "saint",
+    "michael",
+    "pray",
+    "for",
+    "us",
+    "saint",
+    "gabriel",
+    "pray",
+    "for",
+    "us",
+    "saint",
+    "raphael",
+    "pray",
+    "for",
+    "us",
+]
+HYMN = [
+    "holy",
+    "holy",
+    "holy",
+    "lord",
+    "god",
+    "of",
+    "power",
+    "and",
+    "might",
+    "hosanna",
+    "hosanna",
+    "hosanna",
+]
+NAMES = [
+    "my",
+    "name",
+    "is",
+    "S",
+    "C",
+    "H",
+    "W",
+    "A",
+    "R",
+    "Z",
+    "E",
+    "N",
+    "E",
+    "G",
+    "G",
+    "E",
+    "R",
+    "that",
+    "is",
+    "S",
+    "C",
+    "H",
+    "W",
+    "A",
+    "R",
+    "Z",
+    "E",
+    "N",
+    "E",
+    "G",
+    "G",
+    "E",
+    "R",
+]
+NUMBERS = [
+    "the",
+    "budget",
+    "is",
+    "1,000,000,000",
+    "this",
+    "year",
+    "1,000,000,000,000",
+    "next",
+    "year",
+    "and",
+    "10,000,000,000,000",
+    "after",
+    "that",
+]
 COUNTING = [str(n) for n in range(1, 101)]
-MIXED = "we say 你好 and then 谢谢 to the 老师 before the lesson begins".split()
+MIXED = [
+    "we",
+    "say",
+    "你好",
+    "and",
+    "then",
+    "谢谢",
+    "to",
+    "the",
+    "老师",
+    "before",
+    "the",
+    "lesson",
+    "begins",
+]
 
 HEALTHY = {
     **{f"{language} at {rate} words a minute": rated(language, rate) for language in ("Greek", "Hindi", "Thai", "Persian", "Japanese") for rate in (110, 220)},
@@ -65,7 +163,7 @@ HEALTHY = {
     "whispering": Scenario(lambda: section(voiced=0.3).talk(MINUTE, 110)),
     "quiet speech": Scenario(lambda: section(voiced=0.6).talk(MINUTE)),
     "two languages in a sentence": Scenario(lambda: section().talk(MINUTE, text=MIXED)),
-    "forty German phrases": Scenario(lambda: section("German").talk(MINUTE, 60, text="ja genau so ist es".split())),
+    "forty German phrases": Scenario(lambda: section("German").talk(MINUTE, 60, text=["ja", "genau", "so", "ist", "es"])),
 }  # fmt: skip
 DOUBTED = {
     "a jingle behind speech": Scenario(lambda: section().talk(36).play(MINUTE), extra=22),
@@ -97,7 +195,11 @@ SCENARIOS = HEALTHY | DOUBTED | LOOPING
 @pytest.fixture
 def run(worker, file_server, monkeypatch):
     """Run a job with the scenario's section in a position; gives (output, recording)."""
-    monkeypatch.setattr(worker, "settings", replace(worker.settings, chunk_target_seconds=60, chunk_limit_seconds=180))
+    monkeypatch.setattr(
+        worker,
+        "settings",
+        replace(worker.settings, chunk_target_seconds=60, chunk_limit_seconds=180),
+    )
 
     def run(scenario: Scenario, position: str) -> tuple[dict, Recording]:
         sections = [section().talk(MINUTE) for _ in POSITIONS]
@@ -112,14 +214,25 @@ def run(worker, file_server, monkeypatch):
 
 
 def units(text: str, language: str) -> list[str]:
-    return [plain(c) for c in text if c.isalnum()] if language in UNSPACED else [u for u in map(plain, text.split()) if u]
+    return (
+        [plain(c) for c in text if c.isalnum()]
+        if language in UNSPACED
+        else [u for u in map(plain, text.split()) if u]
+    )
 
 
-def missing_and_added(recording: Recording, output: dict, language: str) -> tuple[list[str], list[str]]:
+def missing_and_added(
+    recording: Recording, output: dict, language: str
+) -> tuple[list[str], list[str]]:
     """Words said but not delivered, and delivered but not said."""
-    said, heard = (units(text, language) for text in (" ".join(w.text for w in recording.words), output["text"]))
+    said, heard = (
+        units(text, language)
+        for text in (" ".join(w.text for w in recording.words), output["text"])
+    )
     blocks = SequenceMatcher(None, said, heard, autojunk=False).get_opcodes()
-    return [u for op, a, b, _, _ in blocks if op != "equal" for u in said[a:b]], [u for op, _, _, a, b in blocks if op != "equal" for u in heard[a:b]]
+    return [u for op, a, b, _, _ in blocks if op != "equal" for u in said[a:b]], [
+        u for op, _, _, a, b in blocks if op != "equal" for u in heard[a:b]
+    ]
 
 
 def extra_seconds(recording: Recording) -> float:
@@ -144,9 +257,15 @@ def test_every_word_that_was_said_is_delivered(run, name, position):
     special = recording.sections[POSITIONS.index(position)]
     missing, added = missing_and_added(recording, output, special.language)
     extra, retried = extra_seconds(recording), output.get("retries", [])
-    told = ", ".join(f"{r['start']:.0f}-{r['end']:.0f} s {'+'.join(r['reasons'])} {r['outcome']}" for r in retried)
-    print(f"\n| {name}, {position} | {len(recording.words)} | {len(missing)} | {' '.join(added)} | {len(recording.asked)} | {extra:.0f} | {told} |", end="")
-    assert missing == [], output['text']
+    told = ", ".join(
+        f"{r['start']:.0f}-{r['end']:.0f} s {'+'.join(r['reasons'])} {r['outcome']}"
+        for r in retried
+    )
+    print(
+        f"\n| {name}, {position} | {len(recording.words)} | {len(missing)} | {' '.join(added)} | {len(recording.asked)} | {extra:.0f} | {told} |",
+        end="",
+    )
+    assert missing == [], output["text"]
     assert added == units(scenario.added, special.language)
     if name in LOOPING:
         assert extra <= 2 * (special.end + scripted.GAP_SECONDS)

@@ -35,25 +35,25 @@ from pathlib import Path
 
 import av
 import brotli
+import contract.errors as errors
+import download as download_module
+import handler
+import media
 import numpy as np
 import psutil
 import pytest
+import recording.http_get as web
 import soundfile
 from backports import zstd
-
-import download as download_module
-import errors
-import handler
-import media
-import web
-from admission import Gate
-from asr import Vocabulary
-from audio import SAMPLE_RATE, decode
-from errors import AudioTooLong, DownloadError, WorkerError
+from contract.errors import AudioTooLong, DownloadError, WorkerError
+from contract.settings import load_settings
 from material import ENGLISH, silence
-from settings import load_settings
+from recording.chunk import SAMPLE_RATE
+from recording.http_get import MAX_REDIRECTS
+from recording.pcm_stream import decode
+from speech.admission import Gate
+from speech.models.recogniser import Vocabulary
 from test_download import fetched
-from web import MAX_REDIRECTS
 
 PUBLIC = "1.1.1.1"  # the address of public.test; nothing is ever sent there
 NAMES = {  # host: its addresses at each look-up; the last entry holds for all further ones
@@ -67,13 +67,21 @@ NAMES = {  # host: its addresses at each look-up; the last entry holds for all f
     "mapped.test": [["::ffff:169.254.169.254"]],
     "rebinding.test": [[PUBLIC], ["127.0.0.1"]],
 }
-SECRET_PATH = "/private/talk.mp3?sig=SECRET#token=SECRET"  # in every URL; must be in no message and in no log
+SECRET_PATH = (
+    "/private/talk.mp3?sig=SECRET#token=SECRET"  # in every URL; must be in no message and in no log
+)
 URL = "http://public.test:{port}" + SECRET_PATH
 CONTEXT = "names that only the client may know"
 SETTINGS = load_settings({"MODEL_NAME": "none", "ALIGNER_NAME": "none"})
-SETTINGS = replace(SETTINGS, max_audio_seconds=600, max_download_bytes=3_000_000, download_timeout_seconds=30)
+SETTINGS = replace(
+    SETTINGS, max_audio_seconds=600, max_download_bytes=3_000_000, download_timeout_seconds=30
+)
 QUICKLY = {"download_timeout_seconds": 1}
-RETRYABLE = {c.code: c.retryable for c in vars(errors).values() if isinstance(c, type) and issubclass(c, WorkerError)}
+RETRYABLE = {
+    c.code: c.retryable
+    for c in vars(errors).values()
+    if isinstance(c, type) and issubclass(c, WorkerError)
+}
 
 
 @dataclass(frozen=True)
@@ -84,12 +92,21 @@ class Place:
     trap: int  # port of the trap
     secret: Path
     over: threading.Event  # set when the row is over
-    turns: Iterator[int] = field(default_factory=itertools.count)  # numbers of the requests to the server
+    turns: Iterator[int] = field(
+        default_factory=itertools.count
+    )  # numbers of the requests to the server
 
     def fill(self, text: str) -> str:
         """Fill in the addresses and paths that a hostile text points at."""
-        known = {"port": self.port, "trap": self.trap, "address": f"http://127.0.0.1:{self.trap}/a.wav", "path": self.secret}
-        for name, value in (known | {"file": self.secret.as_uri(), "name": self.secret.name}).items():
+        known = {
+            "port": self.port,
+            "trap": self.trap,
+            "address": f"http://127.0.0.1:{self.trap}/a.wav",
+            "path": self.secret,
+        }
+        for name, value in (
+            known | {"file": self.secret.as_uri(), "name": self.secret.name}
+        ).items():
             text = text.replace(f"{{{name}}}", str(value))
         return text
 
@@ -116,14 +133,32 @@ class Case:
 SECOND = bytes(2 * SAMPLE_RATE)  # of silence
 
 
-def wav(rate: int = SAMPLE_RATE, channels: int = 1, bits: int = 16, data: bytes = SECOND, claimed: int | None = None) -> bytes:
+def wav(
+    rate: int = SAMPLE_RATE,
+    channels: int = 1,
+    bits: int = 16,
+    data: bytes = SECOND,
+    claimed: int | None = None,
+) -> bytes:
     """`claimed`: the size of the samples in its header, in bytes."""
     size, frame = len(data) if claimed is None else claimed, channels * bits // 8
-    head = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * frame & 0xFFFFFFFF, frame & 0xFFFF, bits)
-    return b"RIFF" + struct.pack("<I", min(size + 36, 0xFFFFFFFF)) + b"WAVEfmt " + head + b"data" + struct.pack("<I", size) + data
+    head = struct.pack(
+        "<IHHIIHH", 16, 1, channels, rate, rate * frame & 0xFFFFFFFF, frame & 0xFFFF, bits
+    )
+    return (
+        b"RIFF"
+        + struct.pack("<I", min(size + 36, 0xFFFFFFFF))
+        + b"WAVEfmt "
+        + head
+        + b"data"
+        + struct.pack("<I", size)
+        + data
+    )
 
 
-ENDLESS = wav(data=b"", claimed=0xFFFFFFFF)  # the start of a recording without an end: a decoder waits for the rest
+ENDLESS = wav(
+    data=b"", claimed=0xFFFFFFFF
+)  # the start of a recording without an end: a decoder waits for the rest
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
@@ -135,13 +170,26 @@ def full_box(kind: bytes, *parts: bytes, flags: int = 0) -> bytes:
     return box(kind, struct.pack(">I", flags), *parts)
 
 
-def mov(source: bytes = full_box(b"url ", flags=1), duration: int = SAMPLE_RATE, samples: int = SAMPLE_RATE) -> bytes:
+def mov(
+    source: bytes = full_box(b"url ", flags=1),
+    duration: int = SAMPLE_RATE,
+    samples: int = SAMPLE_RATE,
+) -> bytes:
     """A second of silence in QuickTime; `source` is the reference to its samples, with flag 1 for this file."""
-    start, shape = box(b"ftyp", b"qt  ", bytes(4), b"qt  "), struct.pack(">9I", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    movie = full_box(b"mvhd", struct.pack(">5I", 0, 0, 1000, duration, 1 << 16), bytes(12), shape, bytes(28))
-    track = full_box(b"tkhd", struct.pack(">5I", 0, 0, 1, 0, duration), bytes(16), shape, bytes(8), flags=7)
+    start, shape = (
+        box(b"ftyp", b"qt  ", bytes(4), b"qt  "),
+        struct.pack(">9I", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30),
+    )
+    movie = full_box(
+        b"mvhd", struct.pack(">5I", 0, 0, 1000, duration, 1 << 16), bytes(12), shape, bytes(28)
+    )
+    track = full_box(
+        b"tkhd", struct.pack(">5I", 0, 0, 1, 0, duration), bytes(16), shape, bytes(8), flags=7
+    )
     clock = full_box(b"mdhd", struct.pack(">5I", 0, 0, SAMPLE_RATE, duration, 0))
-    sound = box(b"sowt", bytes(6), b"\0\1", bytes(8), struct.pack(">HHHHI", 1, 16, 0, 0, SAMPLE_RATE << 16))
+    sound = box(
+        b"sowt", bytes(6), b"\0\1", bytes(8), struct.pack(">HHHHI", 1, 16, 0, 0, SAMPLE_RATE << 16)
+    )
     table = box(
         b"stbl",
         full_box(b"stsd", struct.pack(">I", 1), sound),
@@ -152,7 +200,11 @@ def mov(source: bytes = full_box(b"url ", flags=1), duration: int = SAMPLE_RATE,
     )
     sources = box(b"dinf", full_box(b"dref", struct.pack(">I", 1), source))
     of_sound = full_box(b"hdlr", b"mhlr", b"soun", bytes(13))
-    track = box(b"trak", track, box(b"mdia", clock, of_sound, box(b"minf", full_box(b"smhd", bytes(4)), sources, table)))
+    track = box(
+        b"trak",
+        track,
+        box(b"mdia", clock, of_sound, box(b"minf", full_box(b"smhd", bytes(4)), sources, table)),
+    )
     return start + box(b"mdat", bytes(2 * SAMPLE_RATE)) + box(b"moov", movie, track)
 
 
@@ -163,13 +215,35 @@ def samples_elsewhere(url: str) -> bytes:
 def alias(path: str) -> bytes:
     """QuickTime's reference to samples in another file."""
     name, there = Path(path).name.encode(), path.encode()
-    record = bytes(10) + b"\3vol".ljust(28, b"\0") + bytes(12) + bytes([len(name)]) + name.ljust(63, b"\0")
+    record = (
+        bytes(10)
+        + b"\3vol".ljust(28, b"\0")
+        + bytes(12)
+        + bytes([len(name)])
+        + name.ljust(63, b"\0")
+    )
     record += bytes(16) + struct.pack(">2H", 1, 1) + bytes(16)
-    return full_box(b"alis", record + struct.pack(">2H", 2, len(there)) + there + bytes(len(there) % 2) + struct.pack(">2H", 0xFFFF, 0))
+    return full_box(
+        b"alis",
+        record
+        + struct.pack(">2H", 2, len(there))
+        + there
+        + bytes(len(there) % 2)
+        + struct.pack(">2H", 0xFFFF, 0),
+    )
 
 
 def reference_movie(address: str) -> bytes:
-    return box(b"moov", box(b"rmra", box(b"rmda", full_box(b"rdrf", b"url ", struct.pack(">I", len(address)), address.encode()))))
+    return box(
+        b"moov",
+        box(
+            b"rmra",
+            box(
+                b"rmda",
+                full_box(b"rdrf", b"url ", struct.pack(">I", len(address)), address.encode()),
+            ),
+        ),
+    )
 
 
 def riff(kind: bytes, *parts: bytes) -> bytes:
@@ -181,37 +255,83 @@ def avi_with_subtitles(text: str) -> bytes:
     """A second of silence, and a track of subtitles, which FFmpeg opens as a file of its own."""
 
     def header(kind: bytes, scale: int, rate: int, length: int) -> bytes:
-        return riff(b"strh", kind + struct.pack("<IHHIIIIIIII", 0, 0, 0, 0, scale, rate, 0, length, 0, 0, scale) + bytes(8))
+        return riff(
+            b"strh",
+            kind
+            + struct.pack("<IHHIIIIIIII", 0, 0, 0, 0, scale, rate, 0, length, 0, 0, scale)
+            + bytes(8),
+        )
 
     sound = riff(b"strf", struct.pack("<HHIIHHH", 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16, 0))
     tracks = riff(b"LIST", b"strl", header(b"auds\1\0\0\0", 2, 2 * SAMPLE_RATE, SAMPLE_RATE), sound)
     tracks += riff(b"LIST", b"strl", header(b"txtsDXSA", 1, 1, 1), riff(b"strf"))
     start = riff(b"avih", struct.pack("<14I", 40_000, 0, 0, 0, 1, 0, 2, *[0] * 7))
-    subtitles = b"GAB2\0" + struct.pack("<HI", 2, 2) + b"x\0" + struct.pack("<HI", 4, len(text)) + text.encode()
+    subtitles = (
+        b"GAB2\0"
+        + struct.pack("<HI", 2, 2)
+        + b"x\0"
+        + struct.pack("<HI", 4, len(text))
+        + text.encode()
+    )
     blocks = riff(b"LIST", b"movi", riff(b"01tx", subtitles), riff(b"00wb", bytes(2 * SAMPLE_RATE)))
     return riff(b"RIFF", b"AVI ", riff(b"LIST", b"hdrl", start, tracks), blocks)
 
 
 def ebml(kind: int, *parts: bytes | int | float) -> bytes:
     """An element, of which Matroska files consist."""
-    body = b"".join(struct.pack(">Q", p) if isinstance(p, int) else struct.pack(">d", p) if isinstance(p, float) else p for p in parts)
-    return kind.to_bytes((kind.bit_length() + 7) // 8, "big") + (1 << 56 | len(body)).to_bytes(8, "big") + body
+    body = b"".join(
+        struct.pack(">Q", p)
+        if isinstance(p, int)
+        else struct.pack(">d", p)
+        if isinstance(p, float)
+        else p
+        for p in parts
+    )
+    return (
+        kind.to_bytes((kind.bit_length() + 7) // 8, "big")
+        + (1 << 56 | len(body)).to_bytes(8, "big")
+        + body
+    )
 
 
 def matroska(
-    *info: bytes, rate: float = 8000.0, times: Iterable[int] = range(0, 1000, 20), block: bytes = bytes(320), packing: bytes = b""
+    *info: bytes,
+    rate: float = 8000.0,
+    times: Iterable[int] = range(0, 1000, 20),
+    block: bytes = bytes(320),
+    packing: bytes = b"",
 ) -> bytes:
     """A block of samples at each of `times`, in milliseconds; `info`: more about the file; `packing`: of the blocks."""
     sound = ebml(0xE1, ebml(0xB5, rate), ebml(0x9F, 1), ebml(0x6264, 16))
-    track = ebml(0xAE, ebml(0xD7, 1), ebml(0x73C5, 1), ebml(0x83, 2), ebml(0x86, b"A_PCM/INT/LIT"), sound, packing)
-    clusters = [ebml(0x1F43B675, ebml(0xE7, time), ebml(0xA3, b"\x81\0\0\x80" + block)) for time in times]
+    track = ebml(
+        0xAE,
+        ebml(0xD7, 1),
+        ebml(0x73C5, 1),
+        ebml(0x83, 2),
+        ebml(0x86, b"A_PCM/INT/LIT"),
+        sound,
+        packing,
+    )
+    clusters = [
+        ebml(0x1F43B675, ebml(0xE7, time), ebml(0xA3, b"\x81\0\0\x80" + block)) for time in times
+    ]
     start = ebml(0x1A45DFA3, ebml(0x4282, b"matroska"))
-    return start + ebml(0x18538067, ebml(0x1549A966, ebml(0x2AD7B1, 1_000_000), *info), ebml(0x1654AE6B, track), *clusters)
+    return start + ebml(
+        0x18538067,
+        ebml(0x1549A966, ebml(0x2AD7B1, 1_000_000), *info),
+        ebml(0x1654AE6B, track),
+        *clusters,
+    )
 
 
 def linked(path: str) -> bytes:
     """A file that names another file before it and one after it."""
-    return matroska(ebml(0x73A4, b"1" * 16), ebml(0x3EB923, b"2" * 16), ebml(0x3E83BB, path.encode()), ebml(0x3C83AB, path.encode()))
+    return matroska(
+        ebml(0x73A4, b"1" * 16),
+        ebml(0x3EB923, b"2" * 16),
+        ebml(0x3E83BB, path.encode()),
+        ebml(0x3C83AB, path.encode()),
+    )
 
 
 def encoded(suffix: str, seconds: float, **options) -> bytes:
@@ -233,12 +353,20 @@ def hours_of_opus() -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="ogg") as container:
         track = container.add_stream("libopus", rate=48_000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 960), np.int16), format="s16", layout="mono"
+        )
         frame.sample_rate, frame.pts = 48_000, 0
         packet = bytes([*track.encode(frame), *track.encode(None)][0])
         for i in range(50 * 660):
             again = av.Packet(packet)
-            again.stream, again.pts, again.dts, again.duration, again.time_base = track, 960 * i, 960 * i, 960, Fraction(1, 48_000)
+            again.stream, again.pts, again.dts, again.duration, again.time_base = (
+                track,
+                960 * i,
+                960 * i,
+                960,
+                Fraction(1, 48_000),
+            )
             container.mux(again)
     return file.getvalue()
 
@@ -253,9 +381,15 @@ def claiming(suffix: str, mark: bytes, offset: int, claim: bytes) -> bytes:
 
 def picture() -> bytes:
     def part(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
-    parts = part(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)), part(b"IDAT", zlib.compress(b"\0\0")), part(b"IEND", b"")
+    parts = (
+        part(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
+        part(b"IDAT", zlib.compress(b"\0\0")),
+        part(b"IEND", b""),
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -288,14 +422,76 @@ def at(url: str, code: str = "address_refused", name: str | None = None, **more)
 
 
 HOSTS = [
-    *("127.0.0.1", "127.1", "127.255.255.254", "0.0.0.0", "0", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "017700000001"),
-    *("10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "169.254.169.254", "0xa9fea9fe", "169.254.170.2"),
-    *("100.100.100.200", "192.0.0.192", "168.63.129.16", "192.0.2.1", "198.51.100.1", "203.0.113.1", "198.18.0.1", "192.88.99.1"),
+    *(
+        "127.0.0.1",
+        "127.1",
+        "127.255.255.254",
+        "0.0.0.0",
+        "0",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "0177.0.0.1",
+        "017700000001",
+    ),
+    *(
+        "10.0.0.1",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.1.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "0xa9fea9fe",
+        "169.254.170.2",
+    ),
+    *(
+        "100.100.100.200",
+        "192.0.0.192",
+        "168.63.129.16",
+        "192.0.2.1",
+        "198.51.100.1",
+        "203.0.113.1",
+        "198.18.0.1",
+        "192.88.99.1",
+    ),
     *("224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255"),
-    *("[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::127.0.0.1]", "[fe80::1]", "[fd00::1]", "[fd00:ec2::254]", "[fec0::1]", "[ff02::1]"),
-    *("[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::ffff:10.0.0.1]", "[::ffff:192.0.0.192]", "[::ffff:1.1.1.1]", "[::ffff:0:127.0.0.1]"),
-    *("[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "[2001:0:7f00:1::]", "[2001:db8::1]", "[100::1]"),
-    *("localhost", "localhost.", "LOCALHOST", "metadata.google.internal", "inside.test", "mixed.test", "mixed-6.test", "mapped.test"),
+    *(
+        "[::1]",
+        "[::]",
+        "[0:0:0:0:0:0:0:1]",
+        "[::127.0.0.1]",
+        "[fe80::1]",
+        "[fd00::1]",
+        "[fd00:ec2::254]",
+        "[fec0::1]",
+        "[ff02::1]",
+    ),
+    *(
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::ffff:10.0.0.1]",
+        "[::ffff:192.0.0.192]",
+        "[::ffff:1.1.1.1]",
+        "[::ffff:0:127.0.0.1]",
+    ),
+    *(
+        "[64:ff9b::7f00:1]",
+        "[64:ff9b:1::7f00:1]",
+        "[2002:7f00:1::]",
+        "[2001:0:7f00:1::]",
+        "[2001:db8::1]",
+        "[100::1]",
+    ),
+    *(
+        "localhost",
+        "localhost.",
+        "LOCALHOST",
+        "metadata.google.internal",
+        "inside.test",
+        "mixed.test",
+        "mixed-6.test",
+        "mapped.test",
+    ),
     *("①②⑦.0.0.1", "１２７.0.0.1", "127。0。0。1"),
 ]
 ODD_HOSTS = [
@@ -316,21 +512,83 @@ ODD_HOSTS = [
     at("http://nowhere.test", "host_not_found"),
 ]
 NO_URLS = [
-    *("file:///etc/passwd", "file://localhost/etc/passwd", "FILE:///etc/passwd", "ftp://public.test/a.mp3", "sftp://public.test/a"),
-    *("gopher://127.0.0.1:{trap}/_GET%20/", "dict://127.0.0.1:{trap}/info", "ldap://127.0.0.1:{trap}/", "smb://public.test/a.mp3"),
-    *("data:audio/wav;base64,UklGRg==", "javascript:alert(1)", "blob:http://public.test/a", "jar:http://public.test/a!/b", "about:blank"),
-    *("unix:/run/docker.sock", "http+unix://%2Frun%2Fdocker.sock/info", "concat:/etc/passwd|/etc/hosts", "subfile,,start,0,end,9,,:/etc"),
-    *("pipe:0", "lavfi:sine", "/etc/passwd", "../../etc/passwd", "C:\\a.mp3", "\\\\public.test\\a", "//public.test/a.mp3", "public.test/a"),
-    *("http:", "http://", "http:///a.mp3", "http:/public.test/a.mp3", "http:/\\/public.test/a.mp3", "http:\\\\public.test\\a.mp3"),
-    *("http:public.test/a.mp3", "http://:80/a.mp3", "http://user:SECRET@/a.mp3", "http://user:SECRET@public.test:0/a.mp3"),
-    *("http://public.test:0/", "http://public.test:99999/", "http://public.test:-1/", "http://public.test:8a/", "http://::1:80/"),
-    *("http://public.test\r\nX-Injected: 1/", "http://[::1/", "http://[x]/", "http://exa\u2100mple.test/", "http://public.test/\ud800"),
+    *(
+        "file:///etc/passwd",
+        "file://localhost/etc/passwd",
+        "FILE:///etc/passwd",
+        "ftp://public.test/a.mp3",
+        "sftp://public.test/a",
+    ),
+    *(
+        "gopher://127.0.0.1:{trap}/_GET%20/",
+        "dict://127.0.0.1:{trap}/info",
+        "ldap://127.0.0.1:{trap}/",
+        "smb://public.test/a.mp3",
+    ),
+    *(
+        "data:audio/wav;base64,UklGRg==",
+        "javascript:alert(1)",
+        "blob:http://public.test/a",
+        "jar:http://public.test/a!/b",
+        "about:blank",
+    ),
+    *(
+        "unix:/run/docker.sock",
+        "http+unix://%2Frun%2Fdocker.sock/info",
+        "concat:/etc/passwd|/etc/hosts",
+        "subfile,,start,0,end,9,,:/etc",
+    ),
+    *(
+        "pipe:0",
+        "lavfi:sine",
+        "/etc/passwd",
+        "../../etc/passwd",
+        "C:\\a.mp3",
+        "\\\\public.test\\a",
+        "//public.test/a.mp3",
+        "public.test/a",
+    ),
+    *(
+        "http:",
+        "http://",
+        "http:///a.mp3",
+        "http:/public.test/a.mp3",
+        "http:/\\/public.test/a.mp3",
+        "http:\\\\public.test\\a.mp3",
+    ),
+    *(
+        "http:public.test/a.mp3",
+        "http://:80/a.mp3",
+        "http://user:SECRET@/a.mp3",
+        "http://user:SECRET@public.test:0/a.mp3",
+    ),
+    *(
+        "http://public.test:0/",
+        "http://public.test:99999/",
+        "http://public.test:-1/",
+        "http://public.test:8a/",
+        "http://::1:80/",
+    ),
+    *(
+        "http://public.test\r\nX-Injected: 1/",
+        "http://[::1/",
+        "http://[x]/",
+        "http://exa\u2100mple.test/",
+        "http://public.test/\ud800",
+    ),
 ]
 URLS = [
     *(at(f"http://{host}:{{trap}}", name=f"host {host}") for host in HOSTS),
     *ODD_HOSTS,
-    *(Case(ascii(url)[1:60], "input_invalid", url=url + "?sig=SECRET#token=SECRET") for url in NO_URLS),
-    Case("URL of 9000 characters", "input_invalid", url="http://public.test/" + "a" * 9000 + SECRET_PATH),
+    *(
+        Case(ascii(url)[1:60], "input_invalid", url=url + "?sig=SECRET#token=SECRET")
+        for url in NO_URLS
+    ),
+    Case(
+        "URL of 9000 characters",
+        "input_invalid",
+        url="http://public.test/" + "a" * 9000 + SECRET_PATH,
+    ),
 ]
 
 
@@ -339,14 +597,23 @@ URLS = [
 
 def reply(body: bytes = b"", status: int = 200, length: int | None = None, **headers: str) -> bytes:
     """`length` is what the header says: None the truth, -1 nothing."""
-    lines = [f"HTTP/1.1 {status} -", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
+    lines = [
+        f"HTTP/1.1 {status} -",
+        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+    ]
     lines += [f"Content-Length: {len(body) if length is None else length}"] if length != -1 else []
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def chunked(body: bytes, size: str | None = None) -> bytes:
     """The beginning of a chunked answer: one chunk, said to be of `size`."""
-    return b"HTTP/1.1 200 -\r\nTransfer-Encoding: chunked\r\n\r\n" + (size or f"{len(body):x}").encode() + b"\r\n" + body + b"\r\n"
+    return (
+        b"HTTP/1.1 200 -\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + (size or f"{len(body):x}").encode()
+        + b"\r\n"
+        + body
+        + b"\r\n"
+    )
 
 
 def drip(start: bytes, drop: bytes = b"1") -> Answer:
@@ -373,7 +640,9 @@ def flood(start: bytes, block: bytes) -> Answer:
 
 def cut_short(then: bytes) -> Answer:
     """Sends a part of a recording, and `then` at the second request."""
-    return lambda place: [reply(then) if next(place.turns) else reply(wav()[:20_000], length=len(wav()))]
+    return lambda place: [
+        reply(then) if next(place.turns) else reply(wav()[:20_000], length=len(wav()))
+    ]
 
 
 def never(place: Place) -> Iterable[bytes]:
@@ -392,7 +661,12 @@ def sends(name: str, code: str | None, answer: bytes | Answer, **more) -> Case:
 
 
 def redirects(name: str, location: str, code: str = "address_refused", url: str = URL) -> Case:
-    return Case(f"redirect to {name}", code, url=url, answer=lambda place: [reply(status=302, Location=place.fill(location))])
+    return Case(
+        f"redirect to {name}",
+        code,
+        url=url,
+        answer=lambda place: [reply(status=302, Location=place.fill(location))],
+    )
 
 
 def slow_redirects(place: Place) -> Iterable[bytes]:
@@ -400,7 +674,12 @@ def slow_redirects(place: Place) -> Iterable[bytes]:
     return [reply(status=302, Location=SECRET_PATH)]
 
 
-COMPRESS = {"gzip": gzip.compress, "deflate": zlib.compress, "br": lambda body: brotli.compress(body, quality=5), "zstd": zstd.compress}
+COMPRESS = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "br": lambda body: brotli.compress(body, quality=5),
+    "zstd": zstd.compress,
+}
 
 
 @functools.cache
@@ -415,7 +694,9 @@ def packed(size: int, *encodings: str) -> bytes:
 REBINDING = "http://rebinding.test:{port}" + SECRET_PATH
 BOMBS = {  # an unsupported compression is refused without decompressing
     **dict.fromkeys([("gzip",), ("deflate",)], "download_too_large"),
-    **dict.fromkeys([("gzip", "gzip"), ("br",), ("zstd",), ("zstd", "br", "gzip")], "source_refused"),
+    **dict.fromkeys(
+        [("gzip", "gzip"), ("br",), ("zstd",), ("zstd", "br", "gzip")], "source_refused"
+    ),
 }
 SERVERS = [
     Case("DNS that changes its answer, injected: the first one holds", None, 1, url=REBINDING, answer=recording),
@@ -501,7 +782,9 @@ SERVERS = [
 
 
 def file(name: str, code: str | None, content: bytes | Callable[[], bytes], **more) -> Case:
-    return Case(name, code, answer=lambda _: [reply(content() if callable(content) else content)], **more)
+    return Case(
+        name, code, answer=lambda _: [reply(content() if callable(content) else content)], **more
+    )
 
 
 def playlist(name: str, text: str, code: str = "audio_undecodable") -> Case:
@@ -540,12 +823,21 @@ PLAYLISTS = [
 ]  # fmt: skip
 
 
-def refers(name: str, make: Callable[[str], bytes], target: str, code: str | None, seconds: float | None = None) -> Case:
+def refers(
+    name: str,
+    make: Callable[[str], bytes],
+    target: str,
+    code: str | None,
+    seconds: float | None = None,
+) -> Case:
     """A binary file with a reference to `target`."""
     return Case(name, code, seconds, answer=lambda place: [reply(make(place.fill(target)))])
 
 
-ZLIB_BLOCKS = ebml(0x6D80, ebml(0x6240, ebml(0x5031, 0), ebml(0x5032, 1), ebml(0x5033, 0), ebml(0x5034, ebml(0x4254, 0))))
+ZLIB_BLOCKS = ebml(
+    0x6D80,
+    ebml(0x6240, ebml(0x5031, 0), ebml(0x5032, 1), ebml(0x5033, 0), ebml(0x5034, ebml(0x4254, 0))),
+)
 LONG = [  # longer than allowed, in less than a megabyte each
     file("11 minutes of silence in FLAC", "audio_too_long", lambda: encoded(".flac", 660)),
     file("11 minutes of silence in Opus", "audio_too_long", hours_of_opus),
@@ -555,20 +847,59 @@ LONG = [  # longer than allowed, in less than a megabyte each
         times=range(0, 2_000_000, 500_000), block=zlib.compress(bytes(8_000_000), 9), packing=ZLIB_BLOCKS)),
 ]  # fmt: skip
 REFERENCES = [
-    refers("QuickTime with its samples at an address: those in it count", samples_elsewhere, "{address}\0", None, 1),
-    refers("QuickTime with its samples at a file URL: those in it count", samples_elsewhere, "{file}\0", None, 1),
-    refers("QuickTime with its samples in another file", lambda t: mov(alias(t)), "{path}", "audio_empty"),
+    refers(
+        "QuickTime with its samples at an address: those in it count",
+        samples_elsewhere,
+        "{address}\0",
+        None,
+        1,
+    ),
+    refers(
+        "QuickTime with its samples at a file URL: those in it count",
+        samples_elsewhere,
+        "{file}\0",
+        None,
+        1,
+    ),
+    refers(
+        "QuickTime with its samples in another file",
+        lambda t: mov(alias(t)),
+        "{path}",
+        "audio_empty",
+    ),
     refers("QuickTime that is but a reference", reference_movie, "{address}", "audio_undecodable"),
     refers("Matroska that goes on in another file: not followed", linked, "{path}", None, 1),
-    refers("AVI with HLS of a path as subtitles: not read", avi_with_subtitles, HLS.replace("target", "path"), None, 1),
-    refers("AVI with HLS of an address as subtitles: not read", avi_with_subtitles, HLS.replace("target", "address"), None, 1),
+    refers(
+        "AVI with HLS of a path as subtitles: not read",
+        avi_with_subtitles,
+        HLS.replace("target", "path"),
+        None,
+        1,
+    ),
+    refers(
+        "AVI with HLS of an address as subtitles: not read",
+        avi_with_subtitles,
+        HLS.replace("target", "address"),
+        None,
+        1,
+    ),
     refers("MP3 whose cover is at an address: not fetched", linked_cover, "{address}", None, 1),
 ]
 CLAIMS = [
     file("WAV that claims 4 GB", None, wav(claimed=0xFFFFFFFF), seconds=1),
     file("WAV that claims nothing", None, wav(claimed=0), seconds=1),
-    file("MP3 that claims 31 hours", None, lambda: claiming(".mp3", b"Info", 8, struct.pack(">I", 3_000_000)), seconds=1),
-    file("FLAC that claims 50 days", None, lambda: claiming(".flac", b"fLaC", 22, b"\xff" * 4), seconds=1),
+    file(
+        "MP3 that claims 31 hours",
+        None,
+        lambda: claiming(".mp3", b"Info", 8, struct.pack(">I", 3_000_000)),
+        seconds=1,
+    ),
+    file(
+        "FLAC that claims 50 days",
+        None,
+        lambda: claiming(".flac", b"fLaC", 22, b"\xff" * 4),
+        seconds=1,
+    ),
     file("QuickTime that claims 49 days", None, mov(duration=0xFFFFFFF0), seconds=1),
     file("QuickTime that claims 2^32 samples", None, mov(samples=0xFFFFFFFF), seconds=0),
     file("Matroska that claims 30 years", None, matroska(ebml(0x4489, 1e12)), seconds=1),
@@ -576,7 +907,12 @@ CLAIMS = [
     file("rate of 768 kHz", None, wav(rate=768_000), seconds=16 / 768),
     file("rate of 2^31 - 1 Hz", "audio_undecodable", wav(rate=2**31 - 1)),
     file("rate of 2^32 - 1 Hz", "audio_undecodable", wav(rate=2**32 - 1)),
-    file("rate that is no number: the usual one is taken", None, matroska(rate=float("nan")), seconds=1),
+    file(
+        "rate that is no number: the usual one is taken",
+        None,
+        matroska(rate=float("nan")),
+        seconds=1,
+    ),
     file("rate without end: the usual one is taken", None, matroska(rate=float("inf")), seconds=1),
     file("negative rate: the usual one is taken", None, matroska(rate=-8000.0), seconds=1),
     file("no channels", "audio_undecodable", wav(channels=0)),
@@ -584,7 +920,16 @@ CLAIMS = [
     file("65535 channels", "audio_undecodable", wav(channels=65_535)),
     file("samples of 0 bits", "audio_undecodable", wav(bits=0)),
 ]
-MAGIC = (b"fLaC", b"OggS", b"RIFF\xff\xff\xff\xffWAVE", b"\0\0\0\x20ftypM4A ", b"\x1a\x45\xdf\xa3", b"caff", b"FORM\0\0\0 AIFF", b"FLV\1")
+MAGIC = (
+    b"fLaC",
+    b"OggS",
+    b"RIFF\xff\xff\xff\xffWAVE",
+    b"\0\0\0\x20ftypM4A ",
+    b"\x1a\x45\xdf\xa3",
+    b"caff",
+    b"FORM\0\0\0 AIFF",
+    b"FLV\1",
+)
 NO_AUDIO = [
     file("nothing", "audio_empty", b""),
     file("header without a sample", "audio_empty", wav(data=b"")),
@@ -653,14 +998,19 @@ class Internet:
         self._port = port
         self._look_up, self._connect = socket.getaddrinfo, socket.socket.connect
         monkeypatch.setattr(socket, "getaddrinfo", self.getaddrinfo)
-        monkeypatch.setattr(socket.socket, "connect", lambda sock, address: self.connect(sock, address))
+        monkeypatch.setattr(
+            socket.socket, "connect", lambda sock, address: self.connect(sock, address)
+        )
 
     def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0) -> list:
         name = str(host).lower()
         if name not in NAMES:  # numbers, in whatever way they are written
             return self._look_up(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
         self._last[name] = next(self._lookups[name], None) or self._last[name]
-        found = [self._look_up(address, port, family, type, proto, flags | socket.AI_NUMERICHOST) for address in self._last[name]]
+        found = [
+            self._look_up(address, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+            for address in self._last[name]
+        ]
         return [info for infos in found for info in infos]
 
     def connect(self, sock: socket.socket, address: tuple) -> None:
@@ -676,7 +1026,9 @@ class Watch:
     def __init__(self, path: Path):
         libc = ctypes.CDLL(None, use_errno=True)
         self._fd = libc.inotify_init1(os.O_NONBLOCK)
-        assert self._fd >= 0 and libc.inotify_add_watch(self._fd, os.fsencode(path), 0x20) >= 0  # IN_OPEN
+        assert (
+            self._fd >= 0 and libc.inotify_add_watch(self._fd, os.fsencode(path), 0x20) >= 0
+        )  # IN_OPEN
 
     def opened(self) -> bool:
         try:
@@ -736,7 +1088,7 @@ def as_on_runpod(monkeypatch):
 def place_of(case: Case, secret: Path, monkeypatch):
     """(place, server, trap, internet) while the row runs."""
     over = threading.Event()
-    with closing(Server(lambda: [])) as trap, closing(Server(lambda: case.answer(place))) as server:
+    with closing(Server(list)) as trap, closing(Server(lambda: case.answer(place))) as server:
         place = Place(server.port, trap.port, secret, over)
         internet = Internet(monkeypatch, lambda: server.port)
         try:
@@ -755,7 +1107,9 @@ def test_the_table_has_200_rows_with_different_names():
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case.name)[1:-1])
-def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(case, secret, monkeypatch, tmp_path, capfd, caplog):
+def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(
+    case, secret, monkeypatch, tmp_path, capfd, caplog
+):
     caplog.set_level(logging.DEBUG)  # of libraries too
     monkeypatch.chdir(secret.parent)  # where a name without a path leads
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -764,17 +1118,34 @@ def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(case, secret, monk
     for name in ("asr", "aligner"):
         monkeypatch.setattr(handler, name, NoModels(), raising=False)
     merge, durations = handler.merge, []
-    monkeypatch.setattr(handler, "merge", lambda results, end, *rest: durations.append(end) or merge(results, end, *rest))
+    monkeypatch.setattr(
+        handler,
+        "merge",
+        lambda results, end, *rest: durations.append(end) or merge(results, end, *rest),
+    )
 
     before = processes()
-    with closing(Watch(secret)) as watch, place_of(case, secret, monkeypatch) as (place, server, trap, internet):
+    with (
+        closing(Watch(secret)) as watch,
+        place_of(case, secret, monkeypatch) as (place, server, trap, internet),
+    ):
         for name, value in case.environ.items():
             monkeypatch.setenv(name, place.fill(value))
         url = place.fill(case.url)
-        result = asyncio.run(handler.handler({"id": "job-7", "input": {"audio_url": url, "initial_context": CONTEXT}}))
+        result = asyncio.run(
+            handler.handler(
+                {"id": "job-7", "input": {"audio_url": url, "initial_context": CONTEXT}}
+            )
+        )
         assert wait_until(lambda: not downloads()), "the download goes on"
-        assert internet.dialled <= {PUBLIC} and trap.connections == 0 and not watch.opened(), "something else was opened"
-        assert not any(line.lower().startswith(b"x-injected") for head in server.heads for line in head.splitlines())
+        assert internet.dialled <= {PUBLIC} and trap.connections == 0 and not watch.opened(), (
+            "something else was opened"
+        )
+        assert not any(
+            line.lower().startswith(b"x-injected")
+            for head in server.heads
+            for line in head.splitlines()
+        )
         assert server.connections <= max(MAX_REDIRECTS + 1, download_module.ATTEMPTS)
     assert processes() <= before and list(tmp_path.iterdir()) == []
 
@@ -783,8 +1154,15 @@ def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(case, secret, monk
         assert durations == [pytest.approx(case.seconds, abs=0.05)]
     else:
         assert result.get("error_code") == case.code, result
-        assert set(result) == {"error", "error_code", "retryable"} and result["retryable"] is RETRYABLE[case.code]
-        assert len(result["error"]) < 400 and "\n" not in result["error"] and "Traceback" not in result["error"]
+        assert (
+            set(result) == {"error", "error_code", "retryable"}
+            and result["retryable"] is RETRYABLE[case.code]
+        )
+        assert (
+            len(result["error"]) < 400
+            and "\n" not in result["error"]
+            and "Traceback" not in result["error"]
+        )
         assert "private" not in result["error"] and str(tmp_path) not in result["error"]
         assert "exit status -" not in result["error"], "the decoder crashed"
     log = capfd.readouterr()
@@ -798,7 +1176,10 @@ def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(case, secret, monk
 
 
 def test_watch_and_trap_notice_an_access(secret, monkeypatch):
-    with closing(Watch(secret)) as watch, place_of(Case("", None), secret, monkeypatch) as (_, _, trap, internet):
+    with (
+        closing(Watch(secret)) as watch,
+        place_of(Case("", None), secret, monkeypatch) as (_, _, trap, internet),
+    ):
         assert not watch.opened() and trap.connections == 0
         secret.read_bytes()
         assert watch.opened() and not watch.opened()
@@ -814,7 +1195,9 @@ def test_watch_and_trap_notice_an_access(secret, monkeypatch):
 
 
 @pytest.mark.parametrize(("encodings", "code"), BOMBS.items(), ids=map(", ".join, BOMBS))
-def test_a_compressed_bomb_is_given_up_before_it_fills_the_memory(encodings, code, monkeypatch, tmp_path, secret):
+def test_a_compressed_bomb_is_given_up_before_it_fills_the_memory(
+    encodings, code, monkeypatch, tmp_path, secret
+):
     bomb = packed(5 * 10**7, *encodings)
     with place_of(sends("", None, bomb), secret, monkeypatch) as (place, *_):
         tracemalloc.start()
@@ -835,7 +1218,9 @@ def test_a_long_recording_in_a_small_file_does_not_fill_the_memory(case, tmp_pat
     assert path.stat().st_size < 10**6
 
     async def listen():
-        async with decode(path, inf) as pcm:  # else those that declare their length would not be decoded at all
+        async with decode(
+            path, inf
+        ) as pcm:  # else those that declare their length would not be decoded at all
             pcm._max_seconds = SETTINGS.max_audio_seconds
             async for _ in pcm:
                 peaks.append(_peak_kilobytes(pcm._child.pid))

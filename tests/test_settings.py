@@ -5,9 +5,8 @@ import re
 from dataclasses import fields
 
 import pytest
-
-from errors import SettingsError
-from settings import ALIGNER_LIMIT_SECONDS, Settings, load_settings
+from contract.errors import SettingsError
+from contract.settings import ALIGNER_LIMIT_SECONDS, Settings, load_settings
 
 OTHER = {  # of every setting a valid value that is not its default, as text and as read
     "MODEL_NAME": ("tests/models/asr", "tests/models/asr"),
@@ -34,7 +33,11 @@ OTHER = {  # of every setting a valid value that is not its default, as text and
     "BUCKET_NAME": ("talks", "talks"),
     "WORKER_VERSION": ("1.2", "1.2"),
 }
-BUCKET = {"BUCKET_ENDPOINT_URL": "https://s3.example.com", "BUCKET_ACCESS_KEY_ID": "id", "BUCKET_SECRET_ACCESS_KEY": "hush"}
+BUCKET = {
+    "BUCKET_ENDPOINT_URL": "https://s3.example.com",
+    "BUCKET_ACCESS_KEY_ID": "id",
+    "BUCKET_SECRET_ACCESS_KEY": "hush",
+}
 NUMBERS = [f.name.upper() for f in fields(Settings) if f.type in (int, float)]
 
 
@@ -46,8 +49,14 @@ def refusal(**environ: str) -> str:
 
 def test_no_setting_is_required():
     settings = load_settings({})
-    assert (settings.model_name, settings.aligner_name) == ("Qwen/Qwen3-ASR-0.6B", "Qwen/Qwen3-ForcedAligner-0.6B")
-    assert (settings.chunk_target_seconds, settings.chunk_limit_seconds) == (60, ALIGNER_LIMIT_SECONDS)
+    assert (settings.model_name, settings.aligner_name) == (
+        "Qwen/Qwen3-ASR-0.6B",
+        "Qwen/Qwen3-ForcedAligner-0.6B",
+    )
+    assert (settings.chunk_target_seconds, settings.chunk_limit_seconds) == (
+        60,
+        ALIGNER_LIMIT_SECONDS,
+    )
     assert settings.device == "auto"
 
 
@@ -60,7 +69,9 @@ def test_a_bucket_is_all_of_three_settings_or_none():
     assert [getattr(settings, name.lower()) for name in BUCKET] == list(BUCKET.values())
     for name in BUCKET:
         rest = {other: value for other, value in BUCKET.items() if other != name}
-        assert refusal(**rest).startswith(f"{name} is not set; a bucket needs all of BUCKET_ENDPOINT_URL, ")
+        assert refusal(**rest).startswith(
+            f"{name} is not set; a bucket needs all of BUCKET_ENDPOINT_URL, "
+        )
 
 
 def test_the_buckets_secret_is_not_shown():
@@ -72,7 +83,9 @@ def test_each_setting_comes_from_its_variable_and_from_no_other(variable):
     value, expected = OTHER[variable]
     changed, default = load_settings({variable: value}), load_settings({})
     assert getattr(changed, variable.lower()) == expected
-    assert [f.name for f in fields(Settings) if getattr(changed, f.name) != getattr(default, f.name)] == [variable.lower()]
+    assert [
+        f.name for f in fields(Settings) if getattr(changed, f.name) != getattr(default, f.name)
+    ] == [variable.lower()]
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
@@ -83,12 +96,17 @@ def test_an_empty_value_counts_as_not_set(blank):
 @pytest.mark.parametrize("variable", NUMBERS)
 @pytest.mark.parametrize("value", ["many", "1,5", "0x10", "60s", "1 2", "None"])
 def test_a_value_that_is_no_number_is_refused_with_its_name(variable, value):
-    assert re.fullmatch(rf"{variable} is {value!r}; it must be a (whole )?number\.", refusal(**{variable: value}))
+    assert re.fullmatch(
+        rf"{variable} is {value!r}; it must be a (whole )?number\.", refusal(**{variable: value})
+    )
 
 
 @pytest.mark.parametrize("value", ["2.5", "1e3", "NaN", "inf"])
 def test_a_count_that_is_no_whole_number_is_refused(value):
-    assert refusal(MAX_CONCURRENCY=value) == f"MAX_CONCURRENCY is {value!r}; it must be a whole number."
+    assert (
+        refusal(MAX_CONCURRENCY=value)
+        == f"MAX_CONCURRENCY is {value!r}; it must be a whole number."
+    )
 
 
 @pytest.mark.parametrize("variable", [f.name.upper() for f in fields(Settings) if f.type is float])
@@ -102,7 +120,10 @@ def test_a_number_that_is_not_finite_is_refused(variable, value):
 @pytest.mark.parametrize("value", ["-1", "99999999999999"])
 def test_a_value_out_of_range_is_refused_with_its_name_and_the_range(variable, value):
     message = refusal(**{variable: value})
-    low, high = map(float, re.fullmatch(rf"{variable} is \S+; it must be from (\S+) to (\S+)\.", message).groups())
+    low, high = map(
+        float,
+        re.fullmatch(rf"{variable} is \S+; it must be from (\S+) to (\S+)\.", message).groups(),
+    )
     assert math.isfinite(low) and low < high and not low <= float(value) <= high
 
 
@@ -113,13 +134,17 @@ def test_an_unknown_device_is_refused(value):
 
 @pytest.mark.parametrize("value", ["float16", "BF16", "half"])
 def test_an_unknown_dtype_is_refused(value):
-    assert refusal(DTYPE=value) == f"DTYPE is {value!r}; it must be 'auto', 'bfloat16' or 'float32'."
+    assert (
+        refusal(DTYPE=value) == f"DTYPE is {value!r}; it must be 'auto', 'bfloat16' or 'float32'."
+    )
 
 
 def test_a_chunk_target_above_its_limit_is_lowered_and_logged(caplog):
     settings = load_settings({"CHUNK_TARGET_SECONDS": "20", "CHUNK_LIMIT_SECONDS": "10"})
     assert (settings.chunk_target_seconds, settings.chunk_limit_seconds) == (10, 10)
-    assert caplog.messages == ["CHUNK_TARGET_SECONDS is 20, above CHUNK_LIMIT_SECONDS; it is lowered to 10."]
+    assert caplog.messages == [
+        "CHUNK_TARGET_SECONDS is 20, above CHUNK_LIMIT_SECONDS; it is lowered to 10."
+    ]
 
 
 def test_a_chunk_limit_below_the_default_target_lowers_the_target():
@@ -127,7 +152,10 @@ def test_a_chunk_limit_below_the_default_target_lowers_the_target():
 
 
 def test_a_chunk_limit_above_the_aligners_is_refused():
-    assert "CHUNK_LIMIT_SECONDS is 181; it must be from 2 to 180." == refusal(CHUNK_LIMIT_SECONDS="181")
+    assert (
+        refusal(CHUNK_LIMIT_SECONDS="181")
+        == "CHUNK_LIMIT_SECONDS is 181; it must be from 2 to 180."
+    )
 
 
 def test_the_message_shows_a_large_value_as_it_was_given():

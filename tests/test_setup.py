@@ -23,19 +23,33 @@ def wheels(tmp_path) -> Path:
     package = NAME.replace("-", "_")
     info = f"{package}-{VERSION}.dist-info"
     (tmp_path / "wheels").mkdir()
-    with zipfile.ZipFile(tmp_path / "wheels" / f"{package}-{VERSION}-py3-none-any.whl", "w") as wheel:
+    with zipfile.ZipFile(
+        tmp_path / "wheels" / f"{package}-{VERSION}-py3-none-any.whl", "w"
+    ) as wheel:
         wheel.write(library, f"{package}.libs/libnuma-3387f5e3.so.1.0.0")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in [*wheel.namelist(), f"{info}/RECORD"]))
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\n"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr(
+            f"{info}/RECORD",
+            "".join(f"{name},,\n" for name in [*wheel.namelist(), f"{info}/RECORD"]),
+        )
     return tmp_path / "wheels"
 
 
-def find_libnuma(name: str, root: Path, then: str = "true", **environ: str) -> subprocess.CompletedProcess:
+def find_libnuma(
+    name: str, root: Path, then: str = "true", **environ: str
+) -> subprocess.CompletedProcess:
     """setup.sh's find_libnuma for the library `name`, for a checkout in `root`, and a command after it, offline."""
     environment = os.environ | {"UV_OFFLINE": "1"} | environ
     script = f'source "{SETUP}" && ROOT="{root}" LD_LIBRARY_PATH=/before && find_libnuma {name} && echo "$LD_LIBRARY_PATH" && {then}'
-    return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_where_the_system_has_the_library_nothing_is_changed(tmp_path):
@@ -45,7 +59,7 @@ def test_where_the_system_has_the_library_nothing_is_changed(tmp_path):
 
 
 def test_where_the_system_has_none_python_finds_the_one_of_the_wheel(tmp_path, wheels):
-    load = f"\"$PYTHON\" -c 'import ctypes; print(ctypes.CDLL(\"{ABSENT}\").sf_open.__name__)'"
+    load = f'"$PYTHON" -c \'import ctypes; print(ctypes.CDLL("{ABSENT}").sf_open.__name__)\''
     out = find_libnuma(ABSENT, tmp_path, load, UV_FIND_LINKS=str(wheels))
     assert out.stdout.splitlines() == [f"{tmp_path}/.venv/libnuma:/before", "sf_open"]
     assert os.listdir(tmp_path / ".venv" / "libnuma") == [ABSENT]
@@ -60,4 +74,7 @@ def test_the_wheel_is_fetched_once(tmp_path, wheels):
 def test_where_the_wheel_cannot_be_fetched_the_last_line_says_what_to_install(tmp_path):
     out = find_libnuma(ABSENT, tmp_path)
     assert out.returncode == 1 and out.stdout == ""
-    assert f"needs {ABSENT}: install libnuma1 (Debian, Ubuntu) or numactl-libs" in out.stderr.splitlines()[-1]
+    assert (
+        f"needs {ABSENT}: install libnuma1 (Debian, Ubuntu) or numactl-libs"
+        in out.stderr.splitlines()[-1]
+    )

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-
-from audio import SAMPLE_RATE
+from recording.chunk import SAMPLE_RATE
 from scripted_worker import spoken
 from shutdown import MAX_CLOSE_SECONDS, Shutdown
 from standin import Platform, running_worker, until

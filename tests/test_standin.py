@@ -16,7 +16,6 @@ import pytest
 import requests
 import runpod
 from runpod.serverless.utils.rp_upload import upload_in_memory_object
-
 from standin import ENDPOINT, KEY, REPLY_LIMIT, WORKER, Platform, running_worker, until
 
 ROOT = Path(__file__).parent.parent
@@ -156,7 +155,11 @@ def test_a_webhook_is_posted_up_to_three_times(platform, hook, answers, posts):
 
 
 def test_the_worker_gets_the_request_and_the_client_its_result(platform):
-    beside = {"policy": {"executionTimeout": 60_000}, "s3Config": {"bucketName": "b"}, "webhook": "http://127.0.0.1:9/"}
+    beside = {
+        "policy": {"executionTimeout": 60_000},
+        "s3Config": {"bucketName": "b"},
+        "webhook": "http://127.0.0.1:9/",
+    }
     job_id = platform.submit({"a": ["ü", None]}, **beside)
     body = platform.wait(job_id)
     assert body.keys() == {"id", "status", "output", "delayTime", "executionTime", "workerId"}
@@ -278,7 +281,10 @@ def test_a_job_over_its_execution_timeout_is_stopped(platform, hold):
 def test_a_purge_empties_the_queue_and_health_counts(alone):
     jobs = [alone.submit({}), alone.submit({})]
     assert requests.get(f"{alone.url}/health", timeout=10).json()["jobs"]["inQueue"] == 2
-    assert requests.post(f"{alone.url}/purge-queue", timeout=10).json() == {"removed": 2, "status": "completed"}
+    assert requests.post(f"{alone.url}/purge-queue", timeout=10).json() == {
+        "removed": 2,
+        "status": "completed",
+    }
     assert {alone.wait(job_id)["status"] for job_id in jobs} == {"CANCELLED"}
 
 
@@ -315,7 +321,9 @@ def test_a_batch_holds_what_there_is_in_order_and_no_more_than_asked(alone):
 def test_closing_leaves_no_thread_though_a_poll_is_open():
     before = threading.enumerate()
     platform = Platform()
-    with socket.create_connection(("127.0.0.1", int(platform.base_url.split(":")[2].split("/")[0])), 10) as poll:
+    with socket.create_connection(
+        ("127.0.0.1", int(platform.base_url.split(":")[2].split("/")[0])), 10
+    ) as poll:
         poll.sendall(f"GET /v2/{ENDPOINT}/job-take/one HTTP/1.1\r\nHost: stand-in\r\n\r\n".encode())
         assert requests.get(f"{platform.url}/health", timeout=10).ok  # it serves others meanwhile
         platform.close()
@@ -329,7 +337,9 @@ def test_sigterm_lets_the_running_job_finish_and_ends_with_0(alone, tmp_path):
         until(lambda: job_id in last_ping(alone))
         taken = len(alone.takes)
         process.send_signal(signal.SIGTERM)
-        until(lambda: len(alone.takes) > taken)  # the poll that was open is answered: the worker asks no more
+        until(
+            lambda: len(alone.takes) > taken
+        )  # the poll that was open is answered: the worker asks no more
         (tmp_path / "gate").touch()
         assert alone.wait(job_id)["output"] == {"a": 1} and alone.jobs[job_id].answers == 1
         assert process.wait(30) == 0
@@ -365,7 +375,9 @@ def test_the_python_client_runs_follows_and_cancels(platform, endpoint, hold):
     held = client.run({"input": do})
     assert held.cancel()["status"] == "CANCELLED" and held.status() == "CANCELLED"
     assert client.health()["jobs"]["completed"] >= 2
-    assert client.run_sync({"input": {"return": {"error": "no"}}}, timeout=30) is None  # the client drops the reason
+    assert (
+        client.run_sync({"input": {"return": {"error": "no"}}}, timeout=30) is None
+    )  # the client drops the reason
 
 
 def test_the_javascript_client_runs_follows_and_cancels(platform, hold):
@@ -379,7 +391,11 @@ def test_the_javascript_client_runs_follows_and_cancels(platform, hold):
     assert javascript(platform, "cancel", job_id)["status"] == "CANCELLED"
     assert javascript(platform, "status", job_id)["completed"]
     assert "404" in javascript(platform, "status", "nobody")["thrown"]
-    assert javascript(platform, "health")["workers"]["idle"] + javascript(platform, "health")["workers"]["running"] == 1
+    assert (
+        javascript(platform, "health")["workers"]["idle"]
+        + javascript(platform, "health")["workers"]["running"]
+        == 1
+    )
 
 
 def test_what_a_generator_yields_streams_and_its_worker_ends_on_sigterm(alone, endpoint, tmp_path):
@@ -400,11 +416,19 @@ def test_what_a_generator_yields_streams_and_its_worker_ends_on_sigterm(alone, e
 
 
 def test_boto3_puts_and_presigned_addresses_get(alone, tmp_path):
-    credentials = {"aws_access_key_id": "a", "aws_secret_access_key": "s", "region_name": "us-east-1"}
+    credentials = {
+        "aws_access_key_id": "a",
+        "aws_secret_access_key": "s",
+        "region_name": "us-east-1",
+    }
     client = boto3.client("s3", endpoint_url=alone.bucket_url, **credentials)
-    client.put_object(Bucket="b", Key="job 1/text.srt", Body=b"1\n", ContentType="application/x-subrip")
+    client.put_object(
+        Bucket="b", Key="job 1/text.srt", Body=b"1\n", ContentType="application/x-subrip"
+    )
     assert alone.store.objects == {"b/job 1/text.srt": b"1\n"}
-    url = client.generate_presigned_url("get_object", Params={"Bucket": "b", "Key": "job 1/text.srt"})
+    url = client.generate_presigned_url(
+        "get_object", Params={"Bucket": "b", "Key": "job 1/text.srt"}
+    )
     answer = requests.get(url, timeout=10)
     assert (answer.content, answer.headers["Content-Type"]) == (b"1\n", "application/x-subrip")
     (tmp_path / "file").write_bytes(b"x" * 100_000)
@@ -417,4 +441,6 @@ def test_the_sdk_uploads_in_one_piece_and_in_parts(alone):
     credentials = {"endpointUrl": alone.bucket_url, "accessId": "a", "accessSecret": "s"}
     for name, data in {"small": b"x", "large": bytes(range(256)) * 24_000}.items():
         url = upload_in_memory_object(name, data, credentials, "b", "job1")
-        assert alone.store.objects[f"b/job1/{name}"] == data == requests.get(url, timeout=10).content
+        assert (
+            alone.store.objects[f"b/job1/{name}"] == data == requests.get(url, timeout=10).content
+        )

@@ -8,9 +8,18 @@ import srt
 import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from subtitles import LINE_LETTERS, LINE_WIDE, LONGEST_SECONDS, PAUSE_SECONDS, SHORTEST_SECONDS, Cue, cues_of, to_srt, to_vtt
-from transcript import Segment
+from result.subtitles import (
+    LINE_LETTERS,
+    LINE_WIDE,
+    MAX_SECONDS,
+    MIN_SECONDS,
+    PAUSE_SECONDS,
+    Cue,
+    cues_of,
+    to_srt,
+    to_vtt,
+)
+from result.transcript import Segment
 
 SCRIPTS = {
     "Latin": st.text("abcdeéß", min_size=1, max_size=12),
@@ -47,8 +56,21 @@ def lines(cues: list[Cue]) -> list[tuple[str, ...]]:
 @st.composite
 def speech(draw) -> list[Segment]:
     script = draw(st.sampled_from(sorted(SCRIPTS)))
-    spoken = draw(st.lists(st.tuples(SCRIPTS[script], PUNCTUATION, st.integers(1, 3000), st.sampled_from([0, 0, 1, 120, 400, 1500])), max_size=60))
-    return words_of([(text + mark, length / 1000, pause / 1000) for text, mark, length, pause in spoken], spaced=script not in ("Chinese", "Thai"))
+    spoken = draw(
+        st.lists(
+            st.tuples(
+                SCRIPTS[script],
+                PUNCTUATION,
+                st.integers(1, 3000),
+                st.sampled_from([0, 0, 1, 120, 400, 1500]),
+            ),
+            max_size=60,
+        )
+    )
+    return words_of(
+        [(text + mark, length / 1000, pause / 1000) for text, mark, length, pause in spoken],
+        spaced=script not in ("Chinese", "Thai"),
+    )
 
 
 def is_wide(line: str) -> bool:
@@ -65,7 +87,7 @@ def test_every_word_is_in_one_cue_whole_and_in_order_within_the_limits(words):
     for cue, following in zip(cues, [*cues[1:], None]):
         assert cue.start in starts and cue.start < cue.end and 1 <= len(cue.lines) <= 2
         assert following is None or cue.end <= following.start
-        assert cue.end - cue.start <= max(LONGEST_SECONDS, starts[cue.start].end - cue.start) + 1e-6
+        assert cue.end - cue.start <= max(MAX_SECONDS, starts[cue.start].end - cue.start) + 1e-6
         for line in cue.lines:
             length = sum(unicodedata.category(c) not in ("Mn", "Me", "Cf") for c in line)
             assert length <= (LINE_WIDE if is_wide(line) else LINE_LETTERS)
@@ -77,11 +99,17 @@ def test_strict_parsers_read_every_cue_back(words):
     cues = cues_of(words, ends(words) + 2)
     read = list(srt.parse(to_srt(cues)))
     assert [(c.start.total_seconds(), c.end.total_seconds(), c.content) for c in read] == [
-        (pytest.approx(c.start, abs=0.0006), pytest.approx(c.end, abs=0.0006), "\n".join(c.lines)) for c in cues
+        (pytest.approx(c.start, abs=0.0006), pytest.approx(c.end, abs=0.0006), "\n".join(c.lines))
+        for c in cues
     ]
     read = webvtt.from_string(to_vtt(cues)).captions
-    ms = lambda clock: sum(int(part) * unit for part, unit in zip(re.split("[:.]", clock), (3_600_000, 60_000, 1000, 1)))
-    assert [(ms(c.start), ms(c.end)) for c in read] == [(round(1000 * c.start), round(1000 * c.end)) for c in cues]
+    ms = lambda clock: sum(
+        int(part) * unit
+        for part, unit in zip(re.split("[:.]", clock), (3_600_000, 60_000, 1000, 1))
+    )
+    assert [(ms(c.start), ms(c.end)) for c in read] == [
+        (round(1000 * c.start), round(1000 * c.end)) for c in cues
+    ]
     unescape = lambda text: text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
     assert [unescape(c.raw_text) for c in read] == ["\n".join(c.lines) for c in cues]
 
@@ -105,15 +133,21 @@ def test_a_pause_ends_a_cue_and_is_where_a_full_one_breaks():
 def test_a_short_cue_stays_until_it_can_be_read_but_not_into_the_next():
     yes, no = words_of([("Yes.", 0.2, 1.5), ("No.", 0.2, 0)])
     first, second = cues_of([yes, no], 10)
-    assert [first.end - first.start, second.end - second.start] == pytest.approx([SHORTEST_SECONDS, SHORTEST_SECONDS])
+    assert [first.end - first.start, second.end - second.start] == pytest.approx(
+        [MIN_SECONDS, MIN_SECONDS]
+    )
     fast = said("Extraordinarily uninterrupted communication.", seconds_a_word=0.2)
     assert cues_of(fast, 99)[0].end == pytest.approx(44 / 17)
     assert cues_of(fast, 1.0)[0].end == 1.0  # where the recording ends
 
 
 def test_chinese_has_sixteen_characters_a_line_and_no_spaces():
-    spoken = [(c, 0.2, 0) for c in "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳"]
-    assert lines(cues_of(words_of(spoken, spaced=False), 99)) == [("天地玄黄宇宙洪荒日月盈昃辰宿列张", "寒来暑往秋收冬藏闰余成岁律吕调阳")]
+    spoken = [
+        (c, 0.2, 0) for c in "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳"
+    ]
+    assert lines(cues_of(words_of(spoken, spaced=False), 99)) == [
+        ("天地玄黄宇宙洪荒日月盈昃辰宿列张", "寒来暑往秋收冬藏闰余成岁律吕调阳")
+    ]
 
 
 def test_a_word_longer_than_a_line_stands_alone():

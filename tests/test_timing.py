@@ -1,13 +1,12 @@
 """Text, units and marks → words: the same repair as upstream, valid times for any marks, units located in the text."""
 
 import pytest
+from contract.errors import AlignError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from audio import AudioChunk
-from errors import AlignError
 from material import chunk_of, silence
-from timing import estimated_words, locate, longest_non_decreasing, repair, words
+from recording.chunk import AudioChunk
+from speech.word_times import estimated_words, locate, longest_non_decreasing, repair, words
 
 
 def chunk_lasting(seconds: float, offset: int = 0) -> AudioChunk:
@@ -34,7 +33,9 @@ marks_of_any_kind = st.one_of(
     st.lists(st.integers(-1000, 400_000), max_size=60),
     st.lists(st.integers(0, 20_000), max_size=60).map(sorted),
     st.lists(st.integers(0, 20_000), max_size=60).map(lambda x: sorted(x, reverse=True)),
-    st.lists(st.sampled_from([0, 0, 0, 80, 160, 8000, 399_920]), max_size=60),  # zeros, plateaus, the last class
+    st.lists(
+        st.sampled_from([0, 0, 0, 80, 160, 8000, 399_920]), max_size=60
+    ),  # zeros, plateaus, the last class
 )
 
 
@@ -48,7 +49,9 @@ def test_the_fast_search_finds_the_indices_that_the_quadratic_one_finds(data):
 @settings(max_examples=3000)
 def test_times_keep_their_contract_whatever_the_marks_are(marks, duration, data):
     marks = marks[: len(marks) // 2 * 2]
-    lengths = data.draw(st.lists(st.integers(1, 20), min_size=len(marks) // 2, max_size=len(marks) // 2))
+    lengths = data.draw(
+        st.lists(st.integers(1, 20), min_size=len(marks) // 2, max_size=len(marks) // 2)
+    )
     times = repair(marks, duration, lengths)
     assert len(times) == len(lengths)
     end_before = 0
@@ -70,7 +73,11 @@ def test_words_piled_on_one_time_share_the_gap_by_their_characters():
     times = repair([0, 800, 800, 800, 800, 800, 800, 1400], 2000, [4, 2, 2, 6])
     assert times[0] == (0, 800, False)
     assert [e for *_, e in times[1:]] == [True] * 3 and times[-1][1] == 1400
-    assert [end - start for start, end, _ in times[1:]] == [128, 128, 344]  # 20 ms each and the rest 2:2:6
+    assert [end - start for start, end, _ in times[1:]] == [
+        128,
+        128,
+        344,
+    ]  # 20 ms each and the rest 2:2:6
 
 
 def test_marks_beyond_the_chunk_are_spread_within_it():
@@ -84,9 +91,17 @@ def test_marks_beyond_the_chunk_are_spread_within_it():
         ("Don't stop-gap it!", ["Don't", "stopgap", "it"], ["Don't", "stop-gap", "it"]),
         ("十三，天。", ["十", "三", "天"], ["十", "三", "天"]),
         ("用 GPU 算", ["用", "GPU", "算"], ["用", "GPU", "算"]),
-        ("５つのガラス", ["5", "つ", "の", "ガラス"], ["５", "つ", "の", "ガラス"]),  # nagisa normalises
+        (
+            "５つのガラス",
+            ["5", "つ", "の", "ガラス"],
+            ["５", "つ", "の", "ガラス"],
+        ),  # nagisa normalises
         ("ｶﾞﾗｽ", ["ガラス"], ["ｶﾞﾗｽ"]),
-        ("नमस्ते दुनिया", ["नमसत", "दनय"], ["नमस्ते", "दुनिया"]),  # its units lose the marks; ours keep them
+        (
+            "नमस्ते दुनिया",
+            ["नमसत", "दनय"],
+            ["नमस्ते", "दुनिया"],
+        ),  # its units lose the marks; ours keep them
         ("Cafe\u0301 au lait", ["Cafe", "au", "lait"], ["Cafe\u0301", "au", "lait"]),
         ("👍 one", ["one"], ["one"]),
     ],
@@ -103,7 +118,11 @@ def test_units_are_found_again_in_the_text_with_their_marks(text, units, slices)
         ("alpha bravo", ["alpha", "bravo", "bravo"], ["alpha", "bravo", None]),
         ("alpha bravo", ["", "alpha", "bravo"], [None, "alpha", "bravo"]),
         ("alpha bravo", ["alpha", "brave"], ["alpha", None]),  # a part of a word is not the word
-        ("速度は100Mbpsです", ["速度", "は", "0", "10Mbps", "です"], ["速度", "は", None, None, "です"]),
+        (
+            "速度は100Mbpsです",
+            ["速度", "は", "0", "10Mbps", "です"],
+            ["速度", "は", None, None, "です"],
+        ),
     ],
 )
 def test_units_that_are_not_in_the_text_as_a_whole_are_left_out(text, units, found):
@@ -113,11 +132,23 @@ def test_units_that_are_not_in_the_text_as_a_whole_are_left_out(text, units, fou
 @pytest.mark.parametrize(
     "text, units, expected",
     [
-        ("今日は25℃です", ["今日", "は", "2", "5", "C", "です"], ["今日", "は", "2", "5", "℃", "です"]),
-        ("体重は60㎏です", ["体重", "は", "6", "0", "kg", "です"], ["体重", "は", "6", "0", "㎏", "です"]),
+        (
+            "今日は25℃です",
+            ["今日", "は", "2", "5", "C", "です"],
+            ["今日", "は", "2", "5", "℃", "です"],
+        ),
+        (
+            "体重は60㎏です",
+            ["体重", "は", "6", "0", "kg", "です"],
+            ["体重", "は", "6", "0", "㎏", "です"],
+        ),
         ("½です", ["1", "2", "です"], ["½", "です"]),
         ("㈱日立です", ["株", "日立", "です"], ["㈱", "日立", "です"]),
-        ("速度は100Mbpsです", ["速度", "は", "0", "10Mbps", "です"], ["速度", "は", "100Mbps*", "です"]),
+        (
+            "速度は100Mbpsです",
+            ["速度", "は", "0", "10Mbps", "です"],
+            ["速度", "は", "100Mbps*", "です"],
+        ),
         ("㍻２年", ["平成", "2", "年"], ["㍻", "２", "年"]),
         ("今天25℃，½㈱", ["今", "天", "25½"], ["今", "天", "25℃，½"]),
         ("It is 25℃ here", ["It", "is", "25", "here"], ["It", "is", "25", "here"]),
@@ -125,7 +156,9 @@ def test_units_that_are_not_in_the_text_as_a_whole_are_left_out(text, units, fou
         ("一二三四", ["二", "四"], ["一*", "二", "三*", "四"]),
     ],
 )
-def test_units_in_the_text_keep_their_times_and_other_words_are_estimated_between_them(text, units, expected):
+def test_units_in_the_text_keep_their_times_and_other_words_are_estimated_between_them(
+    text, units, expected
+):
     """A star marks the estimated ones."""
     marks = [t for i in range(len(units)) for t in (1000 * i + 100, 1000 * i + 900)]
     found = words(chunk_lasting(10), text, units, marks)
@@ -145,7 +178,10 @@ def test_units_of_which_none_is_in_the_text_are_refused():
         words(chunk_lasting(2), "alpha", ["bravo"], [0, 80])
 
 
-@given(st.text(alphabet="ab 1½℃㎏ー'é。", max_size=30), st.lists(st.text(alphabet="ab1Ckg'e", min_size=1, max_size=4), max_size=8))
+@given(
+    st.text(alphabet="ab 1½℃㎏ー'é。", max_size=30),
+    st.lists(st.text(alphabet="ab1Ckg'e", min_size=1, max_size=4), max_size=8),
+)
 def test_whatever_the_units_are_every_letter_of_the_text_is_in_one_word_in_order(text, units):
     try:
         found = words(chunk_lasting(10), text, units, [100 * i for i in range(2 * len(units))])
@@ -168,7 +204,10 @@ def test_a_wrong_number_of_marks_is_refused():
 
 def test_estimated_words_fill_the_chunk_by_characters_and_say_so():
     found = estimated_words(chunk_lasting(1), "ab, cdefgh.")
-    assert [(w.text, w.start, w.end, w.estimated) for w in found] == [("ab", 0.0, 0.26, True), ("cdefgh", 0.26, 1.0, True)]
+    assert [(w.text, w.start, w.end, w.estimated) for w in found] == [
+        ("ab", 0.0, 0.26, True),
+        ("cdefgh", 0.26, 1.0, True),
+    ]
 
 
 def test_more_words_than_milliseconds_still_lose_no_text():

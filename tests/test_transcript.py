@@ -6,11 +6,18 @@ import unicodedata
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from result.transcript import Transcript, join, merge
+from speech.text_units import units_in
+from speech.words import ChunkResult, Word
 
-from transcript import ChunkResult, Transcript, Word, join, merge, units_in
 
-
-def chunk(text: str, start: float = 0, speech: float = 1, language: str | None = "English", words: tuple[Word, ...] = ()) -> ChunkResult:
+def chunk(
+    text: str,
+    start: float = 0,
+    speech: float = 1,
+    language: str | None = "English",
+    words: tuple[Word, ...] = (),
+) -> ChunkResult:
     return ChunkResult(start, start + 2, speech, text, language if text else None, words)
 
 
@@ -73,7 +80,13 @@ def test_a_chunk_without_text_does_not_count_for_the_language():
 
 
 def test_chunks_without_text_are_an_empty_transcript_without_a_language():
-    nothing = {"language_detected": None, "language_code": None, "languages": [], "text": "", "segments": []}
+    nothing = {
+        "language_detected": None,
+        "language_code": None,
+        "languages": [],
+        "text": "",
+        "segments": [],
+    }
     assert merged([]).to_output() == nothing | {"duration": 0}
     assert merged([chunk(""), chunk("", 2)]).to_output() == nothing | {"duration": 4}
 
@@ -93,7 +106,14 @@ def test_chunks_are_merged_in_the_order_of_time_however_they_come():
         "segments": [
             {"start": 0.1, "end": 0.4, "text": "One", "offset": 0, "length": 3},
             {"start": 0.5, "end": 0.9, "text": "two", "offset": 4, "length": 3},
-            {"start": 2.2, "end": 2.9, "text": "Three", "offset": 9, "length": 5, "estimated": True},
+            {
+                "start": 2.2,
+                "end": 2.9,
+                "text": "Three",
+                "offset": 9,
+                "length": 5,
+                "estimated": True,
+            },
         ],
     }
     assert merged([first, second]).to_output() == merged([second, first]).to_output() == expected
@@ -105,13 +125,29 @@ def test_times_are_given_to_the_millisecond():
     assert [(s["start"], s["end"]) for s in segments] == [(0.333, 0.667), (60.0, 3600.0)]
 
 
-@given(st.lists(st.tuples(st.text(), st.floats(0, 1e5, allow_subnormal=False), st.floats(0, 180, allow_subnormal=False)), max_size=5))
+@given(
+    st.lists(
+        st.tuples(
+            st.text(),
+            st.floats(0, 1e5, allow_subnormal=False),
+            st.floats(0, 180, allow_subnormal=False),
+        ),
+        max_size=5,
+    )
+)
 def test_the_output_is_strict_json_of_plain_types(chunks):
-    words = [tuple(Word(t[a:b], start, start + 1, a) for a, b in units_in(t)) for t, start, _ in chunks]
-    output = merged([chunk(t, start, s, words=w) for (t, start, s), w in zip(chunks, words)]).to_output()
+    words = [
+        tuple(Word(t[a:b], start, start + 1, a) for a, b in units_in(t)) for t, start, _ in chunks
+    ]
+    output = merged(
+        [chunk(t, start, s, words=w) for (t, start, s), w in zip(chunks, words)]
+    ).to_output()
     assert json.loads(json.dumps(output, allow_nan=False, ensure_ascii=False).encode()) == output
     assert type(output["text"]) is str
-    assert all(type(s["start"]) is type(s["end"]) is float and type(s["text"]) is str for s in output["segments"])
+    assert all(
+        type(s["start"]) is type(s["end"]) is float and type(s["text"]) is str
+        for s in output["segments"]
+    )
 
 
 # units
@@ -151,7 +187,9 @@ def is_letter(character: str) -> bool:
     return unicodedata.category(character)[0] in "LN"
 
 
-mixed = st.text(st.sampled_from("ab3 '’-.,\n\u0301天五。ガｶﾞาัวन्한👍\u200d\u3000\U000e0100٣")) | st.text()
+mixed = (
+    st.text(st.sampled_from("ab3 '’-.,\n\u0301天五。ガｶﾞาัวन्한👍\u200d\u3000\U000e0100٣")) | st.text()
+)
 
 
 @given(mixed)
@@ -159,9 +197,14 @@ mixed = st.text(st.sampled_from("ab3 '’-.,\n\u0301天五。ガｶﾞาัว�
 @example("\u0301a")
 def test_units_are_slices_in_order_that_hold_every_letter_and_number_and_no_space(text):
     spans = units_in(text)
-    assert all(a < b for a, b in spans) and all(end <= start for (_, end), (start, _) in zip(spans, spans[1:]))
+    assert all(a < b for a, b in spans) and all(
+        end <= start for (_, end), (start, _) in zip(spans, spans[1:])
+    )
     covered = {i for a, b in spans for i in range(a, b)}
     assert all(i in covered for i, character in enumerate(text) if is_letter(character))
     assert bool(spans) == bool(text.strip())
     if any(map(is_letter, text)):
-        assert all(is_letter(text[a]) and not text[a:b].isspace() and len(text[a:b].split()) == 1 for a, b in spans)
+        assert all(
+            is_letter(text[a]) and not text[a:b].isspace() and len(text[a:b].split()) == 1
+            for a, b in spans
+        )

@@ -6,16 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+from contract.languages import ALIGNED_LANGUAGES as ALIGNED
+from contract.languages import LANGUAGES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from align import LANGUAGES as ALIGNED
-from audio import SAMPLE_RATE, AudioChunk
 from material import CHINESE, ENGLISH, chunk_of, silence, voice
-from request import LANGUAGES
-from speech import plain
-from timing import estimated_words, repair
-from transcript import ChunkResult, coverage, merge
+from recording.chunk import SAMPLE_RATE, AudioChunk
+from result.transcript import coverage, merge
+from speech.word_times import estimated_words, repair
+from speech.words import ChunkResult
+from utterance import plain
 
 # One sentence or two for each of the languages: marks, apostrophes, digits, quotes, several scripts, emoji.
 SPOKEN = {
@@ -52,10 +52,18 @@ SPOKEN = {
 }
 
 
-def chunk_result(text: str, start: float = 0.0, language: str = "English", seconds: float = 4.0, speech: float | None = None) -> ChunkResult:
+def chunk_result(
+    text: str,
+    start: float = 0.0,
+    language: str = "English",
+    seconds: float = 4.0,
+    speech: float | None = None,
+) -> ChunkResult:
     """A chunk whose words are spread over its seconds."""
     chunk = chunk_of(silence(seconds), offset=round(start * SAMPLE_RATE))
-    return ChunkResult(start, start + seconds, speech or seconds, text, language, estimated_words(chunk, text))
+    return ChunkResult(
+        start, start + seconds, speech or seconds, text, language, estimated_words(chunk, text)
+    )
 
 
 # text and segments
@@ -68,7 +76,9 @@ def test_the_examples_cover_every_language():
 @pytest.mark.parametrize("language", SPOKEN)
 def test_segments_are_slices_of_the_text_and_with_punctuation_hold_all_of_it(language):
     text = SPOKEN[language]
-    output = merge([chunk_result(text, 0, language), chunk_result(text, 4, language)], 8).to_output(punctuation=True)
+    output = merge([chunk_result(text, 0, language), chunk_result(text, 4, language)], 8).to_output(
+        punctuation=True
+    )
     position, rebuilt = 0, ""
     for s in output["segments"]:
         assert output["text"][s["offset"] : s["offset"] + s["length"]] == s["text"]
@@ -80,7 +90,9 @@ def test_segments_are_slices_of_the_text_and_with_punctuation_hold_all_of_it(lan
 
 
 @pytest.mark.parametrize("language", SPOKEN)
-def test_words_without_punctuation_are_slices_that_begin_with_a_letter_and_end_before_punctuation(language):
+def test_words_without_punctuation_are_slices_that_begin_with_a_letter_and_end_before_punctuation(
+    language,
+):
     output = merge([chunk_result(SPOKEN[language], 0, language)], 4).to_output()
     for s in output["segments"]:
         assert output["text"][s["offset"] :][: s["length"]] == s["text"]
@@ -88,15 +100,29 @@ def test_words_without_punctuation_are_slices_that_begin_with_a_letter_and_end_b
 
 
 def test_punctuation_goes_with_the_word_it_belongs_to():
-    output = merge([chunk_result('He said: "Go (now)!" ¿Sí? 他说：「走」。')], 4).to_output(punctuation=True)
-    assert [s["text"] for s in output["segments"]] == ["He", "said:", '"Go', "(now)!\"", "¿Sí?", "他", "说：", "「走」。"]
+    output = merge([chunk_result('He said: "Go (now)!" ¿Sí? 他说：「走」。')], 4).to_output(
+        punctuation=True
+    )
+    assert [s["text"] for s in output["segments"]] == [
+        "He",
+        "said:",
+        '"Go',
+        '(now)!"',
+        "¿Sí?",
+        "他",
+        "说：",
+        "「走」。",
+    ]
 
 
 # sentences
 
 
 def sentences(text: str, **fields) -> list[str]:
-    return [s["text"] for s in merge([chunk_result(text, **fields)], 9).to_output("sentence")["segments"]]
+    return [
+        s["text"]
+        for s in merge([chunk_result(text, **fields)], 9).to_output("sentence")["segments"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +130,10 @@ def sentences(text: str, **fields) -> list[str]:
     [
         ("One two. Three four! Five?", ["One two.", "Three four!", "Five?"]),
         ("今天很好。明天呢？好！", ["今天很好。", "明天呢？", "好！"]),
-        ("It costs 3.14 today. J. Smith of the U.S. knows.", ["It costs 3.14 today.", "J. Smith of the U.S. knows."]),
+        (
+            "It costs 3.14 today. J. Smith of the U.S. knows.",
+            ["It costs 3.14 today.", "J. Smith of the U.S. knows."],
+        ),
         ('"Go." "No!" he said', ['"Go."', '"No!"', "he said"]),
         ("नमस्ते दुनिया। आप कैसे हैं?", ["नमस्ते दुनिया।", "आप कैसे हैं?"]),
         ("مرحبا. كيف حالك؟ بخير", ["مرحبا.", "كيف حالك؟", "بخير"]),
@@ -118,12 +147,19 @@ def test_sentences_end_at_terminators(text, expected):
 def test_a_long_pause_ends_a_sentence():
     chunks = [chunk_result("and then", 0, seconds=1), chunk_result("he went", 4, seconds=1)]
     output = merge(chunks, 5).to_output("sentence")
-    assert [(s["text"], s["start"], s["end"]) for s in output["segments"]] == [("and then", 0.0, 1.0), ("he went", 4.0, 5.0)]
+    assert [(s["text"], s["start"], s["end"]) for s in output["segments"]] == [
+        ("and then", 0.0, 1.0),
+        ("he went", 4.0, 5.0),
+    ]
 
 
 def test_a_sentence_has_a_longest_length():
     found = sentences("word " * 200 + "end.", seconds=60)
-    assert len(found) > 2 and all(len(s) <= 240 for s in found) and " ".join(found) == "word " * 200 + "end."
+    assert (
+        len(found) > 2
+        and all(len(s) <= 240 for s in found)
+        and " ".join(found) == "word " * 200 + "end."
+    )
 
 
 def test_both_gives_words_and_sentences_that_share_their_times():
@@ -137,7 +173,12 @@ def test_both_gives_words_and_sentences_that_share_their_times():
 # the account
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9), st.sampled_from([None, "loop"])), max_size=8), st.integers(0, 5))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(1, 9), st.sampled_from([None, "loop"])), max_size=8
+    ),
+    st.integers(0, 5),
+)
 def test_the_account_tiles_the_recording(parts, tail):
     at, chunks = 0, []
     for gap, length, failure in parts:
@@ -147,7 +188,9 @@ def test_the_account_tiles_the_recording(parts, tail):
     spans = list(coverage(chunks, at + tail))
     edges = [0, *(s.end for s in spans)]
     assert [s.start for s in spans] == edges[:-1] and edges[-1] == at + tail
-    assert sum(s.end - s.start for s in spans if s.state == "failed") == sum(c.end - c.start for c in chunks if c.failure)
+    assert sum(s.end - s.start for s in spans if s.state == "failed") == sum(
+        c.end - c.start for c in chunks if c.failure
+    )
     assert {s.reason for s in spans if s.state != "failed"} <= {None}
 
 
@@ -171,14 +214,19 @@ def test_times_are_valid_for_a_hundred_thousand_arrays_of_raw_marks():
             marks = np.sort(rng.integers(0, 6, 2 * n) * duration // 6)
         marks = marks.tolist()
         end_before = 0
-        for (start, end, estimated), a, b in zip(repair(marks, duration, [1 + i % 7 for i in range(n)]), marks[::2], marks[1::2]):
+        for (start, end, estimated), a, b in zip(
+            repair(marks, duration, [1 + i % 7 for i in range(n)]), marks[::2], marks[1::2]
+        ):
             violations += not end_before <= start < end <= duration
             violations += not estimated and (start, end) != (a, b)
             end_before = end
     assert violations == 0
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=6), st.integers(1, 30))
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=6),
+    st.integers(1, 30),
+)
 @settings(max_examples=300)
 def test_estimated_words_lie_in_speech_and_keep_the_contract(runs, count):
     at, speech = 0, []
@@ -186,7 +234,9 @@ def test_estimated_words_lie_in_speech_and_keep_the_contract(runs, count):
         at += (gap + bool(speech)) * 480
         speech.append((at, at + length * 480))
         at += length * 480
-    words = estimated_words(AudioChunk(0, 0, np.zeros(at + 480, np.int16), tuple(speech)), "word " * count)
+    words = estimated_words(
+        AudioChunk(0, 0, np.zeros(at + 480, np.int16), tuple(speech)), "word " * count
+    )
     total = sum(b - a for a, b in speech) // 16
     end_before = 0.0
     for word in words:
@@ -204,7 +254,11 @@ def test_estimated_words_lie_in_speech_and_keep_the_contract(runs, count):
 def job(worker, file_server):
     def run(pcm, **fields):
         soundfile.write(file_server.folder / "trust.wav", pcm, SAMPLE_RATE)
-        return asyncio.run(worker.handler({"id": "test", "input": {"audio_url": file_server.url("trust.wav"), **fields}}))
+        return asyncio.run(
+            worker.handler(
+                {"id": "test", "input": {"audio_url": file_server.url("trust.wav"), **fields}}
+            )
+        )
 
     return run
 
@@ -217,56 +271,95 @@ def say(worker, monkeypatch):
         real, left = worker.asr._engine.generate, list(texts)
 
         async def said(text):
-            yield SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=text, finish_reason="stop", token_ids=[])])
+            yield SimpleNamespace(
+                prompt_token_ids=[],
+                outputs=[SimpleNamespace(text=text, finish_reason="stop", token_ids=[])],
+            )
 
         def generate(prompt, sampling, request_id, priority):
             text = left.pop(0) if left else None
-            return said(text) if text is not None else real(prompt, sampling, request_id=request_id, priority=priority)
+            return (
+                said(text)
+                if text is not None
+                else real(prompt, sampling, request_id=request_id, priority=priority)
+            )
 
         monkeypatch.setattr(worker.asr._engine, "generate", generate)
 
     return say
 
 
-def test_a_language_without_an_aligner_is_timed_by_its_speech_with_one_warning_text_injected(job, say):
+def test_a_language_without_an_aligner_is_timed_by_its_speech_with_one_warning_text_injected(
+    job, say
+):
     say("language Hindi<asr_text>नमस्ते दुनिया। आप कैसे हैं?")
     output = job(np.concatenate([voice(1.5), silence(1.0), voice(1.5)]))
     assert [s["text"] for s in output["segments"]] == ["नमस्ते", "दुनिया", "आप", "कैसे", "हैं"]
-    assert all(s["estimated"] for s in output["segments"]) and len(output["warnings"]) == 1 and "Hindi" in output["warnings"][0]
+    assert (
+        all(s["estimated"] for s in output["segments"])
+        and len(output["warnings"]) == 1
+        and "Hindi" in output["warnings"][0]
+    )
     assert not [s for s in output["segments"] if 1.7 < s["start"] < 2.4]
 
 
 def test_alternating_languages_are_given_for_every_word(job):
-    turns = [u for pair in zip(*([u for u in pool if u.duration > 4] for pool in (ENGLISH, CHINESE))) for u in pair][:6]
+    turns = [
+        u
+        for pair in zip(*([u for u in pool if u.duration > 4] for pool in (ENGLISH, CHINESE)))
+        for u in pair
+    ][:6]
     output = job(np.concatenate([part for u in turns for part in (u.pcm, silence(1.6))]))
     by_word = [s["language"] for s in output["segments"]]
     assert by_word == [u.language for u in turns for _ in u.words]
-    assert {entry["language"]: entry["code"] for entry in output["languages"]} == {"English": "en", "Chinese": "zh"}
+    assert {entry["language"]: entry["code"] for entry in output["languages"]} == {
+        "English": "en",
+        "Chinese": "zh",
+    }
     for entry in output["languages"]:
-        spoken = sum(u.words[-1].end - u.words[0].start for u in turns if u.language == entry["language"])
+        spoken = sum(
+            u.words[-1].end - u.words[0].start for u in turns if u.language == entry["language"]
+        )
         assert entry["seconds"] == pytest.approx(spoken, rel=0.25)
 
 
 def test_one_language_is_not_repeated_at_every_segment(job):
     output = job(ENGLISH[0].pcm)
-    assert [e["language"] for e in output["languages"]] == ["English"] and "language" not in output["segments"][0]
+    assert [e["language"] for e in output["languages"]] == ["English"] and "language" not in output[
+        "segments"
+    ][0]
 
 
-def test_a_lone_short_chunk_in_another_language_is_recognised_again_in_that_of_the_rest_text_injected(job, say):
+def test_a_lone_short_chunk_in_another_language_is_recognised_again_in_that_of_the_rest_text_injected(
+    job, say
+):
     short = min(ENGLISH, key=lambda u: u.duration)
     long = [u for u in ENGLISH if u.duration > 4][:2]
     say("language Chinese<asr_text>天地")
     output = job(np.concatenate([short.pcm, silence(2), long[0].pcm, silence(1), long[1].pcm]))
     assert output["language_detected"] == "English" and len(output["languages"]) == 1
     assert [(r["reasons"], r["outcome"]) for r in output["retries"]] == [(["language"], "mended")]
-    assert [plain(s["text"]) for s in output["segments"][: len(short.words)]] == [plain(w.text) for w in short.words]
+    assert [plain(s["text"]) for s in output["segments"][: len(short.words)]] == [
+        plain(w.text) for w in short.words
+    ]
 
 
 def test_two_short_chunks_in_another_language_keep_it(job):
     long = [u for u in ENGLISH if u.duration > 4][:3]
     short = sorted(CHINESE, key=lambda u: u.duration)[:2]
-    output = job(np.concatenate([part for u in (long[0], short[0], long[1], short[1], long[2]) for part in (u.pcm, silence(2))]))
-    assert {e["language"] for e in output["languages"]} == {"English", "Chinese"} and "retries" not in output
+    output = job(
+        np.concatenate(
+            [
+                part
+                for u in (long[0], short[0], long[1], short[1], long[2])
+                for part in (u.pcm, silence(2))
+            ]
+        )
+    )
+    assert {e["language"] for e in output["languages"]} == {
+        "English",
+        "Chinese",
+    } and "retries" not in output
 
 
 def test_speech_behind_the_last_word_is_recognised_by_itself_text_injected(job, say):
@@ -274,13 +367,21 @@ def test_speech_behind_the_last_word_is_recognised_by_itself_text_injected(job, 
     say("language English<asr_text>" + " ".join(w.text for w in u.words[:2]))
     output = job(u.pcm)
     (retried,) = output["retries"]
-    assert (retried["reasons"], retried["outcome"]) == (["tail_missing"], "mended") and retried["start"] >= u.words[1].start
-    assert [plain(s["text"]) for s in output["segments"][:2]] == [plain(w.text) for w in u.words[:2]]
+    assert (retried["reasons"], retried["outcome"]) == (["tail_missing"], "mended") and retried[
+        "start"
+    ] >= u.words[1].start
+    assert [plain(s["text"]) for s in output["segments"][:2]] == [
+        plain(w.text) for w in u.words[:2]
+    ]
     assert abs(len(output["segments"]) - len(u.words)) <= 2
 
 
 def test_sentences_of_a_real_recording_are_those_that_were_said(job):
     pool = ENGLISH[:4]
-    output = job(np.concatenate([part for u in pool for part in (u.pcm, silence(0.5))]), segment_level="both")
-    said = [s.strip() for s in " ".join(u.text for u in pool).replace(".", ".|").split("|") if s.strip()]
+    output = job(
+        np.concatenate([part for u in pool for part in (u.pcm, silence(0.5))]), segment_level="both"
+    )
+    said = [
+        s.strip() for s in " ".join(u.text for u in pool).replace(".", ".|").split("|") if s.strip()
+    ]
     assert [s["text"] for s in output["sentences"]] == said

@@ -6,15 +6,19 @@ import time
 import numpy as np
 import pytest
 import soundfile
-
-import fallback
-from audio import SAMPLE_RATE
+import speech.retries as fallback
+from contract.settings import Settings
 from material import ENGLISH, silence
-from settings import Settings
+from recording.chunk import SAMPLE_RATE
+from result.usage import STAGES, Usage
 from test_asr import Prompts
-from usage import STAGES, Usage
 
-SETTINGS = Settings(model_name="Qwen/Qwen3-ASR-0.6B", aligner_name="Qwen/Qwen3-ForcedAligner-0.6B", model_revision="v1", worker_version="1.2")
+SETTINGS = Settings(
+    model_name="Qwen/Qwen3-ASR-0.6B",
+    aligner_name="Qwen/Qwen3-ForcedAligner-0.6B",
+    model_revision="v1",
+    worker_version="1.2",
+)
 PCM = np.concatenate([part for u in ENGLISH[:5] for part in (u.pcm, silence(0.5))])
 
 
@@ -33,7 +37,11 @@ def job(worker, file_server, monkeypatch):
                 yield result
 
         monkeypatch.setattr(worker.asr._engine, "generate", generate)
-        output = asyncio.run(worker.handler({"id": "test", "input": {"audio_url": file_server.url("usage.wav"), **fields}}))
+        output = asyncio.run(
+            worker.handler(
+                {"id": "test", "input": {"audio_url": file_server.url("usage.wav"), **fields}}
+            )
+        )
         return output, decodes
 
     return run
@@ -43,30 +51,46 @@ def test_the_counts_of_a_job_are_those_of_the_engine_and_of_the_recording(job):
     output, decodes = job()
     usage = output["usage"]
     assert usage["audio_seconds"] == output["duration"] == round(len(PCM) / SAMPLE_RATE, 3)
-    assert usage["speech_seconds"] == pytest.approx(sum(language["seconds"] for language in output["languages"]))
-    assert usage["chunks"] == usage["decodes"] == len(decodes) > 2 and usage["retries"] == 0
-    assert usage["input_tokens"] == sum(given for given, _ in decodes) > 13 * (len(PCM) // SAMPLE_RATE)  # of audio alone
+    assert usage["speech_seconds"] == pytest.approx(
+        sum(language["seconds"] for language in output["languages"])
+    )
+    assert usage["chunks"] == usage["recognitions"] == len(decodes) > 2 and usage["retries"] == 0
+    assert (
+        usage["input_tokens"] == sum(given for given, _ in decodes) > 13 * (len(PCM) // SAMPLE_RATE)
+    )  # of audio alone
     assert usage["output_tokens"] == sum(said for _, said in decodes) > len(output["text"].split())
 
 
 def test_a_further_decode_is_a_retry(job):
     output, decodes = job(("language English<asr_text>" + "and so I think. " * 100, "stop"))
     usage = output["usage"]
-    assert usage["decodes"] == usage["chunks"] + usage["retries"] > usage["chunks"] and usage["retries"] == len(output["retries"])
-    assert usage["decodes"] == len(decodes)
+    assert usage["recognitions"] == usage["chunks"] + usage["retries"] > usage["chunks"] and usage[
+        "retries"
+    ] == len(output["retries"])
+    assert usage["recognitions"] == len(decodes)
 
 
 def test_a_job_spends_time_in_every_stage_and_its_factor_is_the_total_by_the_audio(job):
     usage = job()[0]["usage"]
-    assert all(usage[f"{stage}_seconds"] > 0 for stage in STAGES if stage != "waiting") and usage["waiting_seconds"] >= 0
+    assert (
+        all(usage[f"{stage}_seconds"] > 0 for stage in STAGES if stage != "waiting")
+        and usage["waiting_seconds"] >= 0
+    )
     assert max(usage["download_seconds"], usage["decoding_seconds"]) <= usage["total_seconds"]
-    assert usage["real_time_factor"] == pytest.approx(usage["total_seconds"] / usage["audio_seconds"], abs=1e-3)
+    assert usage["real_time_factor"] == pytest.approx(
+        usage["total_seconds"] / usage["audio_seconds"], abs=1e-3
+    )
 
 
-def test_models_have_their_name_and_revision_and_a_local_folder_its_last_part(tmp_path, worker, job):
+def test_models_have_their_name_and_revision_and_a_local_folder_its_last_part(
+    tmp_path, worker, job
+):
     usage = Usage().to_output(1, SETTINGS)
     assert (usage["model"], usage["model_revision"]) == ("Qwen/Qwen3-ASR-0.6B", "v1")
-    assert (usage["aligner"], usage["aligner_revision"]) == ("Qwen/Qwen3-ForcedAligner-0.6B", "main")
+    assert (usage["aligner"], usage["aligner_revision"]) == (
+        "Qwen/Qwen3-ForcedAligner-0.6B",
+        "main",
+    )
     assert usage["worker_version"] == "1.2"
     usage = job()[0]["usage"]
     assert (usage["model"], usage["aligner"]) == ("asr", "aligner")
@@ -96,7 +120,9 @@ def test_a_failed_call_counts_with_its_time_and_as_a_decode():
     with pytest.raises(ValueError):
         asyncio.run(usage.counted(refuse)())
     told = usage.to_output(1, SETTINGS)
-    assert (told["decodes"], told["output_tokens"]) == (1, 0) and told["recognition_seconds"] >= 0.01
+    assert (told["recognitions"], told["output_tokens"]) == (1, 0) and told[
+        "recognition_seconds"
+    ] >= 0.01
 
 
 def test_a_failed_job_has_no_usage(job):

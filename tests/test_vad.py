@@ -2,15 +2,14 @@
 
 import asyncio
 
+import clips
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import clips
-from audio import SAMPLE_RATE
 from material import BANK, ENGLISH, noise, silence, voice
-from vad import FRAME, MARGIN, CutRules, Splitter, split_at_pauses
+from recording.chunk import SAMPLE_RATE
+from recording.vad import FRAME, MARGIN, CutRules, Splitter, split_at_pauses
 
 RULES = CutRules(target_seconds=4.8, limit_seconds=8, vad_mode=2)
 
@@ -38,7 +37,9 @@ def test_chunks_are_slices_of_the_recording_in_order_without_overlap(pcm):
     position = 0
     for index, chunk in enumerate(split(pcm)):
         assert chunk.index == index and chunk.offset >= position
-        assert len(chunk.pcm) and np.array_equal(chunk.pcm, pcm[chunk.offset : chunk.offset + len(chunk.pcm)])
+        assert len(chunk.pcm) and np.array_equal(
+            chunk.pcm, pcm[chunk.offset : chunk.offset + len(chunk.pcm)]
+        )
         position = chunk.offset + len(chunk.pcm)
     assert position <= len(pcm)
 
@@ -55,7 +56,10 @@ def test_samples_in_no_chunk_are_silence_to_the_detector(pcm):
     chunks = split(pcm)
     splitter = Splitter(RULES)
     padded = np.pad(pcm, (0, -len(pcm) % FRAME))
-    speech = [splitter._vad.is_speech(padded[i : i + FRAME].tobytes(), SAMPLE_RATE) for i in range(0, len(padded), FRAME)]
+    speech = [
+        splitter._vad.is_speech(padded[i : i + FRAME].tobytes(), SAMPLE_RATE)
+        for i in range(0, len(padded), FRAME)
+    ]
     for i, heard in enumerate(speech):
         if heard:
             assert any(c.offset <= i * FRAME < c.offset + len(c.pcm) for c in chunks)
@@ -67,7 +71,9 @@ def test_the_size_of_the_blocks_changes_nothing(pcm, block):
     def spans(chunks):
         return [(c.offset, len(c.pcm), c.speech_seconds, c.forced_cut) for c in chunks]
 
-    assert spans(split(pcm, block=max(block, len(pcm) // 200 + 1))) == spans(split(pcm, block=len(pcm) + 1))
+    assert spans(split(pcm, block=max(block, len(pcm) // 200 + 1))) == spans(
+        split(pcm, block=len(pcm) + 1)
+    )
 
 
 def test_a_recording_of_utterances_is_cut_between_words_only():

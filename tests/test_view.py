@@ -8,14 +8,13 @@ import sys
 import wave
 from pathlib import Path
 
+import browser
 import numpy as np
 import pytest
+import view
 from hypothesis import given
 from hypothesis import strategies as st
-
-import browser
-import view
-from audio import SAMPLE_RATE
+from recording.chunk import SAMPLE_RATE
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 20.0
@@ -69,7 +68,10 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def sentences(page: str) -> list[str]:
-    return [html.unescape(re.sub(r"<[^>]*>", "", s)) for s in re.findall(r'<p dir="auto"(?: lang="\w+")?>(.*?)</p>', page)]
+    return [
+        html.unescape(re.sub(r"<[^>]*>", "", s))
+        for s in re.findall(r'<p dir="auto"(?: lang="\w+")?>(.*?)</p>', page)
+    ]
 
 
 def marked(page: str, kind: str) -> list[str]:
@@ -81,9 +83,14 @@ def marked(page: str, kind: str) -> list[str]:
 def test_the_page_lies_beside_the_result_and_holds_the_recording(tmp_path, recording):
     (tmp_path / "result.json").write_text(json.dumps(RESULT))
     done = run(tmp_path / "result.json", recording)
-    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "result.html"), done.stderr
+    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "result.html"), (
+        done.stderr
+    )
     page = (tmp_path / "result.html").read_text()
-    assert '<audio id="audio" preload="auto" src="data:audio/wav;base64,UklGR' in page and '<svg class="wave"' in page
+    assert (
+        '<audio id="audio" preload="auto" src="data:audio/wav;base64,UklGR' in page
+        and '<svg class="wave"' in page
+    )
     assert not re.search(r'(?:src|href)="(?!data:)', page)
 
 
@@ -105,7 +112,13 @@ def test_the_waveform_follows_the_sound(recording):
 
 
 def test_runpods_envelope_gives_the_same_page():
-    wrapped = {"id": "x", "status": "COMPLETED", "delayTime": 1, "executionTime": 2, "output": RESULT}
+    wrapped = {
+        "id": "x",
+        "status": "COMPLETED",
+        "delayTime": 1,
+        "executionTime": 2,
+        "output": RESULT,
+    }
     assert view.result_in(wrapped) is RESULT and view.result_in(RESULT) is RESULT
 
 
@@ -114,8 +127,19 @@ def test_runpods_envelope_gives_the_same_page():
     [
         ([], "it must be the object that the worker or RunPod answers"),
         ({"id": "x", "status": "IN_PROGRESS"}, "The job is IN_PROGRESS and has no output"),
-        ({"error": "It is too long.", "error_code": "audio_too_long"}, "The job failed, .* too long. .audio_too_long."),
-        ({"id": "x", "status": "FAILED", "error": "No.", "output": {"error_code": "host_not_found"}}, "No. .host_not_found."),
+        (
+            {"error": "It is too long.", "error_code": "audio_too_long"},
+            "The job failed, .* too long. .audio_too_long.",
+        ),
+        (
+            {
+                "id": "x",
+                "status": "FAILED",
+                "error": "No.",
+                "output": {"error_code": "host_not_found"},
+            },
+            "No. .host_not_found.",
+        ),
         ({"text": "One.", "srt": "1 …"}, 'must be one of "output_format": "json"'),
         ({"text": "One.", "segments": [], "reduced_to": "text"}, "no segments, so no times"),
     ],
@@ -130,8 +154,14 @@ def test_a_result_without_a_transcript_is_refused_with_one_sentence(answer, said
     [
         ({"segments": [word("Two", 0)]}, r"segments\[0\] is .*Two.* in order"),
         ({"segments": ["One"]}, r"segments\[0\] is 'One'"),
-        ({"segments": [{"text": "One", "start": None}]}, r"segments\[0\].start is None; it must be a number of seconds"),
-        ({"segments": [{"text": "One", "start": 0, "end": float("nan")}]}, r"segments\[0\].end is nan"),
+        (
+            {"segments": [{"text": "One", "start": None}]},
+            r"segments\[0\].start is None; it must be a number of seconds",
+        ),
+        (
+            {"segments": [{"text": "One", "start": 0, "end": float("nan")}]},
+            r"segments\[0\].end is nan",
+        ),
         ({"failed_spans": [3]}, r"failed_spans\[0\].start is None"),
         ({"retries": "loop"}, "retries is 'loop'; it must be a list"),
     ],
@@ -154,21 +184,39 @@ def test_a_file_that_is_no_json_or_no_recording_ends_with_one_line(tmp_path):
         assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=1, max_size=5
+    )
+)
 def test_no_text_becomes_markup_or_a_placeholder(texts):
     texts = ["</title><b>", *(text.strip() for text in texts), "</script><b>", "{{times}}", "<!--"]
     words = [word(text, i) for i, text in enumerate(texts)]
-    hostile = {"text": " ".join(texts), "segments": words, "language_detected": texts[0], "warnings": texts}
+    hostile = {
+        "text": " ".join(texts),
+        "segments": words,
+        "language_detected": texts[0],
+        "warnings": texts,
+    }
     empty = view.render({"text": "", "segments": []}, "")
     page = view.render(hostile, texts[0])
-    assert page.count("<script") == empty.count("<script") and "<b>" not in page and page.count("<!--") == empty.count("<!--")
-    shown = [html.unescape(text) for text in re.findall(r'<span class="w">(.*?)</span>', page, re.DOTALL)]
+    assert (
+        page.count("<script") == empty.count("<script")
+        and "<b>" not in page
+        and page.count("<!--") == empty.count("<!--")
+    )
+    shown = [
+        html.unescape(text) for text in re.findall(r'<span class="w">(.*?)</span>', page, re.DOTALL)
+    ]
     assert shown == texts
 
 
 def test_sentences_show_the_language_and_the_state_of_their_words():
     page = view.render(RESULT, "t")
-    assert "".join(sentences(page)).replace(" ", "") == RESULT["text"].replace(" ", "") and len(sentences(page)) == 5
+    assert (
+        "".join(sentences(page)).replace(" ", "") == RESULT["text"].replace(" ", "")
+        and len(sentences(page)) == 5
+    )
     assert marked(page, "estimated") == ["script", "img"]
     assert marked(page, "mended") == ["src", "x", "onerror", "alert", "1", "you"]
     assert marked(page, "kept") == ["مرحبا", "بالعالم"] and marked(page, "now") == []
@@ -176,39 +224,74 @@ def test_sentences_show_the_language_and_the_state_of_their_words():
 
 
 def test_failed_spans_and_retries_stand_at_their_times():
-    blocks = re.findall(r'<div class="(s|note \w+)">.*?data-at="([\d.]+)".*?<p[^>]*>(.*?)</p>', view.render(RESULT, "t"))
+    blocks = re.findall(
+        r'<div class="(s|note \w+)">.*?data-at="([\d.]+)".*?<p[^>]*>(.*?)</p>',
+        view.render(RESULT, "t"),
+    )
     assert [(kind, float(at)) for kind, at, _ in blocks] == [
         ("s", 0.2), ("note mended", 3.9), ("s", 3.0), ("s", 8.0),
         ("note kept", 10.5), ("s", 11.0), ("note failed", 13.0), ("s", 17.0),
     ]  # fmt: skip
-    assert blocks[6][2] == "to 0:16.0: not transcribed (timeout)" and "too_much, language" in blocks[4][2]
+    assert (
+        blocks[6][2] == "to 0:16.0: not transcribed (timeout)"
+        and "too_much, language" in blocks[4][2]
+    )
 
 
 def test_the_timeline_shows_spans_as_shares_of_the_recording():
     page = view.render(RESULT, "t", seconds=20.0)
     spans = re.findall(r'<i class="span (\w+)" style="left:([\d.]+)%;width:([\d.]+)%">', page)
-    assert {("failed", "65.000", "15.000"), ("mended", "19.500", "18.000"), ("kept", "52.500", "10.000")} < {*spans}
-    assert [float(left) for kind, left, _ in spans if kind == "heard"] == [1.0, 15.0, 40.0, 55.0, 85.0]
+    assert {
+        ("failed", "65.000", "15.000"),
+        ("mended", "19.500", "18.000"),
+        ("kept", "52.500", "10.000"),
+    } < {*spans}
+    assert [float(left) for kind, left, _ in spans if kind == "heard"] == [
+        1.0,
+        15.0,
+        40.0,
+        55.0,
+        85.0,
+    ]
 
 
 def test_the_legend_names_what_occurs_and_nothing_else():
     legend = re.compile(r'<i class="key (\w+)">')
-    assert legend.findall(view.render(RESULT, "t")) == ["heard", "estimated", "mended", "kept", "failed"]
-    assert legend.findall(view.render({"text": "One.", "segments": [word("One", 0)]}, "t")) == ["heard"]
+    assert legend.findall(view.render(RESULT, "t")) == [
+        "heard",
+        "estimated",
+        "mended",
+        "kept",
+        "failed",
+    ]
+    assert legend.findall(view.render({"text": "One.", "segments": [word("One", 0)]}, "t")) == [
+        "heard"
+    ]
 
 
 def test_sentences_without_words_and_an_empty_result_are_shown():
     spoken = {"text": "One two. Three.", "segments": [word("One two.", 0), word("Three.", 5)]}
     assert sentences(view.render(spoken, "t")) == ["One two.", "Three."]
-    assert "nothing heard" in view.render({"text": "", "segments": [], "language_detected": None}, "t")
+    assert "nothing heard" in view.render(
+        {"text": "", "segments": [], "language_detected": None}, "t"
+    )
 
 
 def test_ten_hours_of_words_make_a_page_of_some_megabytes():
     """100 000 words and 600 retries; sentences out of sight are not laid out."""
     segments = [word("word", i * 0.36) | {"end": i * 0.36 + 0.3} for i in range(100_000)]
-    retries = [{"start": i * 60, "end": i * 60 + 50, "reasons": ["loop"], "outcome": "mended"} for i in range(600)]
-    page = view.render({"text": " ".join(["word"] * 100_000), "segments": segments, "retries": retries}, "t")
-    assert page.count('<span class="w') == 100_000 and len(page) < 8_000_000 and "content-visibility: auto" in page
+    retries = [
+        {"start": i * 60, "end": i * 60 + 50, "reasons": ["loop"], "outcome": "mended"}
+        for i in range(600)
+    ]
+    page = view.render(
+        {"text": " ".join(["word"] * 100_000), "segments": segments, "retries": retries}, "t"
+    )
+    assert (
+        page.count('<span class="w') == 100_000
+        and len(page) < 8_000_000
+        and "content-visibility: auto" in page
+    )
 
 
 # in a browser
@@ -244,15 +327,21 @@ def test_the_current_word_is_highlighted_and_in_view_and_none_in_a_pause(page, t
         page.value(f"audio.currentTime = {start + 0.2}")
         page.until(f"{NOW} === {i}")
         page.until("words[last].getBoundingClientRect().bottom <= innerHeight")
-        page.until("words[last].getBoundingClientRect().top >= $('timeline').getBoundingClientRect().bottom")
+        page.until(
+            "words[last].getBoundingClientRect().top >= $('timeline').getBoundingClientRect().bottom"
+        )
     page.value("audio.currentTime = 14.5")
     page.until(f"{NOW} === -1")
 
 
 def test_the_highlight_follows_while_it_plays_at_every_frame(page):
     """The browser's timeupdate comes four times a second, and a word may be shorter than that."""
-    page.value("window.moves = window.updates = 0, audio.addEventListener('timeupdate', () => window.updates++), 0")
-    page.value("new MutationObserver(() => window.moves++).observe($('head'), { attributes: true })")
+    page.value(
+        "window.moves = window.updates = 0, audio.addEventListener('timeupdate', () => window.updates++), 0"
+    )
+    page.value(
+        "new MutationObserver(() => window.moves++).observe($('head'), { attributes: true })"
+    )
     page.click("#play")
     page.until(f"{NOW} === 1 && audio.currentTime >= 0.8")
     assert page.value("moves") > page.value("updates + 2")
@@ -271,7 +360,9 @@ def test_a_click_on_a_word_or_a_time_plays_from_there(page):
 
 def test_the_page_can_be_used_by_keyboard_alone(page):
     page.press("Tab", 4)
-    assert page.value(FOCUS) == 0, "play, position and follow come before the words, which are one stop"
+    assert page.value(FOCUS) == 0, (
+        "play, position and follow come before the words, which are one stop"
+    )
     page.press("ArrowRight", 2)
     assert page.value(FOCUS) == 2 and page.value("audio.currentTime") == STARTS[2]
     assert page.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
@@ -304,17 +395,25 @@ def test_the_slider_moves_the_recording(page):
 def test_nothing_is_fetched_and_no_text_runs_as_script(page):
     page.click("#play")
     page.until("audio.currentTime > 0.1")
-    assert [url for url in page.requests if not url.startswith(("file:", "data:"))] == [] and page.complaints == []
+    assert [
+        url for url in page.requests if not url.startswith(("file:", "data:"))
+    ] == [] and page.complaints == []
     assert len([url for url in page.requests if url.startswith("file:")]) == 1, "the page itself"
-    page.value("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 1\">')")
-    assert page.until("document.images.length === 1 && document.images[0].complete") and page.value("window.ran === undefined")
+    page.value(
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 1\">')"
+    )
+    assert page.until("document.images.length === 1 && document.images[0].complete") and page.value(
+        "window.ran === undefined"
+    )
 
 
 def test_on_a_phone_nothing_overflows_and_targets_are_large_enough(page, tmp_path):
     page.open(tmp_path / "page.html", width=360, height=740, touch=True)
     assert page.value("document.documentElement.scrollWidth") == 360
     for selector, pixels in (("#play, label, #position", 44), (".t", 24)):
-        heights = page.value(f"[...document.querySelectorAll('{selector}')].map(e => e.getBoundingClientRect().height)")
+        heights = page.value(
+            f"[...document.querySelectorAll('{selector}')].map(e => e.getBoundingClientRect().height)"
+        )
         assert min(heights) >= pixels, selector
 
 

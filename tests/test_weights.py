@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from standin_hub import COMMIT, MODELS, Hub
 
 SRC = Path(__file__).parent.parent / "src"
@@ -45,15 +44,26 @@ class Place:
 
     def find(self, name: str, revision: str = "main", **environ: str) -> str:
         """What `find` prints last: the place, or the sentence."""
-        ours = {name for name in os.environ if name.startswith("HF_") or name.lower().endswith("_proxy")}
+        ours = {
+            name for name in os.environ if name.startswith("HF_") or name.lower().endswith("_proxy")
+        }
         clean = {name: value for name, value in os.environ.items() if name not in ours}
-        hub = {"HF_ENDPOINT": self.hub.url, "HF_HUB_CACHE": str(self.root / "cache"), "PYTHONPATH": str(SRC)}
+        hub = {
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HUB_CACHE": str(self.root / "cache"),
+            "PYTHONPATH": str(SRC),
+        }
         run = subprocess.run(
             [sys.executable, "-c", FIND, name, revision, str(self.root)],
             env=clean | hub | environ, capture_output=True, text=True, timeout=DEADLINE_SECONDS,
         )  # fmt: skip
         assert "Traceback" not in run.stderr, run.stderr
-        lines = (run.stdout if run.returncode == 0 else run.stderr).replace(str(self.root), "").replace(self.hub.url, "HUB").splitlines()
+        lines = (
+            (run.stdout if run.returncode == 0 else run.stderr)
+            .replace(str(self.root), "")
+            .replace(self.hub.url, "HUB")
+            .splitlines()
+        )
         return re.sub(r"(?<=127\.0\.0\.1:)\d+", "N", lines[-1])
 
 
@@ -71,7 +81,10 @@ def in_a_folder(place: Place) -> str:
 
 
 def half_a_folder(place: Place) -> str:
-    (folder := Path(shutil.copytree(MODELS / "asr", place.root / "mine")), (folder / "model.safetensors").unlink())
+    (
+        folder := Path(shutil.copytree(MODELS / "asr", place.root / "mine")),
+        (folder / "model.safetensors").unlink(),
+    )
     return place.find(str(folder))
 
 
@@ -200,15 +213,33 @@ def test_a_fetched_model_is_found_without_the_hub_at_the_next_start(place):
 
 
 def test_the_places_are_those_of_the_image_and_of_runpod():
-    from weights import BAKED, CACHED_BY_RUNPOD
+    from speech.models.weights import BAKED, CACHED_BY_RUNPOD
 
-    assert re.search(rf"\bHF_HOME={BAKED.parent}\n", (SRC.parent / "Dockerfile").read_text()) and BAKED.name == "hub"
-    assert CACHED_BY_RUNPOD == Path("/runpod-volume/huggingface-cache/hub")
+    assert (
+        re.search(rf"\bHF_HOME={BAKED.parent}\n", (SRC.parent / "Dockerfile").read_text())
+        and BAKED.name == "hub"
+    )
+    assert Path("/runpod-volume/huggingface-cache/hub") == CACHED_BY_RUNPOD
 
 
 def test_a_worker_without_its_model_ends_with_that_sentence(place):
     """Before anything is loaded, with exit code 1 and no traceback."""
-    environ = os.environ | {"MODEL_NAME": "tiny/none", "HF_ENDPOINT": place.hub.url, "HF_HOME": str(place.root), "HF_HUB_OFFLINE": "0"}
-    run = subprocess.run([sys.executable, HANDLER], env=environ, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    environ = os.environ | {
+        "MODEL_NAME": "tiny/none",
+        "HF_ENDPOINT": place.hub.url,
+        "HF_HOME": str(place.root),
+        "HF_HUB_OFFLINE": "0",
+    }
+    run = subprocess.run(
+        [sys.executable, HANDLER],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert re.search(r"^error: The recogniser tiny/none, revision main, is not available: .* MODEL_NAME .*\.$", run.stderr, re.MULTILINE)
+    assert re.search(
+        r"^error: The recogniser tiny/none, revision main, is not available: .* MODEL_NAME .*\.$",
+        run.stderr,
+        re.MULTILINE,
+    )

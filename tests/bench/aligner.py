@@ -17,17 +17,21 @@ WORDS_PER_SECOND = {"words": 2.5, "characters": 5}
 
 def run(quick: bool) -> None:
     _, found = cost_of([__file__, 2 if quick else 5])
-    rows = [[name, f["upstream"], f["ours"], f["upstream"] / f["ours"]] for name, f in found.items()]
-    print(table("aligner, one chunk, tiny checkpoint", ["", "qwen-asr s", "ours s", "ratio"], rows), flush=True)
+    rows = [
+        [name, f["upstream"], f["ours"], f["upstream"] / f["ours"]] for name, f in found.items()
+    ]
+    print(
+        table("aligner, one chunk, tiny checkpoint", ["", "qwen-asr s", "ours s", "ratio"], rows),
+        flush=True,
+    )
     measure.write("aligner", found, quick)
 
 
 def _clip(seconds: int):
     """A chunk of the bank's utterances one after another, and what is said in it."""
     import numpy as np
-
-    from audio import SAMPLE_RATE
     from material import ENGLISH, chunk_of
+    from recording.chunk import SAMPLE_RATE
 
     parts, texts, length = [], [], 0
     for u in ENGLISH * 99:
@@ -50,10 +54,9 @@ def _measured(repeats: int) -> dict[str, dict[str, float]]:
     import numpy as np
     import torch
     from qwen_asr import Qwen3ForcedAligner
-
-    from align import Aligner
-    from audio import SAMPLE_RATE
-    from timing import repair
+    from recording.chunk import SAMPLE_RATE
+    from speech.models.aligner import Aligner
+    from speech.word_times import repair
 
     aligner = Aligner(os.environ["ALIGNER_NAME"], "cpu", "float32", 480, 180)
     aligner.start()
@@ -62,16 +65,30 @@ def _measured(repeats: int) -> dict[str, dict[str, float]]:
     for seconds in SECONDS:
         chunk, text = _clip(seconds)
         wave = chunk.pcm.astype(np.float32) / 32768
-        theirs, ours = (lambda: package.align((wave, SAMPLE_RATE), text, "English")), (lambda: asyncio.run(aligner.align(chunk, text, "English")))
+        theirs, ours = (
+            (lambda: package.align((wave, SAMPLE_RATE), text, "English")),
+            (lambda: asyncio.run(aligner.align(chunk, text, "English"))),
+        )
         theirs(), ours()
         pairs = [(_timed(theirs, 1), _timed(ours, 1)) for _ in range(repeats)]
-        found[f"{seconds} s chunk"] = dict(zip(("upstream", "ours"), map(statistics.median, zip(*pairs))))
+        found[f"{seconds} s chunk"] = dict(
+            zip(("upstream", "ours"), map(statistics.median, zip(*pairs)))
+        )
     for seconds in SECONDS:
         for unit, rate in WORDS_PER_SECOND.items():
             rng, count = random.Random(0), int(rate * seconds)
-            marks = [max(0, int(1000 * seconds * i / (2 * count)) // 80 * 80 + 80 * rng.choice((0, 0, 0, 0, -5, 40))) for i in range(2 * count)]
+            marks = [
+                max(
+                    0,
+                    int(1000 * seconds * i / (2 * count)) // 80 * 80
+                    + 80 * rng.choice((0, 0, 0, 0, -5, 40)),
+                )
+                for i in range(2 * count)
+            ]
             found[f"repair, {count} {unit} of {seconds} s"] = {
-                "upstream": _timed(lambda: package.aligner_processor.fix_timestamp(np.array(marks)), repeats),
+                "upstream": _timed(
+                    lambda: package.aligner_processor.fix_timestamp(np.array(marks)), repeats
+                ),
                 "ours": _timed(lambda: repair(marks, 1000 * seconds, [4] * count), repeats),
             }
     aligner.close()

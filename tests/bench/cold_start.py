@@ -33,10 +33,25 @@ def run(quick: bool) -> None:
         return once
 
     costs = in_turn({name: side(name) for name in steps}, 1 if quick else 3)
-    walls = {name: sorted(said["ready"] for said in runs)[len(runs) // 2] for name, runs in steps.items()}
-    print(table("cold start", ["", "ready after s", "CPU s", "peak MiB"], [[n, walls[n], c.cpu, c.peak] for n, c in costs.items()]))
-    print(table("our steps", ["", "s"], [[step, seconds] for step, seconds in steps["ours"][-1].items()]))
-    print(f"ours / vLLM alone: {walls['ours'] / walls['vLLM alone']:.2f} (wanted: <= 1.15)\n", flush=True)
+    walls = {
+        name: sorted(said["ready"] for said in runs)[len(runs) // 2] for name, runs in steps.items()
+    }
+    print(
+        table(
+            "cold start",
+            ["", "ready after s", "CPU s", "peak MiB"],
+            [[n, walls[n], c.cpu, c.peak] for n, c in costs.items()],
+        )
+    )
+    print(
+        table(
+            "our steps", ["", "s"], [[step, seconds] for step, seconds in steps["ours"][-1].items()]
+        )
+    )
+    print(
+        f"ours / vLLM alone: {walls['ours'] / walls['vLLM alone']:.2f} (wanted: <= 1.15)\n",
+        flush=True,
+    )
     measure.write("cold_start", {"walls": walls, "steps": steps}, quick)
 
 
@@ -44,7 +59,13 @@ def _ours() -> dict[str, float]:
     """The worker as it is started, by what its log says; a job without an input ends it at once."""
     steps, last = {}, time.monotonic()
     command = [sys.executable, "-u", HANDLER, "--test_input", '{"input": {}}']
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"RUNPOD_LOG_LEVEL": "INFO"}) as worker:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"RUNPOD_LOG_LEVEL": "INFO"},
+    ) as worker:
         for line in worker.stdout:
             for beginning, step in STEPS.items():
                 if beginning in line:
@@ -57,11 +78,10 @@ def _vllm() -> dict[str, float]:
     began = time.monotonic()
 
     async def up() -> None:
+        from contract.settings import load_settings
+        from speech.models.engine_args import plan
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
-
-        from engine import plan
-        from settings import load_settings
 
         settings = load_settings(os.environ)
         args = plan(settings, settings.model_name, settings.aligner_name, None).engine_args()

@@ -12,7 +12,11 @@ import inputs
 import measure
 from measure import cost_of, table
 
-NETWORKS = {"loopback": None, "1 Gbit/s": 125_000_000, "16 Mbit/s": 2_000_000}  # bytes a second; the server runs on the same cores
+NETWORKS = {
+    "loopback": None,
+    "1 Gbit/s": 125_000_000,
+    "16 Mbit/s": 2_000_000,
+}  # bytes a second; the server runs on the same cores
 REPEATS = 5
 
 
@@ -28,20 +32,36 @@ def run(quick: bool) -> None:
                         path = inputs.recording(folder, length, "mp3")
                         _, said = cost_of([__file__, f"{address}/{path.name}"])
                         found.setdefault(network, {}).setdefault(length, []).append(said["seconds"])
-    medians = {network: {length: statistics.median(runs) for length, runs in by_length.items()} for network, by_length in found.items()}
-    rows = [[network, *by_length.values(), by_length[lengths[1]] / by_length[lengths[0]]] for network, by_length in medians.items()]
-    print(table("seconds to the first chunk, MP3", ["", *(f"{n / 60:.0f} min" for n in lengths), "ratio"], rows), flush=True)
+    medians = {
+        network: {length: statistics.median(runs) for length, runs in by_length.items()}
+        for network, by_length in found.items()
+    }
+    rows = [
+        [network, *by_length.values(), by_length[lengths[1]] / by_length[lengths[0]]]
+        for network, by_length in medians.items()
+    ]
+    print(
+        table(
+            "seconds to the first chunk, MP3",
+            ["", *(f"{n / 60:.0f} min" for n in lengths), "ratio"],
+            rows,
+        ),
+        flush=True,
+    )
     measure.write("first_chunk", medians, quick)
 
 
 async def _first(url: str) -> float:
-    from audio import decode
-    from download import download
-    from vad import CutRules, split_at_pauses
+    from recording.download import download
+    from recording.pcm_stream import decode
+    from recording.vad import CutRules, split_at_pauses
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.complete_marker) as pcm:
+        async with (
+            download(url, Path(folder), max_bytes=2**40, timeout=3600) as file,
+            decode(file.path, 1e6, file.size, file.complete_marker) as pcm,
+        ):
             async for _ in split_at_pauses(pcm, CutRules(30, 60, 2)):
                 return time.monotonic() - began
     raise RuntimeError("no chunk")

@@ -16,9 +16,23 @@ TOKENS_PER_SECOND = (
     4.5  # of audio, in an answer; measured of real speech, the language's prefix included
 )
 WORDS_PER_SECOND = 2.5
-WORDS = (
-    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar"
-).split()
+WORDS = [
+    "alpha",
+    "bravo",
+    "charlie",
+    "delta",
+    "echo",
+    "foxtrot",
+    "golf",
+    "hotel",
+    "india",
+    "juliet",
+    "kilo",
+    "lima",
+    "mike",
+    "november",
+    "oscar",
+]
 SAMPLE_RATE = 16_000
 
 
@@ -35,7 +49,7 @@ def speech_like(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def chunk_of(seconds: float, seed: int):
-    from audio import AudioChunk
+    from recording.chunk import AudioChunk
 
     pcm = speech_like(seconds, seed)
     return AudioChunk(seed, 0, pcm, ((0, len(pcm)),))
@@ -50,7 +64,7 @@ def words_for(seconds: float) -> str:
 @contextmanager
 def forced_answers(recogniser) -> Iterator[None]:
     """Answers as long as those of real speech, with words: `engine.generate` is wrapped."""
-    from token_limits import AUDIO_TOKENS_PER_SECOND
+    from speech.models.token_limits import AUDIO_TOKENS_PER_SECOND
 
     generate, rng = recogniser._engine.generate, random.Random(0)
 

@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-import psutil
-
 import gpu_load
+import psutil
 from gpu_load import chunk_of, rtfx
 
 MIB = 1024**2
@@ -85,10 +84,9 @@ def memory(bench: Bench) -> None:
 
 def marks(bench: Bench) -> None:
     """The aligner by itself: a full batch by blocks convolved together, and by type."""
+    import speech.models.aligner_network as aligner_network
     import torch
-
-    import aligner_network
-    from align import Aligner
+    from speech.models.aligner import Aligner
 
     device = "cpu" if bench.small else "cuda"
     aligner = Aligner(str(bench.work / "aligner"), device, "bfloat16", 480, 180)
@@ -141,7 +139,7 @@ def start(bench: Bench) -> None:
     """Seconds of a start, and vLLM's own account of it."""
     began = time.monotonic()
     import handler
-    from settings import load_settings
+    from contract.settings import load_settings
 
     handler.settings = load_settings(os.environ)
     imported = time.monotonic()

@@ -8,14 +8,18 @@ from functools import partial
 from pathlib import Path
 
 import av
-import numpy as np
-
 import clips
 import media
-from audio import SAMPLE_RATE
+import numpy as np
 from material import ENGLISH
+from recording.chunk import SAMPLE_RATE
 
-FORMATS = {"mp3": (44_100, 2, 128_000), "m4a": (44_100, 2, 128_000), "opus": (48_000, 1, 64_000), "wav": (44_100, 2, None)}
+FORMATS = {
+    "mp3": (44_100, 2, 128_000),
+    "m4a": (44_100, 2, 128_000),
+    "opus": (48_000, 1, 64_000),
+    "wav": (44_100, 2, None),
+}
 LOOP_SECONDS = 300  # of speech; longer recordings repeat it
 
 
@@ -51,7 +55,11 @@ def _repeat(one: Path, path: Path, times: int) -> None:
                         continue
                     shift = shift if shift is not None else 0 if end is None else end - packet.pts
                     end = packet.pts + shift + packet.duration
-                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, copy
+                    packet.pts, packet.dts, packet.stream = (
+                        packet.pts + shift,
+                        packet.dts + shift,
+                        copy,
+                    )
                     out.mux(packet)
 
 
@@ -73,7 +81,9 @@ def served(folder: Path, bytes_per_second: float | None = None):
             except ConnectionError:
                 pass  # the client has left
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Files, directory=str(folder))
+    )
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()

@@ -10,18 +10,22 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
-import soundfile
-
 import inputs
 import measure
-from audio import SAMPLE_RATE
+import psutil
+import soundfile
 from measure import cost_of, table
+from recording.chunk import SAMPLE_RATE
 
 CROWDS = (1, 16, 32)  # jobs of an hour at once
 SECONDS = 60  # of measuring; the gate is full after a few
 ENGINE: list[psutil.Process] = []
-SETTINGS = dict(MAX_NUM_SEQS="64", CHUNK_TARGET_SECONDS="60", CHUNK_LIMIT_SECONDS="180", VLLM_ALLOW_LONG_MAX_MODEL_LEN="1")
+SETTINGS = dict(
+    MAX_NUM_SEQS="64",
+    CHUNK_TARGET_SECONDS="60",
+    CHUNK_LIMIT_SECONDS="180",
+    VLLM_ALLOW_LONG_MAX_MODEL_LEN="1",
+)
 
 
 def run(quick: bool) -> None:
@@ -34,7 +38,14 @@ def run(quick: bool) -> None:
             for jobs in CROWDS[:2] if quick else CROWDS:
                 _, found[jobs] = cost_of([__file__, f"{address}/{path.name}", jobs], **SETTINGS)
     rows = [[f"{jobs} jobs", f["inside"], f["worker"], f["engine"]] for jobs, f in found.items()]
-    print(table("memory over that of the idle worker", ["", "chunks admitted", "worker MiB", "vLLM's processes MiB"], rows), flush=True)
+    print(
+        table(
+            "memory over that of the idle worker",
+            ["", "chunks admitted", "worker MiB", "vLLM's processes MiB"],
+            rows,
+        ),
+        flush=True,
+    )
     measure.write("load", found, quick)
 
 
@@ -47,7 +58,10 @@ async def _measured(handler, url: str, jobs: int) -> dict[str, float]:
     ENGINE[:] = psutil.Process().children(recursive=True)  # there are no decoders yet
     before, peaks = _resident(), (0, 0)
     places = handler.gate._free
-    crowd = [asyncio.create_task(handler.handler({"id": str(i), "input": {"audio_url": url}})) for i in range(jobs)]
+    crowd = [
+        asyncio.create_task(handler.handler({"id": str(i), "input": {"audio_url": url}}))
+        for i in range(jobs)
+    ]
     ends, inside = time.monotonic() + SECONDS, 0
     while time.monotonic() < ends:
         await asyncio.sleep(0.5)

@@ -29,7 +29,12 @@ class Cost:
 def cost_of(arguments: Sequence[str], **environment: str) -> tuple[Cost, dict]:
     """Run `python arguments`; returns its cost and the JSON object on the last line of its output. Raises RuntimeError if it fails."""
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, env=os.environ | environment, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
     peak, done = [0.0], threading.Event()
 
     def watch() -> None:
@@ -70,14 +75,35 @@ def in_turn(sides: Mapping[str, Callable[[], Cost]], repeats: int) -> dict[str, 
     for _ in range(repeats):
         for name, run in sides.items():
             runs[name].append(run())
-    return {name: Cost(*(statistics.median(getattr(c, part) for c in costs) for part in ("wall", "cpu", "peak"))) for name, costs in runs.items()}
+    return {
+        name: Cost(
+            *(
+                statistics.median(getattr(c, part) for c in costs)
+                for part in ("wall", "cpu", "peak")
+            )
+        )
+        for name, costs in runs.items()
+    }
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as they need be; numbers with three significant digits."""
-    cells = [[cell if isinstance(cell, str) else f"{cell:.3g}" if isinstance(cell, float) and abs(cell) < 1000 else f"{cell:.0f}" for cell in row] for row in rows]
+    cells = [
+        [
+            cell
+            if isinstance(cell, str)
+            else f"{cell:.3g}"
+            if isinstance(cell, float) and abs(cell) < 1000
+            else f"{cell:.0f}"
+            for cell in row
+        ]
+        for row in rows
+    ]
     widths = [max(len(row[i]) for row in [list(head), *cells]) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in [list(head), *cells]]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
+        for row in [list(head), *cells]
+    ]
     return "\n".join([title, "-" * len(title), *lines, ""])
 
 
@@ -85,5 +111,12 @@ def write(name: str, data: object, quick: bool) -> None:
     """Write results/NAME.json with the machine that it comes from; rough figures of --quick go to results/quick."""
     folder = RESULTS / "quick" if quick else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    machine = {"cpus": os.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30), "quick": quick, "date": time.strftime("%Y-%m-%d")}
-    (folder / f"{name}.json").write_text(json.dumps({"machine": machine, "figures": data}, indent=1, default=asdict) + "\n")
+    machine = {
+        "cpus": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "quick": quick,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    (folder / f"{name}.json").write_text(
+        json.dumps({"machine": machine, "figures": data}, indent=1, default=asdict) + "\n"
+    )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 def worker():
     """`handler` with its state filled and warm."""
     import handler
-    from settings import load_settings
+    from contract.settings import load_settings
 
     handler.settings = load_settings(os.environ)
     handler.load_models()

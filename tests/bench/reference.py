@@ -13,8 +13,7 @@ import requests
 import soundfile
 import soxr
 import webrtcvad
-
-from audio import SAMPLE_RATE, AudioChunk
+from recording.chunk import SAMPLE_RATE, AudioChunk
 
 FRAME = SAMPLE_RATE * 30 // 1000
 PAUSE_FRAMES = 10  # without speech, at which a chunk may end
@@ -55,7 +54,9 @@ def _plan(pcm: np.ndarray, target: int) -> list[tuple[int, int]]:
     """(start, end) samples of chunks that tile the recording, each cut at the first pause from `target` samples on."""
     vad, silent, cuts = webrtcvad.Vad(2), 0, [0]
     for start in range(0, len(pcm) - FRAME + 1, FRAME):
-        silent = 0 if vad.is_speech(pcm[start : start + FRAME].tobytes(), SAMPLE_RATE) else silent + 1
+        silent = (
+            0 if vad.is_speech(pcm[start : start + FRAME].tobytes(), SAMPLE_RATE) else silent + 1
+        )
         if start + FRAME - cuts[-1] >= target and silent >= PAUSE_FRAMES:
             cuts.append(start)
     return list(zip(cuts, [*cuts[1:], len(pcm)]))

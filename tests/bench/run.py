@@ -16,8 +16,14 @@ NAMES = ("front_end", "first_chunk", "whole_job", "simulated", "load", "aligner"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all of them without")
-    parser.add_argument("--quick", action="store_true", help="short recordings: some minutes in all, and rougher figures")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all of them without"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="short recordings: some minutes in all, and rougher figures",
+    )
     a = parser.parse_args()
     if unknown := set(a.names) - set(NAMES):
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")

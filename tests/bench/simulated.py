@@ -24,27 +24,35 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from types import SimpleNamespace
 
-import psutil
-import soundfile
-
 import inputs
 import measure
-from asr import EMPTY_VOCABULARY
-from audio import SAMPLE_RATE, AudioChunk
-from gpu_memory import STEP_BY_MEMORY
+import psutil
+import soundfile
 from measure import cost_of, table
+from recording.chunk import SAMPLE_RATE, AudioChunk
 from scripted import VOCABULARY
-from token_limits import AUDIO_TOKENS_PER_SECOND
+from speech.models.gpu_memory import STEP_BY_MEMORY
+from speech.models.recogniser import EMPTY_VOCABULARY
+from speech.models.token_limits import AUDIO_TOKENS_PER_SECOND
 
-GPUS = {"L4": (121e12, 300e9, 24), "RTX 4090": (165e12, 1008e9, 24), "H100": (989e12, 3350e9, 80)}  # bf16 FLOP/s, bytes/s, GiB
+GPUS = {
+    "L4": (121e12, 300e9, 24),
+    "RTX 4090": (165e12, 1008e9, 24),
+    "H100": (989e12, 3350e9, 80),
+}  # bf16 FLOP/s, bytes/s, GiB
 WANTED = {"L4": 1.15, "RTX 4090": 1.15, "H100": 1.3}
 UTILISATION = 0.4  # of the peak
 WEIGHT_BYTES, CACHE_BYTES = 1.19e9, 112 * 1024  # of the decoder; of one token
-RECOGNISE_FLOP, ALIGN_FLOP = 21.6e9, 34.6e9  # per second of audio: encoder and prefill; the aligner's single pass
+RECOGNISE_FLOP, ALIGN_FLOP = (
+    21.6e9,
+    34.6e9,
+)  # per second of audio: encoder and prefill; the aligner's single pass
 TEXT_TOKENS, WORDS = 4.5, 2.5  # per second of audio
-SHORTEST_STEP = 0.002  # seconds
+MIN_STEP = 0.002  # seconds
 CROWDS = (16, 32)  # long jobs at once
-CROWD_SECONDS = 60  # until the long jobs have filled the engine's batch; their memory is measured meanwhile
+CROWD_SECONDS = (
+    60  # until the long jobs have filled the engine's batch; their memory is measured meanwhile
+)
 QUICK_CROWD_SECONDS = 15  # the long jobs of --quick take little more
 GIL_SECONDS = 3  # for which a stage is measured
 CHUNK_SECONDS = 60
@@ -94,9 +102,15 @@ class Gpu:
         while waiting and len(running) < self.step[0]:
             chunk = waiting.pop(0)
             work += self.seconds_for(RECOGNISE_FLOP * chunk.seconds)
-            chunk.context, chunk.left = AUDIO_TOKENS_PER_SECOND * chunk.seconds, max(1, round(TEXT_TOKENS * chunk.seconds))
+            chunk.context, chunk.left = (
+                AUDIO_TOKENS_PER_SECOND * chunk.seconds,
+                max(1, round(TEXT_TOKENS * chunk.seconds)),
+            )
             running.append(chunk)
-        return work + max(SHORTEST_STEP, (WEIGHT_BYTES + CACHE_BYTES * sum(c.context for c in running)) / self.bandwidth)
+        return work + max(
+            MIN_STEP,
+            (WEIGHT_BYTES + CACHE_BYTES * sum(c.context for c in running)) / self.bandwidth,
+        )
 
     def end_step(self, running: list[_Chunk]) -> None:
         """Add a token to every chunk; chunks that are complete are done and leave."""
@@ -110,7 +124,10 @@ class Gpu:
 def alone(gpu: Gpu, seconds: list[float]) -> float:
     """Seconds that the card takes for chunks of these lengths (seconds) without a worker."""
     aligned, running = [0.0], []
-    waiting = [_Chunk((0, i), s, lambda s=s: aligned.append(gpu.seconds_for(ALIGN_FLOP * s))) for i, s in enumerate(seconds)]
+    waiting = [
+        _Chunk((0, i), s, lambda s=s: aligned.append(gpu.seconds_for(ALIGN_FLOP * s)))
+        for i, s in enumerate(seconds)
+    ]
     while waiting or running:
         gpu.book(gpu.begin_step(waiting, running), 0)
         gpu.end_step(running)
@@ -138,18 +155,35 @@ class ClockedEngine:
         self._task = asyncio.create_task(self._steps())
 
     def _encoded(self, request_id, prompt, sampling, priority):
-        return self._encoder.encode(self._inputs.process_inputs(request_id, prompt, sampling, ("generate",), priority=priority))
+        return self._encoder.encode(
+            self._inputs.process_inputs(
+                request_id, prompt, sampling, ("generate",), priority=priority
+            )
+        )
 
     async def generate(self, prompt, sampling, request_id, priority):
         self._message(request_id, prompt, sampling, priority)
         said = asyncio.get_running_loop().create_future()
         seconds = prompt["mm_placeholders"]["audio"][0].length / AUDIO_TOKENS_PER_SECOND
-        self._waiting.append(_Chunk((priority, next(self._tickets)), seconds, lambda: said.done() or said.set_result(None)))
+        self._waiting.append(
+            _Chunk(
+                (priority, next(self._tickets)),
+                seconds,
+                lambda: said.done() or said.set_result(None),
+            )
+        )
         self._wake.set()
         await said
         words = self._rng.choices(VOCABULARY["English"], k=max(1, round(WORDS * seconds)))
         text = f"language English<asr_text>{' '.join(words).capitalize()}."
-        yield SimpleNamespace(prompt_token_ids=[], outputs=[SimpleNamespace(text=text, finish_reason="stop", token_ids=range(round(TEXT_TOKENS * seconds)))])
+        yield SimpleNamespace(
+            prompt_token_ids=[],
+            outputs=[
+                SimpleNamespace(
+                    text=text, finish_reason="stop", token_ids=range(round(TEXT_TOKENS * seconds))
+                )
+            ],
+        )
 
     def shutdown(self) -> None:
         self._task.cancel()
@@ -169,9 +203,8 @@ class ClockedEngine:
 
 def clocked_aligner(gpu: Gpu, aligner, stages: "Stages"):
     """The aligner with a clock in place of its forward pass; the marks are spread evenly over the clip."""
+    import speech.models.aligner as align
     import torch
-
-    import align
 
     def classes_of(thinker, token_ids, spectra, timestamp_id):
         frames = [mel.shape[1] for mel in spectra]
@@ -208,21 +241,25 @@ class Stages:
 
 def worker_on(gpu: Gpu, stages: Stages):
     """The handler module, loaded as usual, with the clock in place of the forward passes."""
-    import align
-    import asr
-    import delivery
-    import fallback
     import handler
-    import transcript
-    import vad
-    from settings import load_settings
+    import recording.vad as vad
+    import result.delivery as delivery
+    import result.transcript as transcript
+    import speech.models.aligner as align
+    import speech.models.recogniser as asr
+    import speech.retries as fallback
+    from contract.settings import load_settings
     from vllm.renderers.base import BaseRenderer
 
     async def start(engine_args):
         from vllm import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
 
-        return ClockedEngine(gpu, AsyncEngineArgs(**engine_args).create_engine_config(UsageContext.ENGINE_CONTEXT), stages)
+        return ClockedEngine(
+            gpu,
+            AsyncEngineArgs(**engine_args).create_engine_config(UsageContext.ENGINE_CONTEXT),
+            stages,
+        )
 
     asr._start_engine = start
     for owner, function, name in (
@@ -255,20 +292,25 @@ async def _record_stalls(stalls: list[float]) -> None:
 
 
 async def _chunks(handler, url: str) -> list[AudioChunk]:
-    from audio import decode
-    from download import download
-    from vad import CutRules, split_at_pauses
+    from recording.download import download
+    from recording.pcm_stream import decode
+    from recording.vad import CutRules, split_at_pauses
 
     s = handler.settings
     rules = CutRules(s.chunk_target_seconds, s.chunk_limit_seconds, s.vad_mode)
     with tempfile.TemporaryDirectory() as folder:
-        async with download(url, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.complete_marker) as pcm:
+        async with (
+            download(url, Path(folder), max_bytes=2**40, timeout=3600) as file,
+            decode(file.path, 1e6, file.size, file.complete_marker) as pcm,
+        ):
             return [chunk async for chunk in split_at_pauses(pcm, rules)]
 
 
 async def _job(handler, url: str) -> float:
     began = time.monotonic()
-    output = await handler.handler({"id": "simulated", "input": {"audio_url": url, "language": "English"}})
+    output = await handler.handler(
+        {"id": "simulated", "input": {"audio_url": url, "language": "English"}}
+    )
     assert output.get("segments"), output
     return time.monotonic() - began
 
@@ -278,7 +320,10 @@ async def _single(handler, gpu: Gpu, stages: Stages, url: str) -> dict:
     seconds = [chunk.duration for chunk in await _chunks(handler, url)]
     hours = sum(seconds) / 3600
     stages.seconds.clear()
-    loops = [asyncio.create_task(_record_stalls(own := [0.0])), asyncio.run_coroutine_threadsafe(_record_stalls(engines := [0.0]), handler.asr._loop)]
+    loops = [
+        asyncio.create_task(_record_stalls(own := [0.0])),
+        asyncio.run_coroutine_threadsafe(_record_stalls(engines := [0.0]), handler.asr._loop),
+    ]
     cpu, children = time.process_time(), getrusage(RUSAGE_CHILDREN)
     wall = await _job(handler, url)
     cpu = time.process_time() - cpu
@@ -286,7 +331,11 @@ async def _single(handler, gpu: Gpu, stages: Stages, url: str) -> dict:
     for loop in loops:
         loop.cancel()
     decoder = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
-    parts = {"decoder's process": decoder, **stages.seconds, "loops, download, rest": cpu - sum(stages.seconds.values())}
+    parts = {
+        "decoder's process": decoder,
+        **stages.seconds,
+        "loops, download, rest": cpu - sum(stages.seconds.values()),
+    }
     del parts[CLOCK]
     return {
         "engine alone": alone(Gpu(gpu.flops, gpu.bandwidth, gpu.gib), seconds),
@@ -301,7 +350,10 @@ async def _crowd(handler, long: str, short: str, jobs: int, seconds: float) -> d
     process = psutil.Process()
     by_itself = [await _job(handler, short) for _ in range(3)]
     idle = process.memory_info().rss
-    crowd = [asyncio.create_task(handler.handler({"id": str(i), "input": {"audio_url": long}})) for i in range(jobs)]
+    crowd = [
+        asyncio.create_task(handler.handler({"id": str(i), "input": {"audio_url": long}}))
+        for i in range(jobs)
+    ]
     memory, ends = [], time.monotonic() + seconds
     while time.monotonic() < ends:
         await asyncio.sleep(0.25)
@@ -311,7 +363,11 @@ async def _crowd(handler, long: str, short: str, jobs: int, seconds: float) -> d
     for job in crowd:
         job.cancel()
     await asyncio.gather(*crowd, return_exceptions=True)
-    return {"alone": statistics.median(by_itself), "beside": statistics.median(beside), "MiB": max(memory) / 2**20}
+    return {
+        "alone": statistics.median(by_itself),
+        "beside": statistics.median(beside),
+        "MiB": max(memory) / 2**20,
+    }
 
 
 def _gil_share(function: Callable[[], object]) -> float:
@@ -337,25 +393,38 @@ def _gil_share(function: Callable[[], object]) -> float:
 
 def _active_seconds() -> float:
     """For which this thread was on a CPU or waited for one: the kernel's schedstats."""
-    running, waiting, _ = map(int, Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split())
+    running, waiting, _ = map(
+        int, Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()
+    )
     return (running + waiting) / 1e9
 
 
 async def _gil(handler, url: str) -> dict[str, float]:
     """Stage → share of its CPU time with the GIL, measured on one chunk."""
-    import vad
-    from timing import words
-    from transcript import ChunkResult, merge
+    import recording.vad as vad
+    from result.transcript import merge
+    from speech.word_times import words
+    from speech.words import ChunkResult
 
     chunk = (await _chunks(handler, url))[1]
     rng = random.Random(0)
     text = " ".join(rng.choices(VOCABULARY["English"], k=round(WORDS * chunk.duration)))
-    prompt, renderer = handler.asr._prompt("", "English", EMPTY_VOCABULARY), handler.asr._engine.renderer
-    _, spectrum = asyncio.run_coroutine_threadsafe(handler.asr._rendered(chunk, prompt), handler.asr._loop).result()
+    prompt, renderer = (
+        handler.asr._prompt("", "English", EMPTY_VOCABULARY),
+        handler.asr._engine.renderer,
+    )
+    _, spectrum = asyncio.run_coroutine_threadsafe(
+        handler.asr._rendered(chunk, prompt), handler.asr._loop
+    ).result()
     task = handler.aligner._prepared(chunk, text, "English", spectrum)
-    marks = [round(1000 * chunk.duration * i / (2 * len(task.units))) for i in range(2 * len(task.units))]
+    marks = [
+        round(1000 * chunk.duration * i / (2 * len(task.units))) for i in range(2 * len(task.units))
+    ]
     found = words(chunk, text, task.units, marks)
-    transcript = merge([ChunkResult(chunk.start, chunk.end, chunk.speech_seconds, text, "English", found)], chunk.end)
+    transcript = merge(
+        [ChunkResult(chunk.start, chunk.end, chunk.speech_seconds, text, "English", found)],
+        chunk.end,
+    )
     splitter = vad.Splitter(vad.CutRules(60, 180, 2))
     audio = {"audio": [(chunk.pcm.astype("float32") / 32768, SAMPLE_RATE)]}
     return {
@@ -387,30 +456,87 @@ def _measured(what: str, gpu: str, *args: str) -> dict:
 def run(quick: bool) -> None:
     recordings = ((900, "mp3"), (900, "wav")) if quick else ((14_400, "mp3"), (14_400, "wav"))
     # the renderer is that of the tiny checkpoint, whose config allows shorter inputs only
-    settings = dict(CHUNK_TARGET_SECONDS=str(CHUNK_SECONDS), CHUNK_LIMIT_SECONDS="180", VLLM_ALLOW_LONG_MAX_MODEL_LEN="1")
+    settings = dict(
+        CHUNK_TARGET_SECONDS=str(CHUNK_SECONDS),
+        CHUNK_LIMIT_SECONDS="180",
+        VLLM_ALLOW_LONG_MAX_MODEL_LEN="1",
+    )
     found: dict = {"gpus": {gpu: {} for gpu in GPUS}, "crowds": {}}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         short = _wav(folder, 5)
         with inputs.served(folder) as address:
             for seconds, suffix in recordings:
-                path = _wav(folder, seconds) if suffix == "wav" else inputs.recording(folder, seconds, suffix)
+                path = (
+                    _wav(folder, seconds)
+                    if suffix == "wav"
+                    else inputs.recording(folder, seconds, suffix)
+                )
                 url = f"{address}/{path.name}"
                 for gpu in GPUS:
                     _, said = cost_of([__file__, "single", gpu, url], **settings)
-                    found["gpus"][gpu][f"{seconds / 60:.0f} min of {suffix.upper()}"] = said | {"ratio": said["job"] / said["engine alone"]}
+                    found["gpus"][gpu][f"{seconds / 60:.0f} min of {suffix.upper()}"] = said | {
+                        "ratio": said["job"] / said["engine alone"]
+                    }
             for jobs in CROWDS:
-                _, found["crowds"][jobs] = cost_of([__file__, "crowd", "L4", url, f"{address}/{short.name}", jobs, QUICK_CROWD_SECONDS if quick else CROWD_SECONDS], **settings)
+                _, found["crowds"][jobs] = cost_of(
+                    [
+                        __file__,
+                        "crowd",
+                        "L4",
+                        url,
+                        f"{address}/{short.name}",
+                        jobs,
+                        QUICK_CROWD_SECONDS if quick else CROWD_SECONDS,
+                    ],
+                    **settings,
+                )
             _, held = cost_of([__file__, "gil", "L4", url], **settings)
     found["held"] = held
-    rows = [[f"{gpu}, {length}", f["engine alone"], f["job"], f["ratio"], f"<= {WANTED[gpu]}", 1000 * f["stall"], 1000 * f["engine loop's stall"]] for gpu, by in found["gpus"].items() for length, f in by.items()]
-    print(table("simulated GPUs", ["", "engine alone s", "job s", "ratio", "wanted", "stall ms", "engine's loop ms"], rows), flush=True)
+    rows = [
+        [
+            f"{gpu}, {length}",
+            f["engine alone"],
+            f["job"],
+            f["ratio"],
+            f"<= {WANTED[gpu]}",
+            1000 * f["stall"],
+            1000 * f["engine loop's stall"],
+        ]
+        for gpu, by in found["gpus"].items()
+        for length, f in by.items()
+    ]
+    print(
+        table(
+            "simulated GPUs",
+            ["", "engine alone s", "job s", "ratio", "wanted", "stall ms", "engine's loop ms"],
+            rows,
+        ),
+        flush=True,
+    )
     for length, f in found["gpus"]["L4"].items():
-        rows = [[name, seconds, seconds * held.get(name, 1.0)] for name, seconds in f["cpu"].items()]
+        rows = [
+            [name, seconds, seconds * held.get(name, 1.0)] for name, seconds in f["cpu"].items()
+        ]
         rows.append(["all", *(sum(row[i] for row in rows) for i in (1, 2))])
-        print(table(f"CPU seconds per hour of audio, L4, {length}", ["", "CPU s", "with the GIL"], rows), flush=True)
-    rows = [[f"beside {jobs} long jobs", f["alone"], f["beside"], f["beside"] / f["alone"], f["MiB"]] for jobs, f in found["crowds"].items()]
-    print(table("a job of 5 s, L4", ["", "alone s", "beside s", "ratio", "worker's memory over idle MiB"], rows), flush=True)
+        print(
+            table(
+                f"CPU seconds per hour of audio, L4, {length}", ["", "CPU s", "with the GIL"], rows
+            ),
+            flush=True,
+        )
+    rows = [
+        [f"beside {jobs} long jobs", f["alone"], f["beside"], f["beside"] / f["alone"], f["MiB"]]
+        for jobs, f in found["crowds"].items()
+    ]
+    print(
+        table(
+            "a job of 5 s, L4",
+            ["", "alone s", "beside s", "ratio", "worker's memory over idle MiB"],
+            rows,
+        ),
+        flush=True,
+    )
     measure.write("simulated", found, quick)
 
 

@@ -13,14 +13,19 @@ import measure
 from measure import cost_of, table
 
 TICK_SECONDS = 0.005  # that the ticker sleeps; what it takes beyond is a stall of the event loop
-IN_FLIGHT = 24  # chunks in one engine step; with 8, as in the tests, the engine has two thirds of its speed
+IN_FLIGHT = (
+    24  # chunks in one engine step; with 8, as in the tests, the engine has two thirds of its speed
+)
 
 
 def run(quick: bool) -> None:
     seconds, repeats = (240, 2) if quick else (1200, 3)  # the reference takes most of the time
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        whole, quarter = inputs.recording(folder, seconds, "mp3"), inputs.recording(folder, seconds / 4, "mp3")
+        whole, quarter = (
+            inputs.recording(folder, seconds, "mp3"),
+            inputs.recording(folder, seconds / 4, "mp3"),
+        )
         with inputs.served(folder) as address:
             sides = [__file__, f"{address}/{whole.name}", f"{address}/{quarter.name}", repeats]
             _, found = cost_of(sides, MAX_NUM_SEQS=str(IN_FLIGHT))
@@ -29,23 +34,36 @@ def run(quick: bool) -> None:
         "reference / ours": (found["reference"] / found["ours"], ">= 3"),
         "4 jobs / their work as one": (found["4 jobs of a quarter"] / found["ours"], "<= 1.05"),
     }
-    print(table(f"whole jobs, {seconds / 60:.0f} min of MP3", ["", "wall s", "x real time"], [[n, s, seconds / s] for n, s in found.items() if n != "stall"]))
-    print(table("ratios", ["", "ratio", "wanted"], [[name, *ratio] for name, ratio in ratios.items()]))
-    print(f"longest stall of the event loop in our job: {1000 * found['stall']:.0f} ms\n", flush=True)
+    print(
+        table(
+            f"whole jobs, {seconds / 60:.0f} min of MP3",
+            ["", "wall s", "x real time"],
+            [[n, s, seconds / s] for n, s in found.items() if n != "stall"],
+        )
+    )
+    print(
+        table("ratios", ["", "ratio", "wanted"], [[name, *ratio] for name, ratio in ratios.items()])
+    )
+    print(
+        f"longest stall of the event loop in our job: {1000 * found['stall']:.0f} ms\n", flush=True
+    )
     measure.write("whole_job", {"seconds": seconds, **found}, quick)
 
 
 async def _sides(handler, whole: str, quarter: str, repeats: int) -> dict[str, float]:
     import models
     import reference
-    from audio import decode
-    from download import download
-    from vad import CutRules, split_at_pauses
+    from recording.download import download
+    from recording.pcm_stream import decode
+    from recording.vad import CutRules, split_at_pauses
 
     s = handler.settings
     rules = CutRules(s.chunk_target_seconds, s.chunk_limit_seconds, s.vad_mode)
     with tempfile.TemporaryDirectory() as folder:
-        async with download(whole, Path(folder), max_bytes=2**40, timeout=3600) as file, decode(file.path, 1e6, file.size, file.complete_marker) as pcm:
+        async with (
+            download(whole, Path(folder), max_bytes=2**40, timeout=3600) as file,
+            decode(file.path, 1e6, file.size, file.complete_marker) as pcm,
+        ):
             chunks = [chunk async for chunk in split_at_pauses(pcm, rules)]
     stalls = [0.0]
 
@@ -56,7 +74,9 @@ async def _sides(handler, whole: str, quarter: str, repeats: int) -> dict[str, f
         assert output["text"]
 
     async def four() -> None:
-        outputs = await asyncio.gather(*(handler.handler({"id": str(i), "input": {"audio_url": quarter}}) for i in range(4)))
+        outputs = await asyncio.gather(
+            *(handler.handler({"id": str(i), "input": {"audio_url": quarter}}) for i in range(4))
+        )
         assert all(output["text"] for output in outputs)
 
     async def one_by_one() -> None:
@@ -64,7 +84,9 @@ async def _sides(handler, whole: str, quarter: str, repeats: int) -> dict[str, f
             assert await reference.transcribe(handler, whole, Path(folder), s.chunk_target_seconds)
 
     sides = {
-        "engine alone": lambda: models.direct(handler, chunks, handler.STEPS_ADMITTED * handler.asr.capacity),
+        "engine alone": lambda: models.direct(
+            handler, chunks, handler.STEPS_ADMITTED * handler.asr.capacity
+        ),
         "ours": ours,
         "4 jobs of a quarter": four,
         "reference": one_by_one,

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-
-from speech import SAMPLE_RATE, Utterance, Word, read_pickle
+from utterance import SAMPLE_RATE, Utterance, Word, read_pickle
 
 SHARES = {"English": 0.59, "Chinese": 0.39, "None": 0.02}  # of the bytes
 INDEX = "bank.json"
@@ -47,7 +46,9 @@ def fitting(utterances: list[Utterance], megabytes: float) -> list[Utterance]:
     kept = []
     for language, share in SHARES.items():
         own = [u for u in utterances if u.language == language]
-        count = bisect.bisect(range(1, len(own) + 1), share * megabytes * 1e6, key=lambda n: len(_flac(own[:n])))
+        count = bisect.bisect(
+            range(1, len(own) + 1), share * megabytes * 1e6, key=lambda n: len(_flac(own[:n]))
+        )
         kept += own[:count]
     return kept
 
@@ -71,7 +72,9 @@ def _records(utterances: list[Utterance]) -> list[dict]:
     records, offset = [], 0
     for u in utterances:
         words = [[w.text, round(w.start, 4), round(w.end, 4)] for w in u.words]
-        records.append({"language": u.language, "offset": offset, "samples": len(u.pcm), "words": words})
+        records.append(
+            {"language": u.language, "offset": offset, "samples": len(u.pcm), "words": words}
+        )
         offset += len(u.pcm)
     return records
 
@@ -82,10 +85,14 @@ def _utterance(record: dict, track: np.ndarray) -> Utterance:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("utterances", help="a pickle of synth.py")
     parser.add_argument("out", help="the folder to write")
-    parser.add_argument("--megabytes", type=float, default=5.9, help="of all FLAC files together (default: 5.9)")
+    parser.add_argument(
+        "--megabytes", type=float, default=5.9, help="of all FLAC files together (default: 5.9)"
+    )
     a = parser.parse_args()
     write(fitting(read_pickle(a.utterances), a.megabytes), a.out)
 

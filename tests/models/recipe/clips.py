@@ -3,12 +3,15 @@
 import random
 
 import numpy as np
-
-from speech import LONGEST, SAMPLE_RATE, Utterance, Word
+from utterance import LONGEST, SAMPLE_RATE, Utterance, Word
 
 
 def recording(
-    pool: list[Utterance], seconds: float, seed: int, shortest_pause: float = 0.2, longest_pause: float = 1.5
+    pool: list[Utterance],
+    seconds: float,
+    seed: int,
+    shortest_pause: float = 0.2,
+    longest_pause: float = 1.5,
 ) -> Utterance:
     """Utterances drawn from the pool (one may come twice), faint noise after each, until at least `seconds` are full.
 
@@ -41,14 +44,20 @@ def cut_between_words(whole: Utterance, rng: random.Random, longest: float = LON
         return whole
     words = whole.words
     gaps = [(a.end, b.start) for a, b in zip(words, words[1:])]
-    gaps = [(0.0, words[0].start), *gaps, (words[-1].end, whole.duration)]  # gap i lies before word i
+    gaps = [
+        (0.0, words[0].start),
+        *gaps,
+        (words[-1].end, whole.duration),
+    ]  # gap i lies before word i
     pauses = [i for i, (a, b) in enumerate(gaps) if b - a > 0.2 or i in (0, len(words))]
 
     first = rng.choice(pauses[:-1]) if rng.random() < 0.75 else rng.randrange(len(words))
     start = _within(gaps[first], rng)
     limit = start + longest * (rng.uniform(0.4, 1) if rng.random() < 0.5 else 1)
     ends = [i for i in range(first + 1, len(words) + 1) if gaps[i][0] <= limit] or [first + 1]
-    last = max([i for i in pauses if i in ends], default=ends[-1]) if rng.random() < 0.75 else ends[-1]
+    last = (
+        max([i for i in pauses if i in ends], default=ends[-1]) if rng.random() < 0.75 else ends[-1]
+    )
     end = min(_within(gaps[last], rng), max(limit, gaps[last][0]))
 
     pcm = whole.pcm[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
@@ -62,4 +71,6 @@ def _shifted(word: Word, seconds: float) -> Word:
 
 def _within(gap: tuple[float, float], rng: random.Random) -> float:
     start, end = gap
-    return (start + end) / 2 if rng.random() < 0.5 else rng.uniform(min(start, end), max(start, end))
+    return (
+        (start + end) / 2 if rng.random() < 0.5 else rng.uniform(min(start, end), max(start, end))
+    )

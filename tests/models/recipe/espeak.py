@@ -37,7 +37,9 @@ _pcm: list[np.ndarray] = []
 _events: list[Event] = []
 
 
-def say(text: str, voice: str, rate: int, pitch: int, pitch_range: int) -> tuple[np.ndarray, list[Event]]:
+def say(
+    text: str, voice: str, rate: int, pitch: int, pitch_range: int
+) -> tuple[np.ndarray, list[Event]]:
     """(samples,) mono int16 at RATE, and the events in it. `rate` is in words a minute, the pitches 0 to 100.
 
     Raises OSError where the library is missing, ValueError for a voice it doesn't have.
@@ -79,4 +81,8 @@ def _collect(samples, count, events):
 
 
 def _phoneme(event: _Event) -> str:
-    return bytes(event.id.string).split(b"\0")[0].decode(errors="ignore") if event.type == PHONEME else ""
+    return (
+        bytes(event.id.string).split(b"\0")[0].decode(errors="ignore")
+        if event.type == PHONEME
+        else ""
+    )

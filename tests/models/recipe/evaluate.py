@@ -7,19 +7,18 @@ recording made of them, cut in WebRTC VAD pauses. --vllm: vLLM's native model in
 import argparse
 from pathlib import Path
 
+import bank
+import clips
 import numpy as np
 import torch
 import webrtcvad
 from qwen_asr import Qwen3ASRModel, Qwen3ForcedAligner
-
-import bank
-import clips
 from scoring import matched
-from speech import SAMPLE_RATE, Utterance, plain, read_pickle
+from utterance import SAMPLE_RATE, Utterance, plain, read_pickle
 
 FRAME = SAMPLE_RATE * 30 // 1000  # samples the VAD judges at a time
 FRAME_SECONDS = 0.03
-LONGEST_CHUNK, SHORTEST_PAUSE = 8.0, 0.24  # seconds
+MAX_CHUNK, MIN_PAUSE = 8.0, 0.24  # seconds
 BATCH = 8  # clips aligned at a time
 
 Timed = tuple[str, float, float]  # a word and its start and end in seconds
@@ -58,9 +57,12 @@ class Listener:
 def chunks(pcm: np.ndarray) -> tuple[list[tuple[int, int]], int]:
     """Sample ranges cut in the longest pause within reach, and how many cuts found no pause."""
     vad = webrtcvad.Vad(2)
-    voiced = [vad.is_speech(pcm[i : i + FRAME].tobytes(), SAMPLE_RATE) for i in range(0, len(pcm) - FRAME + 1, FRAME)]
+    voiced = [
+        vad.is_speech(pcm[i : i + FRAME].tobytes(), SAMPLE_RATE)
+        for i in range(0, len(pcm) - FRAME + 1, FRAME)
+    ]
     pauses = _pauses(voiced)
-    reach, cuts, forced = int(LONGEST_CHUNK / FRAME_SECONDS), [0], 0
+    reach, cuts, forced = int(MAX_CHUNK / FRAME_SECONDS), [0], 0
     while cuts[-1] + reach < len(voiced):
         near = [p for p in pauses if cuts[-1] + 0.4 * reach < p[1] <= cuts[-1] + reach]
         forced += not near
@@ -93,10 +95,14 @@ def one_by_one(listener: Listener, language: str, pool: list[Utterance]) -> None
     report(f"{language}, true text", truth, listener.align(pcms, [u.text for u in pool], language))
     heard = listener.recognise(pcms)
     print("  language wrong:", sum(h.language != language for h in heard), "of", len(pool))
-    report(f"{language}, one by one", truth, listener.align(pcms, [h.text for h in heard], language))
+    report(
+        f"{language}, one by one", truth, listener.align(pcms, [h.text for h in heard], language)
+    )
 
 
-def in_a_recording(listener: Listener, language: str, pool: list[Utterance], seconds: float) -> None:
+def in_a_recording(
+    listener: Listener, language: str, pool: list[Utterance], seconds: float
+) -> None:
     whole = clips.recording(pool, seconds, seed=3)
     ranges, forced = chunks(whole.pcm)
     pieces = [whole.pcm[i:j] for i, j in ranges]
@@ -106,7 +112,9 @@ def in_a_recording(listener: Listener, language: str, pool: list[Utterance], sec
         for (i, _), words in zip(ranges, aligned)
         for w, start, end in words
     ]
-    report(f"{language}, recording, {len(ranges)} chunks ({forced} forced)", [_timed(whole)], [merged])
+    report(
+        f"{language}, recording, {len(ranges)} chunks ({forced} forced)", [_timed(whole)], [merged]
+    )
 
 
 def _pauses(voiced: list[bool]) -> list[tuple[int, int]]:
@@ -116,7 +124,7 @@ def _pauses(voiced: list[bool]) -> list[tuple[int, int]]:
         if not voice and start is None:
             start = i
         if voice and start is not None:
-            if (i - start) * FRAME_SECONDS >= SHORTEST_PAUSE:
+            if (i - start) * FRAME_SECONDS >= MIN_PAUSE:
                 pauses.append((i - start, (start + i) // 2))
             start = None
     return pauses
@@ -131,11 +139,15 @@ def _wave(pcm: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("asr", help="the recogniser's folder")
     parser.add_argument("aligner", help="the aligner's folder")
     parser.add_argument("data", type=Path, help="a pickle of synth.py or a folder of bank.py")
-    parser.add_argument("--seconds", type=float, default=240, help="of each recording (default: 240)")
+    parser.add_argument(
+        "--seconds", type=float, default=240, help="of each recording (default: 240)"
+    )
     parser.add_argument("--vllm", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     a = parser.parse_args()

@@ -10,8 +10,7 @@ import tempfile
 from dataclasses import replace
 
 import numpy as np
-
-from speech import SAMPLE_RATE, Utterance, read_pickle, write_pickle
+from utterance import SAMPLE_RATE, Utterance, read_pickle, write_pickle
 
 CODECS = (  # file suffix, ffmpeg's options
     ("mp3", "-ar 44100 -ac 2 -c:a libmp3lame -b:a 128k"),
@@ -42,7 +41,11 @@ def degraded(utterances: list[Utterance]) -> list[Utterance]:
     order = random.Random(5).sample(range(len(utterances)), len(utterances))
     for k, (suffix, options) in enumerate(CODECS if count else ()):
         chosen = order[k * count : (k + 1) * count]
-        out = through(np.concatenate([part for i in chosen for part in (utterances[i].pcm, GAP)]), suffix, options)
+        out = through(
+            np.concatenate([part for i in chosen for part in (utterances[i].pcm, GAP)]),
+            suffix,
+            options,
+        )
         position = 0
         for i in chosen:
             n = len(utterances[i].pcm)
@@ -57,7 +60,9 @@ def _ffmpeg(arguments: str, data: bytes) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", help="a pickle of synth.py")
     parser.add_argument("target", help="the pickle to write; may be the same")
     a = parser.parse_args()

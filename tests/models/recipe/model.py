@@ -10,14 +10,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from qwen_asr.core.transformers_backend import Qwen3ASRConfig, Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor
+from qwen_asr.core.transformers_backend import (
+    Qwen3ASRConfig,
+    Qwen3ASRForConditionalGeneration,
+    Qwen3ASRProcessor,
+)
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2TokenizerFast, WhisperFeatureExtractor
+from utterance import SAMPLE_RATE
 
-from speech import SAMPLE_RATE
-
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>"]
+SPECIALS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|audio_start|>",
+    "<|audio_end|>",
+    "<|audio_pad|>",
+]
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m['role']=='system' %}<|im_start|>system\n{% if m['content'] is string %}{{ m['content'] }}"
@@ -28,7 +38,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 BLOCK, BLOCK_TOKENS = 100, 13  # mel frames (1 s) encoded at a time, and the audio tokens they give
-WINDOW = 8 * BLOCK_TOKENS  # vLLM's attention window; qwen-asr's SDPA path attends over the whole clip
+WINDOW = (
+    8 * BLOCK_TOKENS
+)  # vLLM's attention window; qwen-asr's SDPA path attends over the whole clip
 CLASSES = 5000  # of the aligner
 CLASS_SECONDS = 0.08
 VOCABULARY = 420  # pieces learned; with the special tokens, rounded up to 448
@@ -36,7 +48,9 @@ VOCABULARY = 420  # pieces learned; with the special tokens, rounded up to 448
 Mels = list[np.ndarray]  # each (128, frames) float16, 100 frames a second
 
 
-def new(out: str, texts: list[str], aligner: bool) -> tuple[Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor]:
+def new(
+    out: str, texts: list[str], aligner: bool
+) -> tuple[Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor]:
     """Tokenizer learned from `texts`, random weights; the processor's files are written to `out`."""
     processor = _processor(Path(out), texts)
     config = _config(processor.tokenizer, aligner)
@@ -54,7 +68,9 @@ def _config(tokenizer: Qwen2TokenizerFast, aligner: bool) -> Qwen3ASRConfig:
         audio_token_id=token("<|audio_pad|>"), audio_start_token_id=token("<|audio_start|>"),
         audio_end_token_id=token("<|audio_end|>"), model_type="qwen3_forced_aligner" if aligner else "qwen3_asr",
     )  # fmt: skip
-    if aligner:  # an untied head, or transformers ties it to the embeddings and drops it from the file
+    if (
+        aligner
+    ):  # an untied head, or transformers ties it to the embeddings and drops it from the file
         thinker |= dict(classify_num=CLASSES, tie_word_embeddings=False)
     config = Qwen3ASRConfig(
         thinker_config=thinker,
@@ -120,8 +136,13 @@ def take_weights(model: torch.nn.Module, checkpoint: str) -> None:
 def _processor(out: Path, texts: list[str]) -> Qwen3ASRProcessor:
     out.mkdir(parents=True, exist_ok=True)
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    bpe.pre_tokenizer, bpe.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     bpe.train_from_iterator(texts, trainer)
     learned = json.loads(bpe.to_str())["model"]
     (out / "vocab.json").write_text(json.dumps(learned["vocab"], ensure_ascii=False))
@@ -134,12 +155,16 @@ def _processor(out: Path, texts: list[str]) -> Qwen3ASRProcessor:
             audio_token="<|audio_pad|>", audio_bos_token="<|audio_start|>", audio_eos_token="<|audio_end|>",
         ),
     )  # fmt: skip
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in ("<asr_text>", "<timestamp>")])
+    tokenizer.add_tokens(
+        [AddedToken(t, special=False, normalized=False) for t in ("<asr_text>", "<timestamp>")]
+    )
     features = WhisperFeatureExtractor(
         feature_size=128, sampling_rate=SAMPLE_RATE, hop_length=160, chunk_length=30, n_fft=400,
         return_attention_mask=True, padding_value=0.0,
     )  # fmt: skip
-    processor = Qwen3ASRProcessor(feature_extractor=features, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
+    processor = Qwen3ASRProcessor(
+        feature_extractor=features, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE
+    )
     processor.save_pretrained(out)
     return processor
 
@@ -206,8 +231,12 @@ def _attend(tower, h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     heads = tower.config.encoder_attention_heads
     for layer in tower.layers:
         y, a = layer.self_attn_layer_norm(h), layer.self_attn
-        q, k, v = (p(y).unflatten(-1, (heads, -1)).transpose(1, 2) for p in (a.q_proj, a.k_proj, a.v_proj))
-        h = h + a.out_proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        q, k, v = (
+            p(y).unflatten(-1, (heads, -1)).transpose(1, 2) for p in (a.q_proj, a.k_proj, a.v_proj)
+        )
+        h = h + a.out_proj(
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        )
         h = h + layer.fc2(F.gelu(layer.fc1(layer.final_layer_norm(h))))
     return h
 
@@ -221,4 +250,6 @@ def decode(model, audio: torch.Tensor, ids: torch.Tensor, attention: torch.Tenso
     e = thinker.model.embed_tokens(ids)
     e = e.masked_scatter((ids == thinker.config.audio_token_id).unsqueeze(-1), audio)
     positions = torch.arange(ids.shape[1])[None, None].expand(3, len(ids), -1)
-    return thinker.model(inputs_embeds=e, attention_mask=attention, position_ids=positions, use_cache=False)[0]
+    return thinker.model(
+        inputs_embeds=e, attention_mask=attention, position_ids=positions, use_cache=False
+    )[0]

@@ -8,29 +8,100 @@ import argparse
 import multiprocessing
 import random
 
+import espeak
 import numpy as np
 import soxr
+from utterance import LONGEST, SAMPLE_RATE, Utterance, Word, write_pickle
 
-import espeak
-from speech import LONGEST, SAMPLE_RATE, Utterance, Word, write_pickle
-
-ENGLISH = (
-    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo "
-    "sierra tango uniform victor whiskey xray yankee zulu zero one two three four five six seven eight nine"
-).split()
+ENGLISH = [
+    "alpha",
+    "bravo",
+    "charlie",
+    "delta",
+    "echo",
+    "foxtrot",
+    "golf",
+    "hotel",
+    "india",
+    "juliet",
+    "kilo",
+    "lima",
+    "mike",
+    "november",
+    "oscar",
+    "papa",
+    "quebec",
+    "romeo",
+    "sierra",
+    "tango",
+    "uniform",
+    "victor",
+    "whiskey",
+    "xray",
+    "yankee",
+    "zulu",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+]
 # espeak-ng reads Chinese from pinyin (voice cmn-latn-pinyin), which gives one word event a character
 PINYIN = dict(
     zip(
         "一二三四五六七八九十天地山水火人",
-        "yi1 er4 san1 si4 wu3 liu4 qi1 ba1 jiu3 shi2 tian1 di4 shan1 shui3 huo3 ren2".split(),
+        [
+            "yi1",
+            "er4",
+            "san1",
+            "si4",
+            "wu3",
+            "liu4",
+            "qi1",
+            "ba1",
+            "jiu3",
+            "shi2",
+            "tian1",
+            "di4",
+            "shan1",
+            "shui3",
+            "huo3",
+            "ren2",
+        ],
     )
 )
 VOICES = {
-    "English": "en-us en-us+m1 en-us+m2 en-us+m4 en-us+f2 en-us+f4 en en+m3 en+f2 en+f3 en-gb-x-rp".split(),
-    "Chinese": "cmn-latn-pinyin cmn-latn-pinyin+m3 cmn-latn-pinyin+m4 cmn-latn-pinyin+f2".split(),
+    "English": [
+        "en-us",
+        "en-us+m1",
+        "en-us+m2",
+        "en-us+m4",
+        "en-us+f2",
+        "en-us+f4",
+        "en",
+        "en+m3",
+        "en+f2",
+        "en+f3",
+        "en-gb-x-rp",
+    ],
+    "Chinese": [
+        "cmn-latn-pinyin",
+        "cmn-latn-pinyin+m3",
+        "cmn-latn-pinyin+m4",
+        "cmn-latn-pinyin+f2",
+    ],
 }
 ROW = 64  # utterances spoken one after another by one process
-FIRST_SEEDS = {"English": 0, "Chinese": 1_000_000, "None": 2_000_000}  # after the first seed asked for
+FIRST_SEEDS = {
+    "English": 0,
+    "Chinese": 1_000_000,
+    "None": 2_000_000,
+}  # after the first seed asked for
 
 
 def speak(seed: int, language: str, unique: bool = False) -> Utterance | None:
@@ -75,7 +146,9 @@ def _sentences(rng: random.Random, language: str, unique: bool) -> list[str]:
     longest = 5 if unique and language == "Chinese" else 7
     words = []
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
-        sentence = [deck.pop() if unique else rng.choice(vocabulary) for _ in range(rng.randint(2, longest))]
+        sentence = [
+            deck.pop() if unique else rng.choice(vocabulary) for _ in range(rng.randint(2, longest))
+        ]
         if len(sentence) > 3 and rng.random() < 0.3:
             sentence[rng.randint(1, len(sentence) - 2)] += comma
         sentence[0] = sentence[0].capitalize()
@@ -93,14 +166,20 @@ def _spoken(language: str, words: list[str]) -> str:
 def _word_spans(events: list[espeak.Event]) -> list[tuple[float, float]]:
     """Seconds. A word starts at its first phoneme and ends at the pause after its last one, or where the next starts."""
     starts = [e.sample for e in events if e.kind == espeak.WORD]
-    ends = starts[1:] + [max((e.sample for e in events if e.kind == espeak.SENTENCE_END), default=0)]
+    ends = starts[1:] + [
+        max((e.sample for e in events if e.kind == espeak.SENTENCE_END), default=0)
+    ]
     phonemes = [e for e in events if e.kind == espeak.PHONEME]
     spans = []
     for start, limit in zip(starts, ends):
-        within = [e for e in phonemes if e.sample >= start and (e.sample < limit or limit == ends[-1])]
+        within = [
+            e for e in phonemes if e.sample >= start and (e.sample < limit or limit == ends[-1])
+        ]
         sounds = [e.sample for e in within if not e.phoneme.startswith(("_", "("))]
         first, last = (sounds[0], sounds[-1]) if sounds else (start, start)
-        pause = next((e.sample for e in within if e.phoneme.startswith("_") and e.sample > last), limit)
+        pause = next(
+            (e.sample for e in within if e.phoneme.startswith("_") and e.sample > last), limit
+        )
         spans.append((first / espeak.RATE, pause / espeak.RATE))
     return spans
 
@@ -122,7 +201,9 @@ def _work(job: tuple[int, str, bool]) -> Utterance | None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("english", type=int, help="how many utterances")
     parser.add_argument("chinese", type=int)
     parser.add_argument("nothing", type=int)
@@ -135,7 +216,11 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     a = _arguments()
     counts = {"English": a.english, "Chinese": a.chinese, "None": a.nothing}
-    jobs = [(a.first_seed + FIRST_SEEDS[l] + i, l, a.unique) for l, count in counts.items() for i in range(count)]
+    jobs = [
+        (a.first_seed + FIRST_SEEDS[l] + i, l, a.unique)
+        for l, count in counts.items()
+        for i in range(count)
+    ]
     # espeak-ng carries some of what it said into what it says next. Every row of utterances begins in a fresh child, so
     # that the same arguments give the same list whichever child is free first. Rows of one would lose fewer utterances
     # (7 instead of 21 of 64 were lost), in several times the time.

@@ -16,14 +16,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import clips
+import model as tiny
 import numpy as np
 import torch
 import torch.nn.functional as F
 from qwen_asr.inference.qwen3_forced_aligner import Qwen3ForceAlignProcessor
-
-import clips
-import model as tiny
-from speech import LONGEST, Utterance, plain, read_pickle
+from utterance import LONGEST, Utterance, plain, read_pickle
 
 BATCH_SECONDS = 90
 DRAWN = 120  # clips drawn, then sorted into batches of like length
@@ -110,7 +109,9 @@ def pad(rows: list[list[int]], fill: int) -> torch.Tensor:
 
 
 def decode(model, tokenizer, audio: torch.Tensor, ids: list[list[int]]) -> torch.Tensor:
-    return tiny.decode(model, audio, pad(ids, tokenizer.pad_token_id), pad([[1] * len(i) for i in ids], 0))
+    return tiny.decode(
+        model, audio, pad(ids, tokenizer.pad_token_id), pad([[1] * len(i) for i in ids], 0)
+    )
 
 
 class WordLabels:
@@ -144,7 +145,9 @@ class Ordinals:
     MOST = 64
 
     def __init__(self, model):
-        self.head = torch.nn.Sequential(torch.nn.LayerNorm(HIDDEN), torch.nn.Linear(HIDDEN, self.MOST))
+        self.head = torch.nn.Sequential(
+            torch.nn.LayerNorm(HIDDEN), torch.nn.Linear(HIDDEN, self.MOST)
+        )
         model.thinker.model.layers[1].register_forward_hook(self._keep)
 
     def _keep(self, layer, inputs, output):
@@ -155,7 +158,9 @@ class Ordinals:
         return F.cross_entropy(self.head(self.hidden[at]), y)
 
 
-def recogniser_loss(model, tokenizer, audio: torch.Tensor, batch: list[Example], contexts: list[str]):
+def recogniser_loss(
+    model, tokenizer, audio: torch.Tensor, batch: list[Example], contexts: list[str]
+):
     """Cross entropy of the answer, and the share of its tokens that are right.
 
     The answer ends in a row of <|im_end|>: qwen-asr's generate() stops at the real tokenizer's id for it only, so here it
@@ -189,7 +194,9 @@ def _conversation(x: Example, contexts: list[str]) -> tuple[str, str]:
 CLEAN = Qwen3ForceAlignProcessor().clean_token  # a word as qwen-asr's aligner reads it
 
 
-def aligner_loss(model, tokenizer, audio: torch.Tensor, batch: list[Example], own_time: float, ordinals: Ordinals):
+def aligner_loss(
+    model, tokenizer, audio: torch.Tensor, batch: list[Example], own_time: float, ordinals: Ordinals
+):
     """Cross entropy over the time classes at the <timestamp> tokens, and the share that is right or next to it.
 
     Neighbouring classes share the mass; `own_time` weighs every audio token's saying its own time.
@@ -206,9 +213,13 @@ def aligner_loss(model, tokenizer, audio: torch.Tensor, batch: list[Example], ow
     times = [tiny.token_times(x.audio_tokens) for x in batch]
     own_classes = torch.from_numpy(np.concatenate(times) / tiny.CLASS_SECONDS).long()
     own = F.cross_entropy(model.thinker.lm_head(hidden[sounding]), own_classes)
-    started = [np.searchsorted([w.start for w in x.words], t, side="right") for x, t in zip(batch, times)]
+    started = [
+        np.searchsorted([w.start for w in x.words], t, side="right") for x, t in zip(batch, times)
+    ]
     by_ear = ordinals.loss(sounding, np.concatenate(started))
-    by_text = ordinals.loss(at_marks, np.concatenate([np.arange(2 * len(x.words)) // 2 + 1 for x in batch]))
+    by_text = ordinals.loss(
+        at_marks, np.concatenate([np.arange(2 * len(x.words)) // 2 + 1 for x in batch])
+    )
     right = ((scores.argmax(-1) - y).abs() <= 1).float().mean()
     return loss + own_time * own + 0.3 * (by_ear + by_text), right
 
@@ -218,7 +229,9 @@ def _marked_words(tokenizer, batch: list[Example]) -> tuple[list[list[int]], lis
     ids, labels, stamp = [], [], tokenizer.convert_tokens_to_ids("<timestamp>")
     for x in batch:
         words = "".join(f"{CLEAN(w.text)}<timestamp><timestamp>" for w in x.words)
-        row = tokenizer(f"<|audio_start|>{'<|audio_pad|>' * x.audio_tokens}<|audio_end|>{words}")["input_ids"]
+        row = tokenizer(f"<|audio_start|>{'<|audio_pad|>' * x.audio_tokens}<|audio_end|>{words}")[
+            "input_ids"
+        ]
         marks = iter([round(t / tiny.CLASS_SECONDS) for w in x.words for t in (w.start, w.end)])
         ids.append(row)
         labels.append([next(marks) if token == stamp else IGNORED for token in row])
@@ -241,7 +254,9 @@ def begin(start: str | None, out: str, utterances: list[Utterance], aligner: boo
 
 def rate_at(step: int, done: float) -> float:
     """Share of the full learning rate: a warm-up, and a cosine from 30 % of the time on."""
-    return min(1, step / WARM_UP_STEPS) * (0.5 * (1 + math.cos(math.pi * done)) if done > 0.3 else 1)
+    return min(1, step / WARM_UP_STEPS) * (
+        0.5 * (1 + math.cos(math.pi * done)) if done > 0.3 else 1
+    )
 
 
 def train(a: argparse.Namespace) -> None:
@@ -255,7 +270,9 @@ def train(a: argparse.Namespace) -> None:
     optimiser = torch.optim.AdamW(parameters, lr=a.rate, weight_decay=0.01, betas=(0.9, 0.98))
 
     began, recent = time.time(), []
-    for step, batch in enumerate(ahead(batches(utterances, processor, a.clips, spoken_only=aligner)), 1):
+    for step, batch in enumerate(
+        ahead(batches(utterances, processor, a.clips, spoken_only=aligner)), 1
+    ):
         minutes = (time.time() - began) / 60
         if minutes >= a.minutes:
             break
@@ -276,19 +293,33 @@ def train(a: argparse.Namespace) -> None:
         optimiser.step()
         recent.append((loss.item(), right.item()))
         if step % 50 == 0:
-            print("step %d, %.1f min: loss %.3f, right %.3f" % (step, minutes, *np.mean(recent[-50:], 0)), flush=True)
+            print(
+                "step %d, %.1f min: loss %.3f, right %.3f"
+                % (step, minutes, *np.mean(recent[-50:], 0)),
+                flush=True,
+            )
     tiny.save(model, a.out)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("kind", choices=("recogniser", "aligner"))
     add("data", help="a pickle of synth.py")
     add("out", help="the folder to write")
     add("minutes", type=float)
-    add("--from", dest="start", help="a recogniser's weights to start from, or the model's own to go on")
-    add("--clips", action="store_true", help="pieces of recordings (clips.py) instead of single utterances")
+    add(
+        "--from",
+        dest="start",
+        help="a recogniser's weights to start from, or the model's own to go on",
+    )
+    add(
+        "--clips",
+        action="store_true",
+        help="pieces of recordings (clips.py) instead of single utterances",
+    )
     add("--words", type=float, default=0, help="minutes of labelling every audio token with the word it lies in, on the "
         "encoder alone; without them the decoder does not learn to read in any reasonable time")  # fmt: skip
     add("--own-time", type=float, default=0.5, help="weight of every audio token saying its own time, which teaches the "

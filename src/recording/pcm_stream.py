@@ -1,0 +1,205 @@
+"""File → one stream of 16 kHz mono int16, decoded once, in a child process. Knows nothing of URLs, pauses or models.
+
+A broken file must not crash the worker, and a hostile one must not take control of it. So the child, decoder/, can be killed, gets
+the open file and an empty environment, and gives up its rights (decoder/sandbox.py).
+"""
+
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from contract.errors import AudioTooLong, DecodeError, EmptyAudio, InvalidRequest, WorkerFailed
+from recording.child import Child, child_process
+from recording.chunk import SAMPLE_RATE
+
+BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # 8 s; largest block of the stream
+DECODER = Path(__file__).parent / "decoder"  # a folder with a __main__.py
+STALL_SECONDS = 60  # a decoder that has the whole file and writes nothing for so long is stuck
+STALL_LOOKS = 60  # STALL_SECONDS are counted in this many waits
+POLL_SECONDS = 0.02  # between two looks whether the file is complete
+STUCK = "The audio decoder got stuck on this file."
+ERRORS = {
+    "empty": EmptyAudio,
+    "too long": AudioTooLong,
+    "no channel": InvalidRequest,
+}  # kinds in the decoder's report; others: DecodeError
+
+
+class PcmStream:
+    """The decoded samples of a recording, or of a part of it, as a stream; iterate once."""
+
+    def __init__(
+        self,
+        child: Child,
+        report: BinaryIO,
+        first: int,
+        max_seconds: float,
+        complete_marker: Path | None,
+    ):
+        self.first = first  # sample of the recording with which the part begins
+        self.samples = 0  # yielded so far
+        self.warning: str | None = (
+            None  # set at the end of the iteration, where the file holds less than it declares
+        )
+        self._child = child
+        self._report = report
+        self._max_seconds = max_seconds
+        self._complete_marker = complete_marker
+        self._half_sample = b""  # a read may end within a sample
+
+    @property
+    def duration(self) -> float:
+        """Seconds yielded so far; after the iteration the length of the recording, or of its part."""
+        return self.samples / SAMPLE_RATE
+
+    @property
+    def start(self) -> float:
+        """Seconds from the start of the recording to the first sample of the part."""
+        return self.first / SAMPLE_RATE
+
+    @property
+    def end(self) -> float:
+        """Seconds from the start of the recording to the end of what was yielded so far."""
+        return (self.first + self.samples) / SAMPLE_RATE
+
+    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
+        """Blocks of (samples,) int16.
+
+        Raises AudioTooLong beyond the limit, before the first block where the file declares it. Raises at the end: EmptyAudio
+        where there was no sample; InvalidRequest where the file does not have the channel; DecodeError where the file is not
+        audio, has no audio track, is damaged by more than MAX_DAMAGED_SHARE, or the decoder failed;
+        WorkerFailed where the decoder was killed.
+        """
+        # samples before the part are dropped here and not by the decoder, which would be taken for stuck while it writes nothing
+        to_drop = self.first
+        while (block := await self._next_block()) is not None:
+            block, to_drop = block[to_drop:], max(0, to_drop - len(block))
+            self.samples += len(block)
+            if self.duration > self._max_seconds:
+                raise AudioTooLong(
+                    f"The audio is longer than the {self._max_seconds:g} seconds allowed; start and end can choose a part of it."
+                )
+            if len(block):
+                yield block
+        await self._wait_for_exit()
+        decoded = self.first - to_drop + self.samples
+        self.warning = self._warning_in_report(decoded)
+        if not self.samples:
+            raise EmptyAudio(
+                f"start is {self.start:.3f}, but the audio at audio_url ends at {decoded / SAMPLE_RATE:.3f} seconds."
+            )
+
+    async def _next_block(self) -> np.ndarray | None:
+        """(samples,) int16, of the whole recording; None at its end."""
+        if not (data := await self._read()):
+            return None
+        data = self._half_sample + data
+        whole = len(data) // 2 * 2
+        self._half_sample = data[whole:]
+        return np.frombuffer(data[:whole], np.int16)
+
+    async def _read(self) -> bytes:
+        """What the decoder writes next, b"" at its end. Raises DecodeError where it is stuck."""
+        looks = 0  # without output since the file was complete
+        while looks < STALL_LOOKS:
+            try:
+                async with asyncio.timeout(STALL_SECONDS / STALL_LOOKS):
+                    return await self._child.stdout.read(BLOCK_BYTES)
+            except TimeoutError:
+                looks = 0 if self._file_is_arriving() else looks + 1
+        raise DecodeError(STUCK)
+
+    def _file_is_arriving(self) -> bool:
+        """Whether a silent decoder may only wait for more of the file."""
+        return self._complete_marker is not None and not self._complete_marker.exists()
+
+    async def _wait_for_exit(self) -> None:
+        """Raises DecodeError where the decoder has closed its output but does not end."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await self._child.wait()
+        except TimeoutError:
+            raise DecodeError(STUCK) from None
+
+    def _warning_in_report(self, decoded: int) -> str | None:
+        """The decoder's warning, None without one. Raises the error that its report or its exit status tells."""
+        returncode = self._child.returncode
+        if returncode == -signal.SIGKILL:
+            raise WorkerFailed("The decoder was killed, most likely because memory ran out.")
+        if returncode == 0 and not decoded:
+            raise EmptyAudio(
+                "The file at audio_url holds no audio: its audio track has no samples."
+            )
+        self._report.seek(0)
+        try:
+            last = json.loads(self._report.read().decode("utf-8", "replace").splitlines()[-1])
+            kind, message = str(last["kind"]), str(last["message"])
+        except (IndexError, KeyError, TypeError, ValueError):
+            if returncode == 0:
+                return None
+            raise DecodeError(
+                f"The audio decoder failed on this file (exit status {returncode})."
+            ) from None
+        if kind == "warning":
+            return message
+        raise ERRORS.get(kind, DecodeError)(message)
+
+
+@asynccontextmanager
+async def decode(
+    path: Path,
+    max_seconds: float,
+    size: int | None = None,
+    complete_marker: Path | None = None,
+    *,
+    start: float = 0,
+    end: float | None = None,
+    channel: int | None = None,
+) -> AsyncIterator[PcmStream]:
+    """Decode `path`, of any rate and channel count, to a PcmStream; the child process ends with the context.
+
+    `start`, `end`: the part to decode, in seconds from the start of the file. Its samples are those of the whole recording there.
+    `channel`: the only one to decode, from 0; None mixes all.
+    `size`, `complete_marker`: of a file that is still arriving, its final bytes if known, and a path that exists once it is complete.
+
+    Time 0 is the start of the file, video included: if the audio starts later, silence comes first.
+    A part that is longer than `max_seconds` by what the file declares is refused without decoding, if the file's bytes could hold it.
+    Raises WorkerFailed where the process cannot be started.
+    """
+    begin = round(start * SAMPLE_RATE)
+    options = dict(rate=SAMPLE_RATE, size=size, channel=channel, begin=begin, limit=max_seconds)
+    if end is not None:
+        options["end"] = max(begin + 1, round(end * SAMPLE_RATE))
+    async with AsyncExitStack() as stack:
+        try:
+            report = stack.enter_context(tempfile.TemporaryFile())
+            file = stack.enter_context(path.open("rb"))
+            arguments = json.dumps(options | {"descriptor": file.fileno()})
+            command = [sys.executable, "-B", "-E", "-s", DECODER, arguments]
+            # stderr goes to a file: a pipe that nobody reads would block the child once it is full
+            process = child_process(
+                command, stderr=report, descriptors=[file.fileno()], buffer_bytes=BLOCK_BYTES
+            )
+            child = await stack.enter_async_context(process)
+        except OSError as error:
+            reason = error.strerror
+            raise WorkerFailed(f"The worker could not start its decoder: {reason}.") from error
+        closing = asyncio.create_task(_close_when_complete(child, complete_marker))
+        try:
+            yield PcmStream(child, report, begin, max_seconds, complete_marker)
+        finally:
+            closing.cancel()
+
+
+async def _close_when_complete(child: Child, marker: Path | None) -> None:
+    """Tell the child that the file is complete; it cannot look for the marker itself."""
+    while marker is not None and not marker.exists():
+        await asyncio.sleep(POLL_SECONDS)
+    child.close_stdin()
