@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-import download as module
+import recording.download as module
 import pytest
 import recording.http_get as web
 from contract.errors import (

@@ -57,8 +57,8 @@ def decoded(path: Path, max_seconds: float = 3600, **how) -> tuple[np.ndarray, s
             blocks = [block async for block in pcm]
             assert pcm.samples == sum(map(len, blocks)) and all(map(len, blocks))
             assert (pcm.start, pcm.end) == (
-                pcm.first / SAMPLE_RATE,
-                (pcm.first + pcm.samples) / SAMPLE_RATE,
+                pcm.offset / SAMPLE_RATE,
+                (pcm.offset + pcm.samples) / SAMPLE_RATE,
             )
             return np.concatenate(blocks), pcm.warning
 

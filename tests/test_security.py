@@ -36,7 +36,7 @@ from pathlib import Path
 import av
 import brotli
 import contract.errors as errors
-import download as download_module
+import recording.download as download_module
 import handler
 import media
 import numpy as np
