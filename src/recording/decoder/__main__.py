@@ -23,7 +23,7 @@ import av
 import av.subtitles.codeccontext  # PyAV imports this and the next module with the first track, when confine() forbids it
 import av.subtitles.stream
 from sandbox import confine
-from track import MATROSKA, MP4, Packets, Track, Undecodable
+from track import MATROSKA, MP4, Packets, Track, FileRefused
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 LENGTH_ERROR_SECONDS, LENGTH_ERROR_SHARE = (
@@ -126,7 +126,7 @@ def _decode(
         if refusable and _is_longer(declared, latest_end):
             first += islice(unread, SAMPLED_PACKETS)
             if _is_longer(min(declared, _estimated_seconds(file.known_size, first)), latest_end):
-                raise Undecodable(
+                raise FileRefused(
                     "too long",
                     f"The audio is longer than the {limit:g} seconds allowed; start and end can choose a part of it.",
                 )
@@ -160,17 +160,17 @@ def _open(file: GrowingFile) -> av.container.InputContainer:
             source, container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
         )
     except (av.error.FFmpegError, ValueError) as error:
-        raise Undecodable(
+        raise FileRefused(
             "undecodable", "The file at audio_url is not audio or video in a known format."
         ) from error
 
 
 def _refuse_non_media(head: bytes) -> None:
     if not head:
-        raise Undecodable("empty", "The file at audio_url is empty (0 bytes).")
+        raise FileRefused("empty", "The file at audio_url is empty (0 bytes).")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise Undecodable(
+        raise FileRefused(
             "undecodable",
             "The file at audio_url is a web page, not audio; the URL must lead to the file itself.",
         )
@@ -179,9 +179,9 @@ def _refuse_non_media(head: bytes) -> None:
 def _best_track(container: av.container.InputContainer) -> av.AudioStream:
     stream = container.streams.best("audio")
     if stream is None:
-        raise Undecodable("undecodable", "The file at audio_url has no audio track.")
+        raise FileRefused("undecodable", "The file at audio_url has no audio track.")
     if stream.codec_context is None:  # decoding a packet of it would crash PyAV
-        raise Undecodable(
+        raise FileRefused(
             "undecodable",
             "The audio track of the file at audio_url is in a format that is not known.",
         )
@@ -259,7 +259,7 @@ def _main(
         for block in _decode(file, rate, channel, begin, end, limit):
             out.write(block)
         out.flush()
-    except Undecodable as failure:
+    except FileRefused as failure:
         out.flush()
         _report(*failure.args)
         return 1

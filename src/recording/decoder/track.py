@@ -22,7 +22,7 @@ RESAMPLE_SECONDS = (
 MATROSKA, MP4 = "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"  # names of FFmpeg's demuxers
 
 
-class Undecodable(Exception):
+class FileRefused(Exception):
     """(kind, sentence) for the parent process."""
 
 
@@ -61,7 +61,7 @@ class Packets:
         return round(min(self._skipped_time, self._skipped_bytes * self.count / max(1, self.bytes)))
 
     def __iter__(self) -> Iterator[av.Packet]:
-        """Raises Undecodable where damage of the container makes the rest unreadable."""
+        """Raises FileRefused where damage of the container makes the rest unreadable."""
         place, place_bytes, expected_pts = (
             0,
             None,
@@ -98,7 +98,7 @@ class Packets:
         except av.error.EOFError:
             pass  # a file cut short: what came before the cut is good
         except av.error.InvalidDataError as error:
-            raise Undecodable(
+            raise FileRefused(
                 "undecodable", "The file at audio_url is damaged and cannot be read to its end."
             ) from error
 
@@ -170,16 +170,16 @@ class Track:
                     yield block
 
     def finish(self) -> Iterator[bytes]:
-        """The rest, once all packets are decoded. Raises Undecodable where there was no audio."""
+        """The rest, once all packets are decoded. Raises FileRefused where there was no audio."""
         if self._last_frame is None:
             kind = "undecodable" if self._failed else "empty"
-            raise Undecodable(
+            raise FileRefused(
                 kind, "The audio track of the file at audio_url holds no sound that can be decoded."
             )
         yield self._resampler.finish()
 
     def check_damage(self) -> None:
-        """Raises Undecodable where more than MAX_DAMAGED_SHARE of the packets read so far is damaged."""
+        """Raises FileRefused where more than MAX_DAMAGED_SHARE of the packets read so far is damaged."""
         damaged = (
             self._total_lost
             + self._packets.skipped
@@ -187,7 +187,7 @@ class Track:
         )
         packets = self._packets.count + self._total_joined
         if damaged > max(1, MAX_DAMAGED_SHARE * packets):
-            raise Undecodable(
+            raise FileRefused(
                 "undecodable",
                 f"The file at audio_url is damaged: {damaged} of {packets} audio packets cannot be decoded.",
             )
@@ -237,12 +237,12 @@ class Resampler:
         self._graph = self._fifo = None
 
     def push(self, frame: av.AudioFrame) -> bytes:
-        """Take a frame; returns the samples that are ready, often none. Raises Undecodable where it does not have the channel."""
+        """Take a frame; returns the samples that are ready, often none. Raises FileRefused where it does not have the channel."""
         before = b""
         source = (frame.format.name, frame.layout.name, frame.sample_rate)
         if source != self._input:  # may change within a file
             if self._channel is not None and self._channel >= frame.layout.nb_channels:
-                raise Undecodable(
+                raise FileRefused(
                     "no channel", _no_channel(self._channel, frame.layout.nb_channels)
                 )
             before = self.finish()
