@@ -43,7 +43,7 @@ class PcmStream:
         max_seconds: float,
         complete_marker: Path | None,
     ):
-        self.first = first  # sample of the recording with which the part begins
+        self.offset = first  # sample of the recording with which the part begins
         self.samples = 0  # yielded so far
         self.warning: str | None = (
             None  # set at the end of the iteration, where the file holds less than it declares
@@ -62,12 +62,12 @@ class PcmStream:
     @property
     def start(self) -> float:
         """Seconds from the start of the recording to the first sample of the part."""
-        return self.first / SAMPLE_RATE
+        return self.offset / SAMPLE_RATE
 
     @property
     def end(self) -> float:
         """Seconds from the start of the recording to the end of what was yielded so far."""
-        return (self.first + self.samples) / SAMPLE_RATE
+        return (self.offset + self.samples) / SAMPLE_RATE
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
         """Blocks of (samples,) int16.
@@ -78,7 +78,7 @@ class PcmStream:
         WorkerFailed where the decoder was killed.
         """
         # samples before the part are dropped here and not by the decoder, which would be taken for stuck while it writes nothing
-        to_drop = self.first
+        to_drop = self.offset
         while (block := await self._next_block()) is not None:
             block, to_drop = block[to_drop:], max(0, to_drop - len(block))
             self.samples += len(block)
@@ -89,7 +89,7 @@ class PcmStream:
             if len(block):
                 yield block
         await self._wait_for_exit()
-        decoded = self.first - to_drop + self.samples
+        decoded = self.offset - to_drop + self.samples
         self.warning = self._warning_in_report(decoded)
         if not self.samples:
             raise EmptyAudio(
