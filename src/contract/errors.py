@@ -126,7 +126,7 @@ class EngineDead(WorkerError):
 class TranscriptIncomplete(WorkerError):
     """The engine gave no answer for a part of the recording, and the request wants all of it.
 
-    Retryable only after a timeout: a chunk that the engine has refused twice would be refused again.
+    Retryable only after a timeout: what the engine has refused twice, it would refuse again.
     """
 
     code = "transcript_incomplete"
