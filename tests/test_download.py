@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-import recording.download as module
 import pytest
+import recording.download as module
 import recording.http_get as web
 from contract.errors import (
     AddressRefused,
@@ -527,7 +527,7 @@ def test_the_requests_headers_are_sent_to_no_other_origin(serve, fetch):
 
 
 def test_a_request_that_http_does_not_allow_is_refused_at_once(serve, refusal):
-    """The request's own check refuses such a header; what it may overlook is still no failure of the network."""
+    """parse_request refuses this header; what its check overlooks is no failure of the network."""
     server = serve(each=whole)
     message = refusal(server.url(), InvalidRequest, headers={"Authorization": "Bearer SECRET "})
     assert "cannot be sent" in message and "audio_headers" in message
