@@ -34,7 +34,7 @@ import runpod
 from contract.errors import (
     AlignError,
     EngineDead,
-    Incomplete,
+    TranscriptIncomplete,
     RecognitionError,
     SettingsError,
     WorkerError,
@@ -118,7 +118,7 @@ async def transcribe_recording(
     """Download, decode, split, recognise, align and merge. All stages run at the same time. The job's files go to `folder`.
 
     Raises InvalidRequest for a vocabulary that is too long, before the download.
-    Raises Incomplete where a chunk got no answer: at once, or, if the request allows a partial transcript, only without any text.
+    Raises TranscriptIncomplete where a chunk got no answer: at once, or, if the request allows a partial transcript, only without any text.
     """
     rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
     vocabulary = asr.vocabulary(request.vocabulary)
@@ -154,7 +154,7 @@ async def transcribe_recording(
         ) as pcm,
     ):
         progress.phase = "decoding"
-        async for chunk in usage.chunks(split_at_pauses(pcm, rules, pcm.first)):
+        async for chunk in usage.chunks(split_at_pauses(pcm, rules, pcm.offset)):
             progress.seconds_known = pcm.duration
             with usage.time("waiting"):
                 await gate.enter(
@@ -183,9 +183,9 @@ async def transcribe_recording(
 
 
 def raise_if_incomplete(results: list[ChunkResult]) -> None:
-    """Raise Incomplete where some of the results are failures."""
+    """Raise TranscriptIncomplete where some of the results are failures."""
     if failed := [Span(r.start, r.end, "failed", r.failure) for r in results if r.failure]:
-        raise Incomplete.in_spans([span.to_output() for span in failed])
+        raise TranscriptIncomplete.in_spans([span.to_output() for span in failed])
 
 
 async def transcribe_chunk(
@@ -214,8 +214,7 @@ async def recognise(
         async with asyncio.timeout(settings.chunk_timeout_seconds):
             hypothesis = await asr.transcribe(chunk, language, context, temperature, vocabulary)
     except (RecognitionError, TimeoutError) as error:
-        if not isinstance(error, EngineDead):
-            await health.failed("engine", hung=isinstance(error, TimeoutError))
+        await health.failed("engine", hung=isinstance(error, TimeoutError))
         raise
     health.worked("engine")
     return hypothesis

@@ -22,7 +22,7 @@ from material import ENGLISH, silence
 from recording import pcm_stream
 from recording.chunk import SAMPLE_RATE, AudioChunk, waveform
 from recording.pcm_stream import BLOCK_BYTES, decode
-from track import Resampler
+from resampler import Resampler
 
 SPEECH = np.concatenate([u.pcm for u in ENGLISH[:12]])[: 10 * SAMPLE_RATE]
 LOSSLESS_LAG, LOSSY_LAG = 0.002, 0.030  # seconds

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-import download as module
 import pytest
+import recording.download as module
 import recording.http_get as web
 from contract.errors import (
     AddressRefused,
@@ -30,6 +30,7 @@ from contract.errors import (
     DownloadTimeout,
     DownloadTooLarge,
     HostNotFound,
+    InvalidRequest,
     SourceRefused,
     WorkerError,
     WorkerFailed,
@@ -523,6 +524,14 @@ def test_the_requests_headers_are_sent_to_no_other_origin(serve, fetch):
     other = serve(lambda handler: reply(handler, 302, Location=first.url()))
     assert fetch(first.url(), headers=HEADERS) == SOUND
     assert sent(first, 0) == HEADERS and sent(other, 0) == {} and "curl" not in str(other.requests)
+
+
+def test_a_request_that_http_does_not_allow_is_refused_at_once(serve, refusal):
+    """parse_request refuses this header; what its check overlooks is no failure of the network."""
+    server = serve(each=whole)
+    message = refusal(server.url(), InvalidRequest, headers={"Authorization": "Bearer SECRET "})
+    assert "cannot be sent" in message and "audio_headers" in message
+    assert server.requests == []
 
 
 def test_the_requests_headers_are_not_logged(serve, fetch, caplog):

@@ -57,8 +57,8 @@ def decoded(path: Path, max_seconds: float = 3600, **how) -> tuple[np.ndarray, s
             blocks = [block async for block in pcm]
             assert pcm.samples == sum(map(len, blocks)) and all(map(len, blocks))
             assert (pcm.start, pcm.end) == (
-                pcm.first / SAMPLE_RATE,
-                (pcm.first + pcm.samples) / SAMPLE_RATE,
+                pcm.offset / SAMPLE_RATE,
+                (pcm.offset + pcm.samples) / SAMPLE_RATE,
             )
             return np.concatenate(blocks), pcm.warning
 
@@ -227,10 +227,10 @@ def test_a_channel_that_ends_before_the_part_is_refused(tmp_path):
 
 
 def test_the_chunks_of_a_part_have_their_places_in_the_file():
-    rules, first = CutRules(4.8, 8, 2), 12_345
-    alone, part = Splitter(rules), Splitter(rules, first)
+    rules, offset = CutRules(4.8, 8, 2), 12_345
+    alone, part = Splitter(rules), Splitter(rules, offset)
     chunks = [[*splitter.push(MINUTE), *splitter.finish()] for splitter in (alone, part)]
-    assert len(chunks[0]) > 5 and [c.offset + first for c in chunks[0]] == [
+    assert len(chunks[0]) > 5 and [c.offset + offset for c in chunks[0]] == [
         c.offset for c in chunks[1]
     ]
     assert all(np.array_equal(a.pcm, b.pcm) and a.speech == b.speech for a, b in zip(*chunks))

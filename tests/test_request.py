@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from contract.audio_source import MAX_URL_CHARACTERS
 from contract.errors import InvalidRequest
 from contract.languages import LANGUAGES, OTHER_CODES
 from contract.request import (
@@ -16,7 +17,6 @@ from contract.request import (
     MAX_SECONDS,
     MAX_TERM_CHARACTERS,
     MAX_TERMS,
-    MAX_URL_CHARACTERS,
     OUTPUT_FORMATS,
     SEGMENT_LEVELS,
     Request,
@@ -422,6 +422,7 @@ def test_headers_of_the_download_are_kept_as_they_are(headers):
     "headers",
     [
         "Authorization: x", ["Authorization"], 7, {"Bad Name": "x"}, {"": "x"}, {"A:": "x"}, {"A": 1}, {"A": None}, {"A": "x\r\nB: y"}, {"A": "ü"},
+        {"A": "b "}, {"A": " b"}, {"A": "\t"}, {"A": "b\x7f"},
         {"A": "x" * 8193}, {f"X-{i}": "" for i in range(33)}, {"A": "1", "a": "2"}, {"Host": "10.0.0.1"}, {"content-LENGTH": "0"},
         {"Transfer-Encoding": "chunked"}, {"Connection": "upgrade"}, {"Range": "bytes=0-9"}, {"Accept-Encoding": "br"}, {"Proxy-Authorization": "x"},
     ],

@@ -36,12 +36,12 @@ from pathlib import Path
 import av
 import brotli
 import contract.errors as errors
-import download as download_module
 import handler
 import media
 import numpy as np
 import psutil
 import pytest
+import recording.download as download_module
 import recording.http_get as web
 import soundfile
 from backports import zstd

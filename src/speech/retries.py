@@ -31,7 +31,7 @@ from difflib import SequenceMatcher
 from functools import partial
 from typing import TYPE_CHECKING
 
-from contract.errors import EngineDead, RecognitionError
+from contract.errors import RecognitionError
 from recording.chunk import SAMPLE_RATE, AudioChunk
 from speech.models.recogniser import EMPTY_VOCABULARY, Hypothesis, Vocabulary
 from speech.words import ChunkResult, Word
@@ -148,8 +148,6 @@ def _decoder(recognise: Recognise, language: str | None, vocabulary: Vocabulary)
     ) -> Answer:
         try:
             hypothesis = await recognise(chunk, language, context, temperature, vocabulary)
-        except EngineDead:
-            raise
         except RecognitionError:
             return Answer(chunk, fault="engine_error")
         except TimeoutError:
