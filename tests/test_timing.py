@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import chunk_of, silence
 from recording.chunk import AudioChunk
-from speech.word_times import estimated_words, locate, longest_non_decreasing, repair, words
+from speech.word_times import (
+    aligned_words,
+    estimated_words,
+    locate,
+    longest_non_decreasing,
+    repair,
+)
 
 
 def chunk_lasting(seconds: float, offset: int = 0) -> AudioChunk:
@@ -161,7 +167,7 @@ def test_units_in_the_text_keep_their_times_and_other_words_are_estimated_betwee
 ):
     """A star marks the estimated ones."""
     marks = [t for i in range(len(units)) for t in (1000 * i + 100, 1000 * i + 900)]
-    found = words(chunk_lasting(10), text, units, marks)
+    found = aligned_words(chunk_lasting(10), text, units, marks)
     assert [w.text + "*" * w.estimated for w in found] == expected
     assert [w.text for w in found] == [text[w.offset : w.offset + len(w.text)] for w in found]
     assert {round(1000 * t) for w in found if not w.estimated for t in (w.start, w.end)} <= {*marks}
@@ -169,13 +175,15 @@ def test_units_in_the_text_keep_their_times_and_other_words_are_estimated_betwee
 
 
 def test_two_units_of_one_character_give_it_the_start_of_the_first_and_the_end_of_the_second():
-    half, _ = words(chunk_lasting(4), "½です", ["1", "2", "です"], [80, 400, 480, 800, 960, 1200])
+    half, _ = aligned_words(
+        chunk_lasting(4), "½です", ["1", "2", "です"], [80, 400, 480, 800, 960, 1200]
+    )
     assert (half.text, half.start, half.end) == ("½", 0.08, 0.8)
 
 
 def test_units_of_which_none_is_in_the_text_are_refused():
     with pytest.raises(AlignError):
-        words(chunk_lasting(2), "alpha", ["bravo"], [0, 80])
+        aligned_words(chunk_lasting(2), "alpha", ["bravo"], [0, 80])
 
 
 @given(
@@ -184,7 +192,9 @@ def test_units_of_which_none_is_in_the_text_are_refused():
 )
 def test_whatever_the_units_are_every_letter_of_the_text_is_in_one_word_in_order(text, units):
     try:
-        found = words(chunk_lasting(10), text, units, [100 * i for i in range(2 * len(units))])
+        found = aligned_words(
+            chunk_lasting(10), text, units, [100 * i for i in range(2 * len(units))]
+        )
     except AlignError:
         return
     places = [i for w in found for i in range(w.offset, w.offset + len(w.text))]
@@ -193,13 +203,13 @@ def test_whatever_the_units_are_every_letter_of_the_text_is_in_one_word_in_order
 
 
 def test_word_times_are_the_chunks_own_plus_its_offset():
-    (word,) = words(chunk_lasting(2, offset=480 * 1001), "alpha", ["alpha"], [80, 560])
+    (word,) = aligned_words(chunk_lasting(2, offset=480 * 1001), "alpha", ["alpha"], [80, 560])
     assert (word.start, word.end) == (30.11, 30.59)
 
 
 def test_a_wrong_number_of_marks_is_refused():
     with pytest.raises(AlignError):
-        words(chunk_lasting(2), "alpha bravo", ["alpha", "bravo"], [0, 80])
+        aligned_words(chunk_lasting(2), "alpha bravo", ["alpha", "bravo"], [0, 80])
 
 
 def test_estimated_words_fill_the_chunk_by_characters_and_say_so():

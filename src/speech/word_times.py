@@ -20,7 +20,7 @@ Mark = int | None  # ms; None where the aligner gave none
 TimedSpan = tuple[int, int, Mark, Mark]  # (start, end) in the text, then the marks of start and end
 
 
-def words(
+def aligned_words(
     chunk: AudioChunk, text: str, units: Sequence[str], marks: Sequence[int]
 ) -> tuple[Word, ...]:
     """The words of `text` with the aligner's times. Words that are no unit get estimated times between those of their neighbours.

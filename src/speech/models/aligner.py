@@ -16,11 +16,11 @@ from contract.errors import AlignError, SettingsError
 from contract.languages import ALIGNED_LANGUAGES
 from recording.chunk import SAMPLE_RATE, AudioChunk, waveform
 from runpod import RunPodLogger
-from speech.admission import Gate, chunk_priority
+from speech.admission import Gate, Holder, chunk_priority
 from speech.models.aligner_network import predicted_classes, use_windows
 from speech.models.gpu_memory import MAX_UNITS_PER_SECOND
 from speech.models.tokenizer import load_tokenizer
-from speech.word_times import words
+from speech.word_times import aligned_words
 from speech.words import Word
 
 if TYPE_CHECKING:
@@ -152,14 +152,14 @@ class Aligner:
         """
         if language not in ALIGNED_LANGUAGES:
             raise AlignError(f"There is no aligner for {language or 'an unknown language'}.")
-        async with self._prepare_gate.place(chunk_priority(chunk.index)):
+        async with self._prepare_gate.place(Holder(), chunk_priority(chunk.index)):
             task = await asyncio.get_running_loop().run_in_executor(
                 self._preparers, self._prepared, chunk, text, language, spectrum
             )
         self._queue.put(task)
         marks = await asyncio.wrap_future(task.result)
         try:
-            return words(chunk, text, task.units, marks)
+            return aligned_words(chunk, text, task.units, marks)
         except AlignError:
             raise
         except Exception as error:  # the fault is in this text, not in the aligner

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from contract.errors import EngineDead, InvalidRequest, RecognitionError
 from recording.chunk import SAMPLE_RATE, AudioChunk, waveform
-from speech.admission import Gate, chunk_priority
+from speech.admission import Gate, Holder, chunk_priority
 from speech.models.engine_args import (
     ENVIRONMENT,
     IMAGE_CACHE,
@@ -227,7 +227,7 @@ class Recogniser:
 
     async def _rendered(self, chunk: AudioChunk, prompt_ids: list[int]):
         """(vLLM's input for its engine, the spectrum in it). It takes 25 ms for a minute of audio, in the renderer's threads."""
-        async with self._render_gate.place(chunk_priority(chunk.index)):
+        async with self._render_gate.place(Holder(), chunk_priority(chunk.index)):
             audio = [(await self._loop.run_in_executor(None, waveform, chunk), SAMPLE_RATE)]
             prompt = {"prompt_token_ids": prompt_ids, "multi_modal_data": {"audio": audio}}
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
