@@ -1,4 +1,4 @@
-"""Text, units and marks → words: the same repair as upstream, valid times for any marks, units located in the text."""
+"""Text, units and marks → words: valid times for any marks, units located in the text."""
 
 import pytest
 from contract.errors import AlignError
@@ -19,19 +19,13 @@ def chunk_lasting(seconds: float, offset: int = 0) -> AudioChunk:
     return chunk_of(silence(seconds), offset)
 
 
-def upstream_indices(data: list[int]) -> list[int]:
-    """qwen-asr 0.0.6, Qwen3ForceAlignProcessor.fix_timestamp: its quadratic search, kept to compare with."""
-    n = len(data)
-    length, parent = [1] * n, [-1] * n
-    for i in range(1, n):
-        for j in range(i):
-            if data[j] <= data[i] and length[j] + 1 > length[i]:
-                length[i], parent[i] = length[j] + 1, j
-    found, i = [], length.index(max(length)) if n else -1
-    while i != -1:
-        found.append(i)
-        i = parent[i]
-    return found[::-1]
+def longest_length(values: list[int]) -> int:
+    """The length of a longest non-decreasing subsequence, by the quadratic search."""
+    lengths: list[int] = []
+    for i, value in enumerate(values):
+        before = [lengths[j] for j in range(i) if values[j] <= value]
+        lengths.append(1 + max(before, default=0))
+    return max(lengths, default=0)
 
 
 marks_of_any_kind = st.one_of(
@@ -46,13 +40,16 @@ marks_of_any_kind = st.one_of(
 
 
 @given(marks_of_any_kind)
-@settings(max_examples=1500)
-def test_the_fast_search_finds_the_indices_that_the_quadratic_one_finds(data):
-    assert longest_non_decreasing(data) == upstream_indices(data)
+@settings(max_examples=500)
+def test_the_search_finds_a_longest_non_decreasing_subsequence(data):
+    indices = longest_non_decreasing(data)
+    kept = [data[i] for i in indices]
+    assert indices == sorted({*indices}) and kept == sorted(kept)
+    assert len(indices) == longest_length(data)
 
 
 @given(marks_of_any_kind, st.integers(60, 180_000), st.data())
-@settings(max_examples=3000)
+@settings(max_examples=500)
 def test_times_keep_their_contract_whatever_the_marks_are(marks, duration, data):
     marks = marks[: len(marks) // 2 * 2]
     lengths = data.draw(

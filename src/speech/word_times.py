@@ -5,7 +5,7 @@ chunk's start. The contract: 0 <= start < end <= duration, in order, without ove
 """
 
 import unicodedata
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
@@ -202,25 +202,18 @@ def _spread(anchors: Sequence[tuple[int, int]], lengths: Sequence[int], least: i
 
 
 def longest_non_decreasing(values: Sequence[int]) -> list[int]:
-    """Indices of the longest non-decreasing subsequence, the same one that qwen-asr's quadratic search finds.
-
-    Patience sorting, O(n log n). The values of a pile strictly decrease, so bisection finds the first one of the previous pile that
-    is not larger. The quadratic search takes the same one as the parent.
-    """
-    tails: list[int] = []  # the last, smallest value of each pile
-    piles: list[tuple[list[int], list[int]]] = []  # (negated values, indices) of each pile
-    parents = []
+    """Indices of a longest non-decreasing subsequence, by patience sorting in O(n log n)."""
+    tails: list[int] = []  # the smallest last value of the subsequences of each length
+    indices: list[int] = []  # where these values are
+    previous: list[int] = []  # for each value the index before it in its subsequence, or -1
     for i, value in enumerate(values):
-        pile = bisect_right(tails, value)
-        if pile == len(piles):
-            tails.append(value)
-            piles.append(([], []))
-        tails[pile] = value
-        parents.append(piles[pile - 1][1][bisect_left(piles[pile - 1][0], -value)] if pile else -1)
-        piles[pile][0].append(-value)
-        piles[pile][1].append(i)
-    found, i = [], piles[-1][1][0] if piles else -1
+        length = bisect_right(tails, value)
+        previous.append(indices[length - 1] if length else -1)
+        tails[length : length + 1] = [value]
+        indices[length : length + 1] = [i]
+    found = []
+    i = indices[-1] if indices else -1
     while i >= 0:
         found.append(i)
-        i = parents[i]
+        i = previous[i]
     return found[::-1]

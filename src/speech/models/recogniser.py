@@ -8,12 +8,10 @@ import asyncio
 import itertools
 import multiprocessing
 import os
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +26,7 @@ from speech.models.engine_args import (
     EngineOptions,
     copy_model_info,
 )
+from speech.models.engine_process import main_module_of_children
 from speech.models.token_limits import CONTEXT_TOKENS, VOCABULARY_TOKENS, max_answer_tokens
 from speech.models.tokenizer import load_tokenizer, special_tokens, without_tokens
 
@@ -83,7 +82,7 @@ class Recogniser:
             "VLLM_RPC_BASE_PATH": self._sockets.name
         }  # vLLM does not remove its sockets
         copy_model_info(Path(os.environ.get("VLLM_CACHE_ROOT", IMAGE_CACHE)))
-        with main_module_hidden_from_children():
+        with main_module_of_children():
             self._starting = self._submit(_start_engine(options.engine_args()))
             while not (multiprocessing.active_children() or self._starting.done()):
                 time.sleep(
@@ -97,6 +96,7 @@ class Recogniser:
     def wait_until_ready(self) -> None:
         """Block until the engine has loaded its model: seconds to minutes. Raises the error that stopped it."""
         self._engine = self._starting.result()
+        del self._starting  # it holds the engine too, and _shut_down must free the engine
 
     def close(self) -> None:
         """End the engine and its child process, which is killed where it does not end by itself."""
@@ -232,18 +232,6 @@ class Recogniser:
             prompt = {"prompt_token_ids": prompt_ids, "multi_modal_data": {"audio": audio}}
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
         return rendered, rendered["mm_kwargs"]["audio"][0]["input_audio_features"].data
-
-
-@contextmanager
-def main_module_hidden_from_children() -> Iterator[None]:
-    """Hide the main module's file: multiprocessing would import it in the engine's process, which does not need the worker."""
-    main = vars(sys.modules["__main__"])
-    file = main.pop("__file__", None)
-    try:
-        yield
-    finally:
-        if file:
-            main["__file__"] = file
 
 
 async def _start_engine(engine_args: dict[str, Any]):
