@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import chunk_of, silence
 from recording.chunk import AudioChunk
+from speech.locate import locate
 from speech.word_times import (
     aligned_words,
     estimated_words,
-    locate,
     longest_non_decreasing,
     repair,
 )
