@@ -30,7 +30,7 @@ class Meter(Protocol):
         """Add the seconds within the context to the stage "recognition" or "alignment"."""
 
     def count_recognition(self, hypothesis: Hypothesis | None) -> None:
-        """Count one call of the recogniser. `hypothesis`: its answer, or None where it gave none."""
+        """Count one call of the recogniser, whose answer is None where it gave none."""
 
 
 @dataclass(frozen=True, slots=True)

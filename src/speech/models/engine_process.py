@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # an option of prctl(2)
 
@@ -21,7 +22,8 @@ def main_module_of_children() -> Iterator[None]:
     Each of them is killed when the thread that spawned it ends.
     """
     main = vars(sys.modules["__main__"])
-    before = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    replaced = ("__file__", "__spec__")
+    before: dict[str, Any] = {name: main[name] for name in replaced if name in main}
     main.update(__file__=__file__, __spec__=None)
     try:
         yield
