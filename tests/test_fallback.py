@@ -355,6 +355,48 @@ def test_a_chunk_that_the_engine_refused_is_recognised_once_more():
     ]
 
 
+def test_the_cause_of_a_refused_chunk_is_logged_once_without_its_message(capsys):
+    def refuse(*_):
+        try:
+            raise ValueError("prompt too long: secret words")
+        except ValueError as cause:
+            refused = RecognitionError("refused")
+            refused.__cause__ = cause
+        return refused
+
+    _, script = run(refuse, chunk_of(6, start=3), context="secret context")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "refused" in line]
+    assert len(script.asked) == 2
+    assert (
+        "the chunk at 3.000 s was refused: ValueError at " in line and "test_fallback.py:" in line
+    )
+    assert "secret" not in line
+
+
+def test_a_dead_engine_ends_the_recognition_of_the_other_half():
+    ended = []
+
+    class Halves(Script):
+        async def recognise(self, chunk, *others):
+            if chunk.start == 0 and chunk.duration < 60:
+                await asyncio.sleep(0)
+                raise EngineDead("dead")
+            if chunk.start:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.append("second half")
+            return await super().recognise(chunk, *others)
+
+    async def job():
+        script = Halves(lambda *_: said(LOOP, "length"), spread)
+        with pytest.raises(EngineDead):
+            await transcribe_chunk(chunk_of(60), None, "", Vocabulary(), script)
+        assert ended == ["second half"]
+
+    asyncio.run(asyncio.wait_for(job(), 30))
+
+
 def test_a_timeout_fails_the_chunk_without_a_retry():
     results, script = run(lambda *_: TimeoutError(), chunk_of(6))
     assert len(script.asked) == 1 and [(r.failure, r.text) for r in results] == [("timeout", "")]

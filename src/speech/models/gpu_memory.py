@@ -70,8 +70,8 @@ class Allocation:
 def allocate(settings: Settings, model: str, aligner: str, card: Card) -> Allocation:
     """The settings; for those that are 0, what suits the card.
 
-    `model`, `aligner`: local folders. Raises SettingsError where the card, or vLLM's share of it, is
-    too small.
+    `model`, `aligner`: local folders. Raises SettingsError where the card, or vLLM's share of it,
+    is too small.
     """
     sequences, tokens = next(step for gib, *step in STEP_BY_MEMORY if card.total <= gib * GIB)
     sequences = settings.max_num_seqs or sequences

@@ -30,6 +30,7 @@ from speech.models.engine_args import (
     copy_model_info,
 )
 from speech.models.engine_process import main_module_of_children
+from speech.models.prompt import parsed, prompt_template
 from speech.models.token_limits import CONTEXT_TOKENS, VOCABULARY_TOKENS, max_answer_tokens
 from speech.models.tokenizer import load_tokenizer, special_tokens, without_tokens
 
@@ -43,7 +44,6 @@ SEED = 0  # of sampling, so that a retry gives the same answer every time
 MIN_CONTEXT_SPEECH_SECONDS = 1.0
 MAX_CLOSE_SECONDS = 15  # vLLM waits 5 s for its process before it kills it
 START_POLL_SECONDS = 0.01  # between two looks whether the engine's process has been started
-TEXT_TAG = "<asr_text>"  # separates the language from the text of an answer
 T = TypeVar("T")
 
 
@@ -272,32 +272,3 @@ async def _start_engine(engine_args: dict[str, Any]) -> "AsyncLLM":
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args))
-
-
-def parsed(raw: str, forced: str | None) -> tuple[str | None, str]:
-    """(language, text) of an answer.
-
-    The language is None without text, or where the model names none. `forced`: the language in the
-    prompt; the answer is then only text. qwen-asr's parser reads the language, but not the text: it
-    collapses everything that is repeated over 20 times, real laughter and chants as well.
-    """
-    from qwen_asr.inference.utils import parse_asr_output
-
-    head, tag, text = raw.partition(TEXT_TAG)
-    if not tag:
-        head, text = "", raw
-    if not text.strip():
-        return None, ""
-    detected, _ = parse_asr_output(f"{head}{tag}.")
-    return forced or detected or None, text.strip()
-
-
-def prompt_template(language: str | None) -> tuple[str, str]:
-    """(text before the context, text after it) of Qwen3-ASR's chat template.
-
-    The language stands at its end where it is forced.
-    """
-    before = "<|im_start|>system\n"
-    user = "<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n"
-    forced = f"language {language}{TEXT_TAG}" if language else ""
-    return before, f"<|im_end|>\n{user}<|im_start|>assistant\n{forced}"

@@ -12,7 +12,8 @@ from recording.vad import CutRules, split_at_pauses
 from runpod import RunPodLogger
 from speech.models.aligner import Aligner
 from speech.models.caches import cache_environment
-from speech.models.engine_args import EngineOptions, find_device, plan
+from speech.models.device import find_device
+from speech.models.engine_args import EngineOptions, plan
 from speech.models.recogniser import Recogniser
 from speech.models.weights import find
 
