@@ -21,7 +21,6 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from packages import missing_packages
 
@@ -32,10 +31,8 @@ if __name__ == "__main__" and (
 
 import runpod
 from contract.errors import (
-    AlignError,
     EngineDead,
     TranscriptIncomplete,
-    RecognitionError,
     SettingsError,
     WorkerError,
     WorkerFailed,
@@ -66,15 +63,12 @@ from speech.admission import Gate, chunk_priority
 from speech.health import Health
 from speech.language_retry import LanguageOutliers
 from speech.models.aligner import Aligner
-from speech.models.recogniser import Hypothesis, Recogniser, Vocabulary
+from speech.models.recogniser import Recogniser
 from speech.models.startup import check_models, raise_limit_of_open_files, start_models
 from speech.models.weights import WeightsError
-from speech.retries import best_results
-from speech.word_times import estimated_words
-from speech.words import ChunkResult, Word
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from speech.retries import transcribe_chunk
+from speech.watched_models import WatchedModels
+from speech.words import ChunkResult
 
 CONTEXT_CHARACTERS = 200  # of the previous chunk's text, with use_previous_context
 STEPS_ADMITTED = 2  # the gate admits the chunks of so many engine steps: the engine never waits for the next chunk
@@ -121,12 +115,12 @@ async def transcribe_recording(
     Raises TranscriptIncomplete where a chunk got no answer: at once, or, if the request allows a partial transcript, only without any text.
     """
     rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
-    vocabulary = asr.vocabulary(request.vocabulary)
+    models, vocabulary = watched_models(usage), asr.vocabulary(request.vocabulary)
     context, tasks, outliers = request.initial_context, [], LanguageOutliers()
 
     async def transcribe(chunk: AudioChunk, context: str) -> list[ChunkResult]:
         try:
-            results = await transcribe_chunk(chunk, request.language, context, vocabulary, usage)
+            results = await transcribe_chunk(chunk, request.language, context, vocabulary, models)
         finally:
             gate.leave(holder)
         if not request.allow_partial:
@@ -172,10 +166,7 @@ async def transcribe_recording(
         progress.phase, progress.seconds_known = "transcribing", pcm.duration
     results = [result for task in tasks for result in task.result()]
     if request.language is None:
-        results = await outliers.retried(
-            results,
-            lambda chunk, language: transcribe_chunk(chunk, language, "", vocabulary, usage),
-        )
+        results = await outliers.retried(results, vocabulary, models, gate)
     transcript = merge(results, pcm.end, pcm.warning, pcm.start)
     if not transcript.text:
         raise_if_incomplete(results)
@@ -188,53 +179,9 @@ def raise_if_incomplete(results: list[ChunkResult]) -> None:
         raise TranscriptIncomplete.in_spans([span.to_output() for span in failed])
 
 
-async def transcribe_chunk(
-    chunk: AudioChunk, language: str | None, context: str, vocabulary: Vocabulary, usage: Usage
-) -> list[ChunkResult]:
-    """The results of one chunk, which tile it: one, or several where a retry used parts of the chunk."""
-    return await best_results(
-        chunk,
-        language,
-        context,
-        vocabulary,
-        usage.counted(recognise),
-        usage.timed("alignment", time_words),
-    )
-
-
-async def recognise(
-    chunk: AudioChunk,
-    language: str | None,
-    context: str,
-    temperature: float,
-    vocabulary: Vocabulary,
-) -> Hypothesis:
-    """One decode of a chunk by the recogniser. Raises EngineDead, TimeoutError, or RecognitionError where the engine refuses it."""
-    try:
-        async with asyncio.timeout(settings.chunk_timeout_seconds):
-            hypothesis = await asr.transcribe(chunk, language, context, temperature, vocabulary)
-    except (RecognitionError, TimeoutError) as error:
-        await health.failed("engine", hung=isinstance(error, TimeoutError))
-        raise
-    health.worked("engine")
-    return hypothesis
-
-
-async def time_words(
-    chunk: AudioChunk, text: str, language: str | None, spectrum: "Tensor | None"
-) -> tuple[tuple[Word, ...], str | None]:
-    """(words, warning): the words of `text` with aligned times, or with estimated ones and a warning where the aligner failed."""
-    try:
-        async with asyncio.timeout(settings.chunk_timeout_seconds):
-            words = await aligner.align(chunk, text, language, spectrum)
-    except (AlignError, TimeoutError) as error:
-        if isinstance(error, TimeoutError) or error.unexplained:
-            await health.failed("aligner")
-        reason = str(error) or "The aligner did not answer in time."
-        log.warn(f"times of the chunk at {chunk.start:.3f} s are estimated: {reason}")
-        return estimated_words(chunk, text), f"Some times are estimated. {reason}"
-    health.worked("aligner")
-    return words, None
+def watched_models(usage: Usage) -> WatchedModels:
+    """The models for one job, whose calls `usage` counts."""
+    return WatchedModels(asr, aligner, health, settings.chunk_timeout_seconds, usage)
 
 
 def as_worker_error(error: BaseException) -> WorkerError:

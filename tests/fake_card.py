@@ -185,7 +185,8 @@ def pretend() -> None:
 def options_for(card: FakeCard, model: Path, aligner: Path):
     """The worker's own choice for `card`, as startup.py makes it."""
     from contract.settings import Settings
-    from speech.models.engine_args import find_device, plan
+    from speech.models.device import find_device
+    from speech.models.engine_args import plan
     from vllm.platforms import current_platform
 
     insert(card)

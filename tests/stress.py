@@ -27,6 +27,7 @@ from recording.chunk import SAMPLE_RATE
 from runpod.serverless.modules.rp_job import run_job
 from scripted_worker import Aligner, Recogniser, spoken
 from speech.admission import Gate
+from speech.watched_models import WatchedModels
 from standin import Platform
 from test_shutdown import half_a_file
 
@@ -117,9 +118,10 @@ def scripted(monkeypatch) -> Iterator:
     steps = {
         "recording": "download",
         "split_at_pauses": "decoding",
-        "recognise": "recognition",
-        "time_words": "alignment",
     }
+    calls = {"recognise": "recognition", "align": "alignment"}
+    for name, phase in calls.items():
+        monkeypatch.setattr(WatchedModels, name, marking(phase, getattr(WatchedModels, name)))
     for name, phase in (steps | {"deliver": "delivery"}).items():
         monkeypatch.setattr(handler, name, marking(phase, getattr(handler, name)))
     report_the_rest(monkeypatch)

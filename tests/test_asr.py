@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from material import CHINESE, ENGLISH, chunk_of, silence
 from recording.chunk import AudioChunk
-from speech.models.recogniser import parsed, prompt_template
+from speech.models.prompt import parsed, prompt_template
 from speech.models.token_limits import CONTEXT_TOKENS
 from speech.models.tokenizer import without_tokens
 from utterance import plain

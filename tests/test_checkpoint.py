@@ -1,15 +1,19 @@
 """A folder that the worker could not run is refused: an incomplete checkpoint, or the wrong one."""
 
 import json
+import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from speech.models.checkpoint import CheckpointError, safetensors_length, verify
+from speech.models.checkpoint import CheckpointError, verify
 
 MODELS = Path(__file__).parent / "models"
+SRC = MODELS.parent.parent / "src"
 FOLDERS = {"recogniser": "asr", "aligner": "aligner"}  # by role
 
 
@@ -77,11 +81,6 @@ def test_shards_pass_where_all_in_the_index_are_there(copy):
     verify(folder, "recogniser")
 
 
-def test_the_length_by_the_header_is_the_size_of_the_real_file():
-    path = MODELS / "asr" / "model.safetensors"
-    assert safetensors_length(path) == path.stat().st_size
-
-
 def shard(folder: Path, *names: str) -> None:
     """Replace the weights in `folder` by shards with these names and an index; each shard is a copy of all weights."""
     for name in names:
@@ -97,13 +96,24 @@ def test_vocab_json_and_merges_txt_are_enough_for_a_tokenizer(copy):
     verify(folder, "recogniser")
 
 
-def test_a_chat_template_may_be_inside_the_tokenizer_configuration(copy):
+def test_a_recogniser_without_a_chat_template_passes(copy):
+    """The worker writes the prompt itself."""
     folder = copy("recogniser")
-    template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
     verify(folder, "recogniser")
+
+
+def test_the_check_does_not_import_torch():
+    """The build of the image would wait for it."""
+    code = (
+        "import sys, pathlib, speech.models.checkpoint as checkpoint\n"
+        f"checkpoint.verify(pathlib.Path({str(MODELS / 'asr')!r}), 'recogniser')\n"
+        "print('torch' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert out.stdout == "False\n", out.stderr
 
 
 # refused
@@ -116,18 +126,14 @@ def test_weights_cut_short_are_refused(copy, kept):
     folder = copy("recogniser")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    reason = refusal(folder, "recogniser")
-    assert re.search(
-        r"model\.safetensors (has \d+ bytes; by its header it must have \d+|must begin with the header)",
-        reason,
-    )
+    assert "model.safetensors must be a complete safetensors" in refusal(folder, "recogniser")
 
 
 def test_weights_with_trailing_bytes_are_refused(copy):
     folder = copy("aligner")
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"\0")
-    assert "by its header it must have" in refusal(folder, "aligner")
+    assert "model.safetensors must be a complete safetensors" in refusal(folder, "aligner")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +142,7 @@ def test_weights_with_trailing_bytes_are_refused(copy):
 def test_a_header_that_describes_no_tensors_is_refused(copy, header):
     folder = copy("recogniser")
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    assert "model.safetensors must begin with the header" in refusal(folder, "recogniser")
+    assert "model.safetensors must be a complete safetensors" in refusal(folder, "recogniser")
 
 
 def test_missing_weights_are_refused(copy):
@@ -182,12 +188,6 @@ def test_a_configuration_that_is_missing_or_broken_is_refused_by_its_name(copy, 
     folder = copy("aligner")
     (folder / name).unlink() if content is None else (folder / name).write_text(content)
     assert re.search(rf"/{name} (is missing|must hold)", refusal(folder, "aligner"))
-
-
-def test_a_recogniser_without_a_chat_template_is_refused(copy):
-    folder = copy("recogniser")
-    (folder / "chat_template.jinja").unlink()
-    assert "has no chat template" in refusal(folder, "recogniser")
 
 
 def test_the_checkpoint_of_the_other_role_is_refused():

@@ -5,7 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 import soundfile
-import speech.retries as fallback
+import speech.faults as faults
+import speech.tail as tail
 from contract.errors import InvalidRequest
 from material import ENGLISH, chunk_of, silence
 from recording.chunk import SAMPLE_RATE, AudioChunk
@@ -23,8 +24,8 @@ def url(file_server) -> str:
 
 @pytest.fixture
 def job(worker, url, monkeypatch):
-    monkeypatch.setattr(fallback, "MAX_LETTERS_PER_SECOND", 1e9)  # no injected text is too long
-    monkeypatch.setattr(fallback, "TAIL_SECONDS", 1e9)
+    monkeypatch.setattr(faults, "MAX_LETTERS_PER_SECOND", 1e9)  # no injected text is too long
+    monkeypatch.setattr(tail, "TAIL_SECONDS", 1e9)
 
     def run(*answers, **fields):
         """(output, system messages of the prompts in their order); `answers` replace those of the engine, in turn."""

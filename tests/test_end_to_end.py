@@ -149,10 +149,12 @@ def test_word_errors_are_within_half_a_point_of_the_same_utterances_one_by_one(
     case = cases[language]
     utterances = drawn(case.whole, POOLS[language])
 
+    models = worker.watched_models(Usage())
+
     async def one_by_one():
         return await asyncio.gather(
             *(
-                worker.transcribe_chunk(chunk_of(u.pcm), None, "", EMPTY_VOCABULARY, Usage())
+                worker.transcribe_chunk(chunk_of(u.pcm), None, "", EMPTY_VOCABULARY, models)
                 for u in utterances
             )
         )
@@ -257,10 +259,12 @@ def test_every_merged_time_is_the_chunks_own_time_plus_its_offset(cases, worker,
     """Each chunk is transcribed once more as a recording of its own."""
     case = cases[language]
 
+    models = worker.watched_models(Usage())
+
     async def alone():
         own = [replace(c, offset=0) for c in case.chunks]
         return await asyncio.gather(
-            *(worker.transcribe_chunk(c, None, "", EMPTY_VOCABULARY, Usage()) for c in own)
+            *(worker.transcribe_chunk(c, None, "", EMPTY_VOCABULARY, models) for c in own)
         )
 
     expected = [

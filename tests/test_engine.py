@@ -9,16 +9,8 @@ from pathlib import Path
 import pytest
 from contract.errors import SettingsError
 from contract.settings import Settings
-from speech.models.engine_args import (
-    CAPTURE_SIZES,
-    EngineOptions,
-    check_capability,
-    check_driver,
-    copy_model_info,
-    device_for,
-    find_device,
-    plan,
-)
+from speech.models.device import check_capability, check_driver, device_for, find_device
+from speech.models.engine_args import CAPTURE_SIZES, EngineOptions, copy_model_info, plan
 from speech.models.gpu_memory import STEP_BY_MEMORY, Card
 from speech.models.token_limits import (
     CONTEXT_TOKENS,

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from contract.settings import load_settings
 from material import ENGLISH
 from recording.chunk import SAMPLE_RATE
 from scoring import matched
+from standin import until
 from standin_hub import COMMIT, MODELS, Hub
 from utterance import plain
 
@@ -269,15 +271,40 @@ def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(
     with tempfile.TemporaryDirectory() as temporary:
         process = subprocess.Popen(
             [sys.executable, HANDLER], cwd=tmp_path, env=os.environ | {"TMPDIR": temporary} | models,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        out, _ = process.communicate(timeout=START_SECONDS)
+        out, errors = process.communicate(timeout=START_SECONDS)
         assert os.listdir(temporary) == []
     (result,) = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert result["error_code"] == "source_refused" and process.returncode == 1
+    assert "Exception ignored" not in errors  # as from a destructor of an engine that was kept
     assert members(process.pid) == []
     assert os.listdir(tmp_path) == ["test_input.json"]
     assert hub.requests == []
+
+
+def engine_of(pid: int) -> list[psutil.Process]:
+    """The engine's processes below the worker `pid`, by the titles that vLLM gives them."""
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(pid).children(recursive=True)
+        return [child for child in children if "VLLM" in " ".join(child.cmdline())]
+    return []
+
+
+def test_the_engines_processes_end_with_a_worker_that_is_killed():
+    command = [sys.executable, HANDLER, "--test_input", '{"input": {}}']
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    core_and_executor = 2
+    try:
+        until(lambda: len(engine_of(process.pid)) == core_and_executor, START_SECONDS)
+        engine = engine_of(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(engine, timeout=10)
+    for left in alive:
+        left.kill()
+    assert alive == []
 
 
 def test_the_test_input_beside_the_handler_is_a_job_with_a_sample_of_runpods():

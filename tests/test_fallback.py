@@ -1,6 +1,6 @@
-"""The fallback rules by themselves: faults, the further decode for each, and the choice of the candidate.
+"""The rules of the retries by themselves: faults, the retry for each, the choice of the candidate.
 
-`recognise` and `align` are scripted here; test_scripted.py tests the same rules in whole jobs.
+Both models are scripted here; test_scripted.py tests the same rules in whole jobs.
 """
 
 import asyncio
@@ -15,17 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import silence
 from recording.chunk import SAMPLE_RATE, AudioChunk
+from speech.faults import collapsed, echoed, fault_in
 from speech.models.recogniser import Hypothesis, Vocabulary
-from speech.retries import (
-    Answer,
-    badness,
-    best_results,
-    collapsed,
-    echoed,
-    fault_in,
-    tail_start,
-    words_end,
-)
+from speech.retries import Answer, defects, transcribe_chunk
+from speech.tail import tail_start, words_end
 from speech.words import Word
 
 LETTERS = "".join(
@@ -47,12 +40,16 @@ def said(text: str, finish_reason: str = "stop", language: str | None = "English
 
 
 class Script:
-    """A `recognise` that returns or raises `answer(chunk, vocabulary and context, temperature)`, and records its calls."""
+    """Models that are scripted, and record the calls of the recogniser.
 
-    def __init__(self, answer):
+    `recognise` returns or raises `answer(chunk, vocabulary and context, temperature)`.
+    """
+
+    def __init__(self, answer, align):
         self._answer, self.asked, self.terms = answer, [], []
+        self.align = align
 
-    async def __call__(self, chunk, language, context, temperature, vocabulary):
+    async def recognise(self, chunk, language, context, temperature, vocabulary):
         self.asked.append((chunk.start, chunk.end, context, temperature))
         self.terms.append(vocabulary.terms)
         answer = self._answer(
@@ -78,8 +75,9 @@ async def spread(chunk, text, language, spectrum):
 
 
 def run(answer, chunk, context="", align=spread, terms=()):
-    script = Script(answer)
-    return asyncio.run(best_results(chunk, None, context, Vocabulary(terms), script, align)), script
+    script = Script(answer, align)
+    vocabulary = Vocabulary(terms)
+    return asyncio.run(transcribe_chunk(chunk, None, context, vocabulary, script)), script
 
 
 # faults
@@ -191,10 +189,10 @@ def test_a_loop_is_collapsed_to_what_it_repeats(text, once):
     assert collapsed(text) == once
 
 
-# further decodes
+# retries
 
 
-def test_a_healthy_answer_costs_no_further_decode():
+def test_a_healthy_answer_costs_no_retry():
     results, script = run(lambda *_: said("one two three " * 20), chunk_of(60))
     assert len(script.asked) == 1 and [r.retries for r in results] == [()]
 
@@ -208,7 +206,7 @@ def test_an_answer_without_text_is_accepted():
     )
 
 
-def test_an_echoed_context_is_left_out_of_the_next_decode():
+def test_an_echoed_context_is_left_out_of_the_next_recognition():
     context = "Names: Tango, Whiskey."
     results, script = run(
         lambda c, given, t: said(given + " One two three." if given else "One two three."),
@@ -224,7 +222,7 @@ def test_an_echoed_context_is_left_out_of_the_next_decode():
 ECHO = "Kubernetes, Žižek, Qwen, Łukasz Nowak, Tango."
 
 
-def test_an_echoed_vocabulary_is_left_out_of_the_next_decode():
+def test_an_echoed_vocabulary_is_left_out_of_the_next_recognition():
     results, script = run(
         lambda c, given, t: said(ECHO if "Qwen" in given else "One two three four five."),
         chunk_of(6),
@@ -247,7 +245,7 @@ def test_speech_behind_an_echoed_vocabulary_is_delivered_without_the_echo():
 
 
 def test_terms_that_were_said_in_the_order_of_the_list_keep_their_spelling():
-    """The decode without the vocabulary has them too, spelt by sound; so the first answer stands."""
+    """The recognition without the vocabulary has them too, spelt by sound; so the first answer stands."""
     sounds = "Cubernetis, Jijek, Quen and Lucas Novak danced a tango."
     results, script = run(
         lambda c, given, t: said(f"{ECHO} Tango." if "Qwen" in given else sounds),
@@ -261,12 +259,12 @@ def test_terms_that_were_said_in_the_order_of_the_list_keep_their_spelling():
 @pytest.mark.parametrize(
     "text", ["Qwen.", "Qwen is by Alibaba.", "We asked Łukasz Nowak.", "Kubernetes and Žižek."]
 )
-def test_speech_with_terms_in_it_costs_no_further_decode(text):
+def test_speech_with_terms_in_it_costs_no_retry(text):
     results, script = run(lambda *_: said(text), chunk_of(3), terms=NAMES)
     assert len(script.asked) == 1 and [(r.text, r.retries) for r in results] == [(text, ())]
 
 
-def test_an_echo_is_kept_and_marked_where_the_further_decode_has_no_text():
+def test_an_echo_is_kept_and_marked_where_the_retry_has_no_text():
     """Text that was obtained is delivered."""
     results, _ = run(
         lambda c, given, t: said(ECHO if "Qwen" in given else ""), chunk_of(6), terms=NAMES
@@ -304,7 +302,7 @@ def test_halves_and_another_sampling_have_the_vocabulary_but_no_context():
     ]
 
 
-def test_a_refused_chunk_and_a_tail_are_decoded_without_the_vocabulary():
+def test_a_refused_chunk_and_a_tail_are_recognised_without_the_vocabulary():
     answers = iter([RecognitionError("refused"), said("one two")])
     _, script = run(lambda *_: next(answers), chunk_of(6), terms=NAMES)
     assert script.terms == [NAMES, ()]
@@ -349,7 +347,7 @@ def test_too_little_is_sampled_once_more_and_never_halved():
     ]
 
 
-def test_a_chunk_that_the_engine_refused_is_decoded_once_more():
+def test_a_chunk_that_the_engine_refused_is_recognised_once_more():
     answers = iter([RecognitionError("refused"), said("one two")])
     results, _ = run(lambda *_: next(answers), chunk_of(6))
     assert [(r.text, r.retries, r.outcome) for r in results] == [
@@ -357,7 +355,49 @@ def test_a_chunk_that_the_engine_refused_is_decoded_once_more():
     ]
 
 
-def test_a_timeout_fails_the_chunk_without_a_further_decode():
+def test_the_cause_of_a_refused_chunk_is_logged_once_without_its_message(capsys):
+    def refuse(*_):
+        try:
+            raise ValueError("prompt too long: secret words")
+        except ValueError as cause:
+            refused = RecognitionError("refused")
+            refused.__cause__ = cause
+        return refused
+
+    _, script = run(refuse, chunk_of(6, start=3), context="secret context")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "refused" in line]
+    assert len(script.asked) == 2
+    assert (
+        "the chunk at 3.000 s was refused: ValueError at " in line and "test_fallback.py:" in line
+    )
+    assert "secret" not in line
+
+
+def test_a_dead_engine_ends_the_recognition_of_the_other_half():
+    ended = []
+
+    class Halves(Script):
+        async def recognise(self, chunk, *others):
+            if chunk.start == 0 and chunk.duration < 60:
+                await asyncio.sleep(0)
+                raise EngineDead("dead")
+            if chunk.start:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.append("second half")
+            return await super().recognise(chunk, *others)
+
+    async def job():
+        script = Halves(lambda *_: said(LOOP, "length"), spread)
+        with pytest.raises(EngineDead):
+            await transcribe_chunk(chunk_of(60), None, "", Vocabulary(), script)
+        assert ended == ["second half"]
+
+    asyncio.run(asyncio.wait_for(job(), 30))
+
+
+def test_a_timeout_fails_the_chunk_without_a_retry():
     results, script = run(lambda *_: TimeoutError(), chunk_of(6))
     assert len(script.asked) == 1 and [(r.failure, r.text) for r in results] == [("timeout", "")]
 
@@ -402,7 +442,8 @@ def test_candidates_compare_by_unanswered_seconds_then_by_text_then_by_faulty_se
         (Answer(short, fault="timeout"), Answer(long, "b")),
         (Answer(short, "a"), Answer(long, fault="engine_error")),
     ]
-    assert sorted(reversed(worst_last), key=badness) == worst_last
+    worst_first = worst_last[::-1]
+    assert sorted(worst_first, key=defects) == worst_last
 
 
 ANY_ANSWER = st.sampled_from(
@@ -454,7 +495,7 @@ async def until_second_ten(chunk, text, language, spectrum):
     )
 
 
-def test_only_the_stretch_behind_the_last_word_is_decoded_again():
+def test_only_the_stretch_behind_the_last_word_is_recognised_again():
     answer = lambda c, *_: (
         said("one two three four") if c.start == 0 else said("five six seven eight nine ten eleven")
     )
@@ -465,7 +506,7 @@ def test_only_the_stretch_behind_the_last_word_is_decoded_again():
     ]  # fmt: skip
 
 
-def test_music_behind_the_last_word_costs_one_decode_and_changes_nothing():
+def test_music_behind_the_last_word_costs_one_recognition_and_changes_nothing():
     results, script = run(
         lambda c, *_: said("one two three four") if c.start == 0 else said(""),
         chunk_of(40),
@@ -543,7 +584,7 @@ def test_where_the_tail_repeats_every_word_no_text_is_left_in_front():
     ]
 
 
-def test_up_to_two_seconds_of_speech_behind_the_last_word_cost_no_decode():
+def test_up_to_two_seconds_of_speech_behind_the_last_word_cost_no_recognition():
     _, script = run(lambda *_: said("one two three four"), chunk_of(11.9), align=until_second_ten)
     assert len(script.asked) == 1
 
@@ -555,7 +596,7 @@ def test_estimated_words_at_the_end_take_as_long_per_letter_as_the_measured_ones
         Word("eleven", 1.9, 30, 10, estimated=True),
     ]
     assert words_end(words) == pytest.approx((1.9, 1.9 + 6 * 0.1))
-    assert words_end(words[2:]) == (None, None)
+    assert words_end(words[2:]) is None
 
 
 @pytest.mark.parametrize(

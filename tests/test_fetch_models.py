@@ -104,7 +104,8 @@ def hub() -> Iterator[Hub]:
 
 # the command without pauses and without qwen-asr's configuration class, whose import takes half a minute
 FETCH = """
-import sys, fetch_models, weights
+import sys, fetch_models
+import speech.models.weights as weights
 fetch_models.load_config = lambda folder: None
 weights.PAUSES_SECONDS = (0, 0)
 sys.argv = ["fetch_models.py"]

@@ -6,11 +6,13 @@ It gives up where the check fails.
 import asyncio
 from types import SimpleNamespace
 
-import handler
 import pytest
 import speech.health as health
 from contract.errors import EngineDead
+from result.usage import Usage
 from speech.health import Health
+from speech.models.recogniser import EMPTY_VOCABULARY
+from speech.watched_models import WatchedModels
 
 
 class Worker:
@@ -61,21 +63,14 @@ async def test_one_call_that_hung_starts_a_check(worker):
     assert worker.checks == 1
 
 
-async def test_an_engine_that_does_not_answer_in_time_is_checked_at_once_fault_injected(
-    worker, monkeypatch
-):
+async def test_an_engine_that_does_not_answer_in_time_is_checked_at_once_fault_injected(worker):
     async def hang(*_: object) -> None:
         await asyncio.Event().wait()
 
-    values = {
-        "asr": SimpleNamespace(transcribe=hang),
-        "settings": SimpleNamespace(chunk_timeout_seconds=0.01),
-        "health": worker.health,
-    }
-    for name, value in values.items():
-        monkeypatch.setattr(handler, name, value, raising=False)
+    asr = SimpleNamespace(transcribe=hang)
+    models = WatchedModels(asr, None, worker.health, 0.01, Usage())
     with pytest.raises(TimeoutError):
-        await handler.recognise(None, None, "", 0.0, None)
+        await models.recognise(None, None, "", 0.0, EMPTY_VOCABULARY)
     assert worker.checks == 1
 
 

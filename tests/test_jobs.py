@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from contextlib import asynccontextmanager
@@ -424,27 +422,6 @@ def test_a_job_whose_chunk_waits_at_the_gate_decodes_no_further(serve, worker, m
 
 def test_garbage_collection_skips_the_loaded_modules_and_models(worker):
     assert gc.get_freeze_count() > 10 * len(gc.get_objects()) and gc.isenabled()
-
-
-def test_the_engines_process_does_not_import_the_worker(tmp_path):
-    script = tmp_path / "main.py"
-    script.write_text(
-        "import asr, multiprocessing, os\n"
-        "print('imported as', __name__, flush=True)\n"
-        "if __name__ == '__main__':\n"
-        "    with asr.main_module_hidden_from_children():\n"
-        "        child = multiprocessing.get_context('spawn').Process(target=os.getpid)\n"
-        "        child.start()\n"
-        "    child.join()\n"
-        "    print(child.exitcode, __file__)\n"
-    )
-    said = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(asr.__file__).parent)},
-    )
-    assert said.stdout == f"imported as __main__\n0 {script}\n", said.stderr
 
 
 def test_a_jobs_files_are_removed_outside_the_event_loop(worker, monkeypatch):

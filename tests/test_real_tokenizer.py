@@ -18,7 +18,8 @@ from contract.errors import InvalidRequest
 from material import chunk_of, noise
 from recording.chunk import SAMPLE_RATE
 from speech.models.aligner import Aligner
-from speech.models.recogniser import Recogniser, parsed, prompt_template
+from speech.models.prompt import parsed, prompt_template
+from speech.models.recogniser import Recogniser
 from speech.models.token_limits import (
     AUDIO_TOKENS_PER_SECOND,
     MAX_TEXT_TOKENS_PER_SECOND,

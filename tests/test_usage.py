@@ -2,15 +2,20 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
-import speech.retries as fallback
+import speech.tail as tail
+from contract.errors import RecognitionError
 from contract.settings import Settings
 from material import ENGLISH, silence
 from recording.chunk import SAMPLE_RATE
 from result.usage import STAGES, Usage
+from speech.health import Health
+from speech.models.recogniser import EMPTY_VOCABULARY
+from speech.watched_models import WatchedModels
 from test_asr import Prompts
 
 SETTINGS = Settings(
@@ -26,7 +31,7 @@ PCM = np.concatenate([part for u in ENGLISH[:5] for part in (u.pcm, silence(0.5)
 def job(worker, file_server, monkeypatch):
     """Run a job on five utterances; gives (output, [(prompt tokens, answer tokens)] of the engine's calls)."""
     soundfile.write(file_server.folder / "usage.wav", PCM, SAMPLE_RATE)
-    monkeypatch.setattr(fallback, "TAIL_SECONDS", 1e9)
+    monkeypatch.setattr(tail, "TAIL_SECONDS", 1e9)
 
     def run(*answers, **fields):
         prompts, decodes = Prompts(worker.asr, answers), []
@@ -97,32 +102,34 @@ def test_models_have_their_name_and_revision_and_a_local_folder_its_last_part(
 
 
 def test_seconds_of_one_stage_add_up_while_its_calls_run_side_by_side():
-    async def work(seconds: float) -> float:
-        await asyncio.sleep(seconds)
-        return seconds
+    usage, began = Usage(), time.monotonic()
+
+    async def work() -> None:
+        with usage.time("alignment"):
+            await asyncio.sleep(0.05)
 
     async def side_by_side():
-        return await asyncio.gather(*(usage.timed("alignment", work)(0.05) for _ in range(10)))
+        await asyncio.gather(*(work() for _ in range(10)))
 
-    usage, began = Usage(), time.monotonic()
-    assert asyncio.run(side_by_side()) == [0.05] * 10
+    asyncio.run(side_by_side())
     told = usage.to_output(1, SETTINGS)
     assert told["alignment_seconds"] >= 0.5 and told["recognition_seconds"] == 0
     assert told["total_seconds"] <= round(time.monotonic() - began, 3) + 0.001
 
 
-def test_a_failed_call_counts_with_its_time_and_as_a_decode():
-    async def refuse():
+def test_a_failed_call_counts_with_its_time_and_as_a_recognition():
+    async def refuse(*_):
         await asyncio.sleep(0.01)
-        raise ValueError
+        raise RecognitionError("refused")
 
     usage = Usage()
-    with pytest.raises(ValueError):
-        asyncio.run(usage.counted(refuse)())
+    health = Health(lambda: asyncio.sleep(0), pytest.fail)
+    models = WatchedModels(SimpleNamespace(transcribe=refuse), None, health, 60, usage)
+    with pytest.raises(RecognitionError):
+        asyncio.run(models.recognise(None, None, "", 0.0, EMPTY_VOCABULARY))
     told = usage.to_output(1, SETTINGS)
-    assert (told["recognitions"], told["output_tokens"]) == (1, 0) and told[
-        "recognition_seconds"
-    ] >= 0.01
+    assert (told["recognitions"], told["output_tokens"]) == (1, 0)
+    assert told["recognition_seconds"] >= 0.01
 
 
 def test_a_failed_job_has_no_usage(job):

@@ -17,7 +17,8 @@ HANDLER = SRC / "handler.py"
 DEADLINE_SECONDS = 120
 OLDER = "89abcdef0123456789abcdef0123456789abcdef"
 FIND = """
-import sys, weights
+import sys
+import speech.models.weights as weights
 from pathlib import Path
 weights.PAUSES_SECONDS = ()
 name, revision, root = sys.argv[1:]

@@ -117,7 +117,7 @@ class Transcript:
         """Each detected language with its ISO code and its seconds of speech, the most first."""
         return [
             {"language": name, "code": LANGUAGES.get(name), "seconds": round(seconds, 3)}
-            for name, seconds in speech_seconds(self.chunks).most_common()
+            for name, seconds in speech_seconds(self.chunks).items()
         ]
 
     def to_output(self, segment_level: str = "word", punctuation: bool = False) -> dict:

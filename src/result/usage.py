@@ -5,7 +5,7 @@ be more than the job took.
 """
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,29 +51,12 @@ class Usage:
             self._speech_seconds += chunk.speech_seconds
             yield chunk
 
-    def counted(
-        self, recognise: Callable[..., Awaitable[Hypothesis]]
-    ) -> Callable[..., Awaitable[Hypothesis]]:
-        """The same function; each call counts as a decode."""
-
-        async def decode(*args) -> Hypothesis:
-            self._recognitions += 1
-            with self.time("recognition"):
-                hypothesis = await recognise(*args)
+    def count_recognition(self, hypothesis: Hypothesis | None) -> None:
+        """Count one call of the recogniser. `hypothesis`: its answer, or None where it gave none."""
+        self._recognitions += 1
+        if hypothesis:
             self._input_tokens += hypothesis.prompt_tokens
             self._output_tokens += hypothesis.num_tokens
-            return hypothesis
-
-        return decode
-
-    def timed(self, stage: str, function: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
-        """The same function; the seconds of each call are added to one of STAGES."""
-
-        async def call(*args):
-            with self.time(stage):
-                return await function(*args)
-
-        return call
 
     def to_output(self, audio_seconds: float, settings: Settings) -> dict:
         """Plain JSON values; seconds to the millisecond."""

@@ -10,18 +10,23 @@ from collections.abc import Awaitable, Callable
 
 from contract.errors import EngineDead
 
-FAILURES_IN_A_ROW = 3  # before the worker checks itself
-CHECK_SECONDS = 60  # timeout of the check; on a busy engine it takes a moment, because its chunk has the highest priority
+FAILURES_IN_A_ROW = 3  # after this many the worker checks itself
+# The check has failed after this time. On a busy engine it takes a moment, because its chunk has
+# the highest priority.
+CHECK_SECONDS = 60
 
 
 class Health:
     """Consecutive failures of each part of the worker, over all jobs."""
 
     def __init__(self, check: Callable[[], Awaitable[None]], give_up: Callable[[], None]):
-        """`check` raises where the worker is broken. `give_up` is called when it raises or exceeds CHECK_SECONDS."""
+        """`check` raises where the worker is broken.
+
+        `give_up` is called when it raises, or takes longer than CHECK_SECONDS.
+        """
         self._check, self._give_up = check, give_up
-        self._failures: Counter[str] = Counter()  # in a row, by part
-        self._checking: asyncio.Task | None = None
+        self._failures: Counter[str] = Counter()  # by part, since it last worked
+        self._checking: asyncio.Task[None] | None = None
 
     def worked(self, part: str) -> None:
         """A part of the worker ("engine" or "aligner") has answered."""
@@ -30,7 +35,7 @@ class Health:
     async def failed(self, part: str, hung: bool = False) -> None:
         """A part has failed, and its input does not explain why.
 
-        `hung`: it gave no answer in the time allowed, which is so long that a check is due at once.
+        `hung`: it gave no answer in the time allowed; then a check is due at once.
         Raises EngineDead where a check became due and has failed.
         """
         self._failures[part] += FAILURES_IN_A_ROW if hung else 1

@@ -1,25 +1,30 @@
-"""Short chunks in a language of their own: recognised again in the main language, because the detection may be wrong.
+"""Short chunks in a language of their own: recognised again in the main language.
 
-This is the retry with the reason `language`. It compares the chunks of a recording, so it comes after all of them. Knows no models.
+The detection may be wrong in a short chunk. This is the retry with the reason `language`. It
+compares the chunks of a recording, so it comes after all of them. Knows no models.
 """
 
-from asyncio import gather
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from recording.chunk import AudioChunk
+from speech.admission import Gate, Holder, chunk_priority
+from speech.models.recogniser import Vocabulary
+from speech.retries import transcribe_chunk
+from speech.together import together
+from speech.watched_models import WatchedModels
 from speech.words import ChunkResult, dominant_language, speech_seconds
 
 SHORT_SPEECH_SECONDS = 3.0  # in less speech than this the detected language may be wrong
-MAX_CHUNKS_KEPT = 32  # of a recording, at most: a bound for the memory of their samples
+MAX_CHUNKS_KEPT = 32  # a bound for the memory that the samples of one recording take
 
 
 class LanguageOutliers:
     """The short chunks of one recording, kept until its main language is known."""
 
     def __init__(self) -> None:
-        self._short: dict[float, AudioChunk] = {}  # by their start
+        self._short: dict[float, AudioChunk] = {}  # by their start in seconds
 
     def keep_if_short(self, chunk: AudioChunk) -> None:
         """Keep a chunk that may have to be recognised again."""
@@ -29,23 +34,28 @@ class LanguageOutliers:
     async def retried(
         self,
         results: Sequence[ChunkResult],
-        transcribe: Callable[[AudioChunk, str], Awaitable[list[ChunkResult]]],
+        vocabulary: Vocabulary,
+        models: WatchedModels,
+        gate: Gate,
     ) -> list[ChunkResult]:
-        """All results of a recording; that of an outlier is replaced where the retry gave one healthy result.
+        """All results of a recording, each outlier replaced by its retry where that is healthy.
 
-        `transcribe` takes a chunk and the language to recognise it in.
+        A retry waits at the gate as every chunk does. Raises EngineDead.
         """
         language = dominant_language(results)
         outliers = [result for result in outliers_in(results) if result.start in self._short]
-        retries = await gather(
-            *(transcribe(self._short[outlier.start], language) for outlier in outliers)
-        )
-        better = {
-            old: replace(new[0], retries=("language",))
-            for old, new in zip(outliers, retries)
-            if len(new) == 1 and new[0].healthy
-        }
-        return [better.get(result, result) for result in results]
+        holder = Holder()
+
+        async def retry(outlier: ChunkResult) -> ChunkResult:
+            chunk = self._short[outlier.start]
+            async with gate.place(holder, chunk_priority(chunk.index)):
+                again = await transcribe_chunk(chunk, language, "", vocabulary, models)
+            is_better = len(again) == 1 and again[0].healthy
+            return replace(again[0], retries=("language",)) if is_better else outlier
+
+        retries = await together(*(retry(outlier) for outlier in outliers))
+        retry_of = dict(zip(outliers, retries))
+        return [retry_of.get(result, result) for result in results]
 
 
 def outliers_in(results: Sequence[ChunkResult]) -> list[ChunkResult]:
@@ -56,10 +66,13 @@ def outliers_in(results: Sequence[ChunkResult]) -> list[ChunkResult]:
     main = dominant_language(results)
     if main is None or speech_seconds(results)[main] < SHORT_SPEECH_SECONDS:
         return []
-    chunks_in = Counter(result.language for result in results if result.text)
-    others = [r for r in results if r.text and r.language and r.language != main]
+    with_text = [result for result in results if result.text and result.language]
+    chunks_in = Counter(result.language for result in with_text)
     return [
-        r
-        for r in others
-        if chunks_in[r.language] == 1 and not r.retries and r.speech_seconds < SHORT_SPEECH_SECONDS
+        result
+        for result in with_text
+        if result.language != main
+        and chunks_in[result.language] == 1
+        and not result.retries
+        and result.speech_seconds < SHORT_SPEECH_SECONDS
     ]

@@ -5,9 +5,15 @@ import unicodedata
 
 # Scripts without spaces between words: each character is a unit.
 _UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\uff00-\uff9f\U00020000-\U0003ffff]"
-)  # fmt: skip  # Thai, Lao, Myanmar, Khmer; CJK punctuation, kana, ideographs; full-width forms
+    "["
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f"  # Myanmar
+    "\u1780-\u17ff"  # Khmer
+    "\u3001-\u30ff\u31f0-\u31ff"  # CJK punctuation, kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # ideographs
+    "\uff00-\uff9f"  # full-width forms
+    "]"
+)
 
 
 def is_unspaced(character: str) -> bool:
@@ -16,23 +22,33 @@ def is_unspaced(character: str) -> bool:
 
 
 def units_in(text: str) -> list[tuple[int, int]]:
-    """(start, end) of the words in `text`. A text without letters and numbers is one unit, so that every text has a time."""
-    return words_in(text) or [
-        (match.start(), match.end()) for match in re.finditer(r"\S.*\S|\S", text, re.DOTALL)
-    ]
+    """(start, end) of the words in `text`.
+
+    A text without letters and numbers is one unit, so that every text has a time.
+    """
+    if words := words_in(text):
+        return words
+    whole = re.search(r"\S.*\S|\S", text, re.DOTALL)
+    return [whole.span()] if whole else []
 
 
 def words_in(text: str) -> list[tuple[int, int]]:
-    """(start, end) of the words in `text`, or of the characters where the script has no spaces, without punctuation."""
-    return [
-        (match.start() + a, match.start() + b)
-        for match in re.finditer(r"\S+", text)
-        for a, b in _split_unspaced(match.group())
-    ]
+    """(start, end) of the words in `text`, or of the characters where the script has no spaces.
+
+    They are without punctuation.
+    """
+    words = []
+    for token in re.finditer(r"\S+", text):
+        for start, end in _split_unspaced(token.group()):
+            words.append((token.start() + start, token.start() + end))
+    return words
 
 
 def _split_unspaced(token: str) -> list[tuple[int, int]]:
-    """The units of a token without white space: words of spaced scripts, single characters of the others."""
+    """The units of a token without white space.
+
+    They are the words of spaced scripts, and the single characters of the others.
+    """
     spans: list[tuple[int, int]] = []
     begins_unit = True  # whether the next letter begins a unit
     for i, character in enumerate(token):

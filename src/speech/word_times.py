@@ -1,68 +1,97 @@
-"""Text with the aligner's units and marks → `Word`s whose times keep the contract. Pure functions. Knows no models.
+"""Text with the aligner's units and marks → `Word`s whose times keep the contract.
 
-A unit is a word or a character, as the aligner splits the text. Each unit has two marks, its start and its end, in ms from the
-chunk's start. The contract: 0 <= start < end <= duration, in order, without overlap.
+Pure functions. Knows no models. A unit is a word or a character, as the aligner splits the text.
+Each unit has two marks, its start and its end, in ms from the chunk's start. The contract: 0 <=
+start < end <= duration, in order, without overlap.
 """
 
-import unicodedata
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from difflib import SequenceMatcher
+from typing import NamedTuple
 
 from contract.errors import AlignError
 from recording.chunk import SAMPLE_RATE, AudioChunk
+from speech.locate import locate
 from speech.text_units import units_in, words_in
 from speech.words import Word
 
-MIN_WORD_MS = 20  # least duration of a word with an estimated time
+MIN_WORD_MS = 20  # a word with an estimated time lasts at least this, where the chunk has room
 
 Mark = int | None  # ms; None where the aligner gave none
-TimedSpan = tuple[int, int, Mark, Mark]  # (start, end) in the text, then the marks of start and end
 
 
-def words(
+class _MarkedSpan(NamedTuple):
+    """A word of the text, with its marks."""
+
+    begin: int  # its first character in the text
+    end: int  # the character after its last
+    start_mark: Mark
+    end_mark: Mark
+
+
+class _Anchor(NamedTuple):
+    """A mark that is kept."""
+
+    mark: int  # its index among all marks
+    ms: int
+
+
+def aligned_words(
     chunk: AudioChunk, text: str, units: Sequence[str], marks: Sequence[int]
 ) -> tuple[Word, ...]:
-    """The words of `text` with the aligner's times. Words that are no unit get estimated times between those of their neighbours.
+    """The words of `text` with the aligner's times.
 
-    Raises AlignError where there are not two marks per unit, or where no unit is found in the text.
+    Words that are no unit get estimated times between those of their neighbours. Raises AlignError
+    where there are not two marks per unit, or where no unit is found in the text.
     """
     if len(marks) != 2 * len(units):
         raise AlignError(f"The aligner gave {len(marks)} times for {len(units)} words.")
-    found: list[TimedSpan] = []
-    for span, start, end in zip(locate(text, units), marks[::2], marks[1::2]):
-        if span is None:
+    found: list[_MarkedSpan] = []
+    for place, start_mark, end_mark in zip(locate(text, units), marks[::2], marks[1::2]):
+        if place is None:
             continue
-        if found and span[0] < found[-1][1]:  # both units are of one character, as 1 and 2 are of ½
-            found[-1] = (found[-1][0], max(found[-1][1], span[1]), found[-1][2], end)
-        else:
-            found.append((*span, start, end))
+        span = _MarkedSpan(*place, start_mark, end_mark)
+        if found and span.begin < found[-1].end:
+            # Both units are of one character, as 1 and 2 are of ½.
+            before = found.pop()
+            span = before._replace(end=max(before.end, span.end), end_mark=end_mark)
+        found.append(span)
     if not found:
         raise AlignError("The aligner's words are not those of the text.")
     return _timed(chunk, text, list(_with_gaps_filled(text, found)))
 
 
 def estimated_words(chunk: AudioChunk, text: str) -> tuple[Word, ...]:
-    """The words of `text` without an aligner: spread over the chunk's speech in proportion to their characters."""
-    spans = units_in(text)
+    """The words of `text` without an aligner.
+
+    They are spread over the chunk's speech in proportion to their characters.
+    """
+    places = units_in(text)
     speech = [(a * 1000 // SAMPLE_RATE, b * 1000 // SAMPLE_RATE) for a, b in chunk.speech]
-    total = sum(b - a for a, b in speech)
-    if total < len(spans) * MIN_WORD_MS:  # the voice detector missed speech: use the whole chunk
-        return _timed(chunk, text, [(a, b, None, None) for a, b in spans])
-    lengths = [b - a for a, b in spans]
-    times = repair([None] * (2 * len(spans)), total, lengths)
+    speech_ms = sum(end - start for start, end in speech)
+    detector_missed_speech = speech_ms < len(places) * MIN_WORD_MS
+    if detector_missed_speech:
+        whole_chunk = [_MarkedSpan(begin, end, None, None) for begin, end in places]
+        return _timed(chunk, text, whole_chunk)
+    lengths = [end - begin for begin, end in places]
+    times = repair([None] * (2 * len(places)), speech_ms, lengths)
     starts = _in_chunk(speech, [start for start, _, _ in times], at_end=False)
     ends = _in_chunk(speech, [end for _, end, _ in times], at_end=True)
-    return tuple(
-        Word(text[a:b], chunk.start + start / 1000, chunk.start + end / 1000, a, estimated=True)
-        for (a, b), start, end in zip(spans, starts, ends)
-    )
+    words = []
+    for (begin, end), start_ms, end_ms in zip(places, starts, ends):
+        start_seconds = chunk.start + start_ms / 1000
+        end_seconds = chunk.start + end_ms / 1000
+        words.append(Word(text[begin:end], start_seconds, end_seconds, begin, estimated=True))
+    return tuple(words)
 
 
 def _in_chunk(
     speech: Sequence[tuple[int, int]], times: Sequence[int], at_end: bool
 ) -> Iterator[int]:
-    """Times on an axis of speech only → ms in the chunk. A time at a pause is the pause's end, or with `at_end` its start."""
+    """Times on an axis of speech only → ms in the chunk.
+
+    A time at a pause is the end of the pause, or with `at_end` its start.
+    """
     spans, passed = iter(speech), 0
     start, end = next(spans)
     for ms in times:
@@ -72,107 +101,77 @@ def _in_chunk(
         yield start + ms - passed
 
 
-def _timed(chunk: AudioChunk, text: str, spans: Sequence[TimedSpan]) -> tuple[Word, ...]:
+def _timed(chunk: AudioChunk, text: str, spans: Sequence[_MarkedSpan]) -> tuple[Word, ...]:
     duration = len(chunk.pcm) * 1000 // SAMPLE_RATE
-    if len(spans) > duration:  # less than a ms per word: no speech, but the text must not be lost
-        spans = [(spans[0][0], spans[-1][1], None, None)]
+    if len(spans) > duration:
+        # Less than a ms per word is no speech, but the text must not be lost.
+        spans = [_MarkedSpan(spans[0].begin, spans[-1].end, None, None)]
+    marks: list[Mark] = []
+    for span in spans:
+        marks += [span.start_mark, span.end_mark]
+    lengths = [span.end - span.begin for span in spans]
     offset = chunk.offset * 1000 / SAMPLE_RATE
-    marks = [mark for *_, start, end in spans for mark in (start, end)]
-    return tuple(
-        Word(text[a:b], (offset + start) / 1000, (offset + end) / 1000, a, estimated)
-        for (a, b, *_), (start, end, estimated) in zip(
-            spans, repair(marks, duration, [b - a for a, b, *_ in spans])
-        )
-    )
+    words = []
+    for span, (start, end, estimated) in zip(spans, repair(marks, duration, lengths)):
+        unit = text[span.begin : span.end]
+        start_seconds = (offset + start) / 1000
+        end_seconds = (offset + end) / 1000
+        words.append(Word(unit, start_seconds, end_seconds, span.begin, estimated))
+    return tuple(words)
 
 
-def _with_gaps_filled(text: str, found: Sequence[TimedSpan]) -> Iterator[TimedSpan]:
+def _with_gaps_filled(text: str, found: Sequence[_MarkedSpan]) -> Iterator[_MarkedSpan]:
     """`found`, and the words of the text before, between and after them, without marks."""
     end = 0
     for span in found:
-        yield from ((end + a, end + b, None, None) for a, b in words_in(text[end : span[0]]))
+        yield from _unmarked(text, end, span.begin)
         yield span
-        end = span[1]
-    yield from ((end + a, end + b, None, None) for a, b in words_in(text[end:]))
+        end = span.end
+    yield from _unmarked(text, end, len(text))
 
 
-def locate(text: str, units: Sequence[str]) -> list[tuple[int, int] | None]:
-    """The (start, end) of each of the aligner's units in `text`, with the combining marks after it.
-
-    None for a unit that the text does not hold as a whole: nagisa, which splits Japanese, makes 0 and 10Mbps of 100Mbps. Base
-    letters are compared, because units have no combining marks, and Japanese ones are normalised (NFKC: 60㎏ is 60 and kg).
-    """
-    said = [(letter, i) for i, character in enumerate(text) for letter in _letters(character)]
-    wanted = ["".join(map(_letters, unit)) for unit in units]
-    index_of = _matches(
-        [letter for letter, _ in said], [letter for letters in wanted for letter in letters]
-    )
-    matched = set(index_of.values())
-    spans, begin = [], 0
-    for letters in wanted:
-        indices = [index_of.get(i) for i in range(begin, begin + len(letters))]
-        begin += len(letters)
-        is_whole = indices and None not in indices
-        if is_whole and not any(
-            _is_letter(text[said[i][1]]) for i in {*range(indices[0], indices[-1])} - matched
-        ):
-            spans.append(
-                (said[indices[0]][1], _after_combining_marks(text, said[indices[-1]][1] + 1))
-            )
-        else:
-            spans.append(None)
-    return spans
-
-
-def _matches(said: Sequence[str], wanted: Sequence[str]) -> dict[int, int]:
-    """Index in `wanted` → index of the same letter in `said`, in order, for the letters that are in both."""
-    if said == wanted:
-        return {i: i for i in range(len(said))}
-    blocks = SequenceMatcher(None, said, wanted, autojunk=False).get_matching_blocks()
-    return {b + i: a + i for a, b, length in blocks for i in range(length)}
-
-
-def _letters(character: str) -> str:
-    """The base letters and numbers of a character, even of a symbol that the aligner may drop: C of ℃, kg of ㎏."""
-    return "".join(c for c in unicodedata.normalize("NFKD", character) if c == "'" or _is_letter(c))
-
-
-def _is_letter(character: str) -> bool:
-    """Whether a character is a letter or a number, and so belongs to a word."""
-    return unicodedata.category(character)[0] in "LN"
-
-
-def _after_combining_marks(text: str, position: int) -> int:
-    while position < len(text) and unicodedata.category(text[position]).startswith("M"):
-        position += 1
-    return position
+def _unmarked(text: str, begin: int, end: int) -> Iterator[_MarkedSpan]:
+    """The words of text[begin:end], without marks."""
+    for a, b in words_in(text[begin:end]):
+        yield _MarkedSpan(begin + a, begin + b, None, None)
 
 
 def repair(
     marks: Sequence[Mark], duration: int, lengths: Sequence[int]
 ) -> list[tuple[int, int, bool]]:
-    """(start, end, estimated) of each word in ms, from raw marks: start and end of each word, each None or any value.
+    """(start, end, estimated) of each word in ms, from raw marks.
 
-    The times keep the contract, whatever the marks are. `duration` must be at least 1 ms per word. Kept are the marks of the longest
-    non-decreasing subsequence that leave every word enough time. The others are spread over the gaps between them, in proportion to
-    `lengths`, the characters of each word (at least 1).
+    `marks`: start and end of each word, each None or any value. `duration`: ms, at least 1 per
+    word. `lengths`: the characters of each word, at least 1.
+    The times keep the contract, whatever the marks are. Kept are the marks of the longest
+    non-decreasing subsequence that leave every word enough time. The others are spread over the
+    gaps between them, in proportion to `lengths`.
     """
     least = min(MIN_WORD_MS, duration // max(1, len(lengths)))
-    known = [i for i, mark in enumerate(marks) if mark is not None]
-    anchors = [
-        (-1, 0)
-    ]  # (index, time) of the marks kept; the words between two of them have enough time
-    for i in (known[k] for k in longest_non_decreasing([marks[i] for i in known])):
-        if marks[i] - anchors[-1][1] >= _time_needed(anchors[-1][0], i, least):
-            anchors.append((i, marks[i]))
-    while duration - anchors[-1][1] < _time_needed(anchors[-1][0], len(marks), least):
+    anchors = _anchors(marks, duration, least)
+    kept = {anchor.mark for anchor in anchors}
+    times = _spread([*anchors, _Anchor(len(marks), duration)], lengths, least)
+    words = []
+    for start, end in zip(range(0, len(marks), 2), range(1, len(marks), 2)):
+        estimated = start not in kept or end not in kept
+        words.append((times[start], times[end], estimated))
+    return words
+
+
+def _anchors(marks: Sequence[Mark], duration: int, least: int) -> list[_Anchor]:
+    """The marks that are kept, after one at 0 ms that stands before all.
+
+    The words between two of them, and after the last, have `least` ms each.
+    """
+    known = [_Anchor(i, ms) for i, ms in enumerate(marks) if ms is not None]
+    anchors = [_Anchor(-1, 0)]
+    for k in longest_non_decreasing([anchor.ms for anchor in known]):
+        anchor, before = known[k], anchors[-1]
+        if anchor.ms - before.ms >= _time_needed(before.mark, anchor.mark, least):
+            anchors.append(anchor)
+    while duration - anchors[-1].ms < _time_needed(anchors[-1].mark, len(marks), least):
         anchors.pop()
-    kept = {i for i, _ in anchors}
-    times = _spread([*anchors, (len(marks), duration)], lengths, least)
-    return [
-        (times[2 * w], times[2 * w + 1], not {2 * w, 2 * w + 1} <= kept)
-        for w in range(len(lengths))
-    ]
+    return anchors
 
 
 def _words_between(left: int, right: int) -> range:
@@ -181,46 +180,58 @@ def _words_between(left: int, right: int) -> range:
 
 
 def _time_needed(left: int, right: int, least: int) -> int:
-    """ms that the words between two marks need: `least` each, or 1 for a word whose two marks these are."""
+    """ms that the words between two marks need.
+
+    It is `least` each, or 1 for a word whose two marks these are.
+    """
     between = len(_words_between(left, right))
     return min(1, between) if right - left == 1 else between * least
 
 
-def _spread(anchors: Sequence[tuple[int, int]], lengths: Sequence[int], least: int) -> list[int]:
-    """A time for every mark: an anchor's own; between two anchors each word has `least` ms, and the rest in proportion to its length."""
-    times = []
-    for (left, begin), (right, end) in zip(anchors, anchors[1:]):
-        between = _words_between(left, right)
-        spare, total = end - begin - least * len(between), sum(lengths[w] for w in between)
-        times += [begin] if left >= 0 else []
-        passed = characters = 0
-        for mark in range(left + 1, right):
-            if mark % 2 and mark // 2 in between:
-                passed, characters = passed + 1, characters + lengths[mark // 2]
-            times.append(begin + least * passed + (spare * characters // total if total else 0))
+def _spread(anchors: Sequence[_Anchor], lengths: Sequence[int], least: int) -> list[int]:
+    """A time in ms for every mark.
+
+    An anchor keeps its own. Between two anchors each word has `least` ms, and the rest in
+    proportion to its length.
+    """
+    times: list[int] = []
+    for left, right in zip(anchors, anchors[1:]):
+        if left.mark >= 0:
+            times.append(left.ms)
+        times += _times_between(left, right, lengths, least)
     return times
 
 
-def longest_non_decreasing(values: Sequence[int]) -> list[int]:
-    """Indices of the longest non-decreasing subsequence, the same one that qwen-asr's quadratic search finds.
+def _times_between(
+    left: _Anchor, right: _Anchor, lengths: Sequence[int], least: int
+) -> Iterator[int]:
+    """The times of the marks between two anchors."""
+    between = _words_between(left.mark, right.mark)
+    spare = right.ms - left.ms - least * len(between)
+    total = sum(lengths[word] for word in between)
+    words_passed = characters_passed = 0
+    for mark in range(left.mark + 1, right.mark):
+        ends_word = mark % 2 == 1 and mark // 2 in between
+        if ends_word:
+            words_passed += 1
+            characters_passed += lengths[mark // 2]
+        share = spare * characters_passed // total if total else 0
+        yield left.ms + least * words_passed + share
 
-    Patience sorting, O(n log n). The values of a pile strictly decrease, so bisection finds the first one of the previous pile that
-    is not larger. The quadratic search takes the same one as the parent.
-    """
-    tails: list[int] = []  # the last, smallest value of each pile
-    piles: list[tuple[list[int], list[int]]] = []  # (negated values, indices) of each pile
-    parents = []
+
+def longest_non_decreasing(values: Sequence[int]) -> list[int]:
+    """Indices of a longest non-decreasing subsequence, by patience sorting in O(n log n)."""
+    tails: list[int] = []  # the smallest last value of the subsequences of each length
+    indices: list[int] = []  # where these values are
+    previous: list[int] = []  # for each value the index before it in its subsequence, or -1
     for i, value in enumerate(values):
-        pile = bisect_right(tails, value)
-        if pile == len(piles):
-            tails.append(value)
-            piles.append(([], []))
-        tails[pile] = value
-        parents.append(piles[pile - 1][1][bisect_left(piles[pile - 1][0], -value)] if pile else -1)
-        piles[pile][0].append(-value)
-        piles[pile][1].append(i)
-    found, i = [], piles[-1][1][0] if piles else -1
+        length = bisect_right(tails, value)
+        previous.append(indices[length - 1] if length else -1)
+        tails[length : length + 1] = [value]
+        indices[length : length + 1] = [i]
+    found = []
+    i = indices[-1] if indices else -1
     while i >= 0:
         found.append(i)
-        i = parents[i]
+        i = previous[i]
     return found[::-1]

@@ -3,7 +3,7 @@
 Times are floats in seconds from the start of the recording.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +15,10 @@ class Word:
     text: str
     start: float
     end: float
-    offset: int  # of its first character in the chunk's text
-    estimated: bool = False  # its time does not come from the aligner, but from its neighbours' times or the speech around it
+    offset: int  # where its first character is in the chunk's text
+    # Whether its time comes from its neighbours' times or the speech around it, not from the
+    # aligner.
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,9 @@ class ChunkResult:
     text: str = ""
     language: str | None = None
     words: tuple[Word, ...] = ()
-    retries: tuple[str, ...] = ()  # the reason of each retry: the faults of the answers before it
-    doubtful: bool = False  # the text has a fault that no retry removed
-    failure: str | None = None  # why there is no answer: "engine_error" or "timeout"
+    retries: tuple[str, ...] = ()  # the faults of the answers that were discarded for this one
+    doubtful: bool = False  # True where the text has a fault that no retry removed
+    failure: str | None = None  # "engine_error" or "timeout" where there is no answer
     warning: str | None = None
 
     @property
@@ -41,19 +43,25 @@ class ChunkResult:
 
     @property
     def outcome(self) -> str:
-        """Of the retries: "failed" (no answer), "kept" (the text still has its fault) or "mended"."""
-        return "failed" if self.failure else "kept" if self.doubtful else "mended"
+        """What the retries came to.
+
+        "failed": there is no answer. "kept": the text still has its fault. "mended": it has none.
+        """
+        if self.failure:
+            return "failed"
+        return "kept" if self.doubtful else "mended"
 
 
-def speech_seconds(chunks: Sequence[ChunkResult]) -> Counter[str]:
-    """Seconds of speech of each language, in chunks with text."""
-    seconds: Counter[str] = Counter()
+def speech_seconds(chunks: Sequence[ChunkResult]) -> dict[str, float]:
+    """Seconds of speech of each language in chunks with text, the most seconds first."""
+    seconds: defaultdict[str, float] = defaultdict(float)
     for chunk in chunks:
         if chunk.text and chunk.language:
             seconds[chunk.language] += chunk.speech_seconds
-    return seconds
+    most_first = sorted(seconds.items(), key=lambda item: item[1], reverse=True)
+    return dict(most_first)
 
 
 def dominant_language(chunks: Sequence[ChunkResult]) -> str | None:
     """The language with the most seconds of speech. None without text."""
-    return next((name for name, _ in speech_seconds(chunks).most_common(1)), None)
+    return next(iter(speech_seconds(chunks)), None)

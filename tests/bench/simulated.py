@@ -247,7 +247,7 @@ def worker_on(gpu: Gpu, stages: Stages):
     import result.transcript as transcript
     import speech.models.aligner as align
     import speech.models.recogniser as asr
-    import speech.retries as fallback
+    import speech.retries as retries
     from contract.settings import load_settings
     from vllm.renderers.base import BaseRenderer
 
@@ -267,9 +267,9 @@ def worker_on(gpu: Gpu, stages: Stages):
         (asr, "waveform", "spectrum"),
         (BaseRenderer, "_process_multimodal", "spectrum"),
         (align.Aligner, "_prepared", "aligner's input"),
-        (align, "words", "text and times"),
+        (align, "aligned_words", "text and times"),
         (asr, "parsed", "text and times"),
-        (fallback, "fault_in", "text and times"),
+        (retries, "fault_in", "text and times"),
         (handler, "merge", "text and times"),
         (Gpu, "begin_step", CLOCK),
         (Gpu, "end_step", CLOCK),
@@ -403,7 +403,7 @@ async def _gil(handler, url: str) -> dict[str, float]:
     """Stage → share of its CPU time with the GIL, measured on one chunk."""
     import recording.vad as vad
     from result.transcript import merge
-    from speech.word_times import words
+    from speech.word_times import aligned_words
     from speech.words import ChunkResult
 
     chunk = (await _chunks(handler, url))[1]
@@ -420,7 +420,7 @@ async def _gil(handler, url: str) -> dict[str, float]:
     marks = [
         round(1000 * chunk.duration * i / (2 * len(task.units))) for i in range(2 * len(task.units))
     ]
-    found = words(chunk, text, task.units, marks)
+    found = aligned_words(chunk, text, task.units, marks)
     transcript = merge(
         [ChunkResult(chunk.start, chunk.end, chunk.speech_seconds, text, "English", found)],
         chunk.end,
@@ -431,7 +431,7 @@ async def _gil(handler, url: str) -> dict[str, float]:
         "voice detection, cuts": _gil_share(lambda: splitter.push(chunk.pcm)),
         "spectrum": _gil_share(lambda: renderer.render_cmpl([{"prompt_token_ids": prompt, "multi_modal_data": audio}])),
         "aligner's input": _gil_share(lambda: handler.aligner._prepared(chunk, text, "English", spectrum)),
-        "text and times": _gil_share(lambda: words(chunk, text, task.units, marks)),
+        "text and times": _gil_share(lambda: aligned_words(chunk, text, task.units, marks)),
         "JSON": _gil_share(lambda: json.dumps(transcript.to_output()).encode()),
         "message to the engine": 1.0, "loops, download, rest": 1.0, "decoder's process": 0.0,
     }  # fmt: skip

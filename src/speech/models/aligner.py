@@ -1,6 +1,7 @@
-"""Chunk, text, language → `Word`s with times, by Qwen3-ForcedAligner. Hides its batching. Knows nothing of vLLM or jobs.
+"""Chunk, text, language → `Word`s with times, by Qwen3-ForcedAligner. Hides its batching.
 
-One thread aligns the chunks of all jobs, in batches of similar length and at most `batch_seconds` of audio.
+One thread aligns the chunks of all jobs, in batches of similar length. Knows nothing of vLLM or
+jobs.
 """
 
 import asyncio
@@ -16,21 +17,24 @@ from contract.errors import AlignError, SettingsError
 from contract.languages import ALIGNED_LANGUAGES
 from recording.chunk import SAMPLE_RATE, AudioChunk, waveform
 from runpod import RunPodLogger
-from speech.admission import Gate, chunk_priority
+from speech.admission import Gate, Holder, chunk_priority
 from speech.models.aligner_network import predicted_classes, use_windows
 from speech.models.gpu_memory import MAX_UNITS_PER_SECOND
 from speech.models.tokenizer import load_tokenizer
-from speech.word_times import words
+from speech.word_times import aligned_words
 from speech.words import Word
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREPARERS = 1  # threads; qwen-asr's word splitters for Japanese and Korean keep state, and one thread prepares 1500 x real time
-MAX_CLOSE_SECONDS = 10  # for the batches that wait when the worker ends
-MAX_BATCH = 16  # chunks; larger batches are slower (962 x real time at 8, 649 x at 128)
-# In the messages of CUDA ("CUDA error: out of memory"), cuBLAS (CUBLAS_STATUS_ALLOC_FAILED) and
-# cuDNN (…_ALLOC_FAILED, …_DEVICE_ALLOCATION_FAILED, or no plan whose working memory fits).
+# One thread prepares 1500 x real time. More would share qwen-asr's word splitters for Japanese and
+# Korean, which keep state.
+PREPARERS = 1
+MAX_CLOSE_SECONDS = 10  # batches that wait when the worker ends get this time
+MAX_BATCH = 16  # larger batches of chunks are slower (962 x real time at 8, 649 x at 128)
+# These signs are in the messages of CUDA ("CUDA error: out of memory"), cuBLAS
+# (CUBLAS_STATUS_ALLOC_FAILED) and cuDNN (…_ALLOC_FAILED, …_DEVICE_ALLOCATION_FAILED, or no plan
+# whose working memory fits).
 OUT_OF_MEMORY = (
     "out of memory",
     "ALLOC_FAILED",
@@ -48,7 +52,7 @@ class _Task:
     units: list[str]  # words or characters, as the aligner splits the text
     token_ids: "Tensor"  # (tokens,) int64
     spectrum: "Tensor"  # (mel bands, frames) float
-    result: Future
+    result: "Future[list[int]]"  # two marks per unit
 
 
 class Aligner:
@@ -72,8 +76,9 @@ class Aligner:
         import torch
         from qwen_asr import Qwen3ForcedAligner
 
-        dtype = getattr(torch, dtype)
-        self._model = Qwen3ForcedAligner.from_pretrained(model, dtype=dtype, device_map="cpu")
+        self._model = Qwen3ForcedAligner.from_pretrained(
+            model, dtype=getattr(torch, dtype), device_map="cpu"
+        )
         self._model.processor.tokenizer = load_tokenizer(model)
         use_windows(self._model.model.thinker.audio_tower)
         self._max_chunk_seconds = max_chunk_seconds
@@ -88,12 +93,14 @@ class Aligner:
         self._thread = threading.Thread(target=self._serve, name="aligner", daemon=True)
 
     def start(self) -> None:
-        """Move the model to the device and accept chunks. Only after vLLM's start, which measures how much of the GPU is free."""
+        """Move the model to the device and accept chunks.
+
+        Only after vLLM's start, which measures how much of the GPU is free.
+        """
         import torch
 
-        if (
-            self._device.type == "cuda"
-        ):  # beyond its share the aligner runs out of memory, and never vLLM
+        if self._device.type == "cuda":
+            # Beyond its share the aligner runs out of memory, and never vLLM.
             torch.cuda.set_per_process_memory_fraction(self._gpu_share)
         self._model.model.to(self._device)
         self._model.device = self._device
@@ -125,8 +132,12 @@ class Aligner:
 
     def _largest_batches(self) -> Iterator[list["_Task"]]:
         """The batch of the most chunks, and that of the longest: silence with a dense text."""
-        longest = max(1, min(MAX_BATCH, int(self._batch_seconds // self._max_chunk_seconds)))
-        shapes = (MAX_BATCH, self._batch_seconds / MAX_BATCH), (longest, self._max_chunk_seconds)
+        longest_chunks = int(self._batch_seconds // self._max_chunk_seconds)
+        longest_chunks = max(1, min(MAX_BATCH, longest_chunks))
+        shapes = (
+            (MAX_BATCH, self._batch_seconds / MAX_BATCH),
+            (longest_chunks, self._max_chunk_seconds),
+        )
         for count, seconds in shapes:
             samples = round(seconds * SAMPLE_RATE)
             chunk = AudioChunk(0, 0, np.zeros(samples, np.int16), ((0, samples),))
@@ -148,18 +159,19 @@ class Aligner:
         """The words of `text` with their times, in seconds from the start of the recording.
 
         `spectrum`: (mel bands, frames) float of the chunk, where the recogniser has computed it.
-        Raises AlignError where the aligner does not support the language, fails, or returns other words than those of the text.
+        Raises AlignError where the aligner does not support the language, fails, or returns other
+        words than those of the text.
         """
         if language not in ALIGNED_LANGUAGES:
             raise AlignError(f"There is no aligner for {language or 'an unknown language'}.")
-        async with self._prepare_gate.place(chunk_priority(chunk.index)):
+        async with self._prepare_gate.place(Holder(), chunk_priority(chunk.index)):
             task = await asyncio.get_running_loop().run_in_executor(
                 self._preparers, self._prepared, chunk, text, language, spectrum
             )
         self._queue.put(task)
         marks = await asyncio.wrap_future(task.result)
         try:
-            return words(chunk, text, task.units, marks)
+            return aligned_words(chunk, text, task.units, marks)
         except AlignError:
             raise
         except Exception as error:  # the fault is in this text, not in the aligner
@@ -168,38 +180,49 @@ class Aligner:
     def _prepared(
         self, chunk: AudioChunk, text: str, language: str, spectrum: "Tensor | None"
     ) -> _Task:
-        """The model's inputs for one chunk, as its processor makes them. Runs while the device works on the previous batch.
+        """The model's inputs for one chunk. Runs while the device works on the previous batch."""
+        try:
+            if spectrum is None:
+                spectrum = self._spectrum(chunk)
+            units, tokens = self._units_and_tokens(text, language, spectrum.shape[1])
+        except Exception as error:  # some texts break the word splitters
+            sentence = f"The aligner could not read the text: {type(error).__name__}."
+            raise AlignError(sentence) from error
+        return _Task(chunk, text, units, tokens, spectrum, Future())
 
-        Each chunk's spectrum is computed by itself: with padding, its last frames would depend on the length of the others.
+    def _spectrum(self, chunk: AudioChunk) -> "Tensor":
+        """(mel bands, frames) float of the chunk.
+
+        Each chunk's is computed by itself: with padding, its last frames would depend on the
+        length of the others.
         """
+        features = self._model.processor.feature_extractor(
+            waveform(chunk),
+            sampling_rate=SAMPLE_RATE,
+            padding=True,
+            truncation=False,
+            return_tensors="pt",
+        )
+        (spectrum,) = features["input_features"]
+        return spectrum
+
+    def _units_and_tokens(
+        self, text: str, language: str, frames: int
+    ) -> tuple[list[str], "Tensor"]:
+        """The units of `text`, and the prompt for them as (tokens,) int64."""
         import torch
         from qwen_asr.core.transformers_backend.processing_qwen3_asr import (
             _get_feat_extract_output_lengths,
         )
 
         processor = self._model.processor
-        try:
-            units, prompt = self._model.aligner_processor.encode_timestamp(text, language)
-            if spectrum is None:
-                (spectrum,) = processor.feature_extractor(
-                    waveform(chunk),
-                    sampling_rate=SAMPLE_RATE,
-                    padding=True,
-                    truncation=False,
-                    return_tensors="pt",
-                )["input_features"]
-            audio_tokens = _get_feat_extract_output_lengths(spectrum.shape[1])
-            (prompt,) = processor.replace_multimodal_special_tokens([prompt], iter([audio_tokens]))
-            tokens = torch.tensor(processor.tokenizer(prompt)["input_ids"])
-        except (
-            Exception
-        ) as error:  # some texts break the word splitters; their times are estimated instead
-            raise AlignError(
-                f"The aligner could not read the text: {type(error).__name__}."
-            ) from error
-        return _Task(chunk, text, units, tokens, spectrum, Future())
+        units, template = self._model.aligner_processor.encode_timestamp(text, language)
+        audio_tokens = iter([_get_feat_extract_output_lengths(frames)])
+        (prompt,) = processor.replace_multimodal_special_tokens([template], audio_tokens)
+        return units, torch.tensor(processor.tokenizer(prompt)["input_ids"])
 
     def _serve(self) -> None:
+        """The aligner's thread: batch after batch until `close`, and then those that wait."""
         waiting: list[_Task] = []
         closing = False
         while waiting or not closing:
@@ -222,19 +245,21 @@ class Aligner:
             self._recover(batch, error)
 
     def _recover(self, batch: Sequence[_Task], error: Exception) -> None:
-        """After `error`: halve a batch that ran out of memory; fail any other, and a single chunk."""
+        """Halve a batch that ran out of memory; fail any other, and a single chunk."""
         if not is_out_of_memory(error):
-            return _fail(batch, f"The aligner failed: {type(error).__name__}.")
-        if len(batch) == 1:
-            return _fail(batch, "The aligner ran out of memory.")
-        half = (len(batch) + 1) // 2
-        self._align_batch(batch[:half])
-        self._align_batch(batch[half:])
+            _fail(batch, f"The aligner failed: {type(error).__name__}.")
+        elif len(batch) == 1:
+            _fail(batch, "The aligner ran out of memory.")
+        else:
+            half = (len(batch) + 1) // 2
+            self._align_batch(batch[:half])
+            self._align_batch(batch[half:])
 
     def _marks(self, batch: Sequence[_Task]) -> list[list[int]]:
-        """For each chunk two marks per unit: its start and end in ms from the chunk's start, as the model predicts them.
+        """For each chunk two marks per unit, as the model predicts them.
 
-        Without the repair of Qwen3ForcedAligner.align, which is quadratic and does not tell which times it changed.
+        They are its start and end in ms from the chunk's start, without the repair of
+        Qwen3ForcedAligner.align, which is quadratic and does not tell which times it changed.
         """
         import torch
 
@@ -251,17 +276,19 @@ class Aligner:
 
 
 def next_batch(waiting: list[_Task], seconds: float) -> list[_Task]:
-    """Remove the next batch from `waiting`: the chunk of the highest priority and those of the most similar length.
+    """Remove the next batch from `waiting` and return it.
 
-    At least one chunk, at most MAX_BATCH, and at most `seconds` of audio including the padding.
+    It is the chunk of the highest priority and those of the most similar length: at least one
+    chunk, at most MAX_BATCH, and at most `seconds` of audio including the padding.
     """
-    first = min(waiting, key=lambda t: chunk_priority(t.chunk.index))
-    batch, longest = [], 0.0
-    for task in sorted(
-        waiting, key=lambda t: (t is not first, abs(len(t.chunk.pcm) - len(first.chunk.pcm)))
-    ):
+    first = min(waiting, key=lambda task: chunk_priority(task.chunk.index))
+    others = [task for task in waiting if task is not first]
+    others.sort(key=lambda task: abs(len(task.chunk.pcm) - len(first.chunk.pcm)))
+    batch, longest = [first], first.chunk.duration
+    for task in others:
         longest = max(longest, task.chunk.duration)
-        if batch and (len(batch) == MAX_BATCH or (len(batch) + 1) * longest > seconds):
+        padded_seconds = (len(batch) + 1) * longest
+        if len(batch) == MAX_BATCH or padded_seconds > seconds:
             break
         batch.append(task)
     for task in batch:
@@ -278,7 +305,7 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether the GPU's memory is used up: CUDA, cuBLAS and cuDNN say it in a RuntimeError."""
     import torch
 
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
     message = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in message for sign in OUT_OF_MEMORY)
-    )
+    return isinstance(error, RuntimeError) and any(sign in message for sign in OUT_OF_MEMORY)

@@ -1,24 +1,25 @@
 """The forward pass of Qwen3-ForcedAligner for a batch of clips. Knows no chunks, texts or times.
 
-It calls the modules of qwen-asr's model. The package's own forward pass encodes one clip after another, leaves out the attention
-windows of the encoder (QwenLM/Qwen3-ASR#213), and reads lengths back from the device about 63 times a minute of audio. Here the
-clips pass the encoder together, and lengths and positions are computed on the CPU: nothing is read back before the result.
+It calls the modules of qwen-asr's model. The package's own forward pass encodes one clip after
+another, leaves out the attention windows of the encoder (QwenLM/Qwen3-ASR#213), and reads lengths
+back from the device about 63 times a minute of audio. Here the clips pass the encoder together, and
+lengths and positions are computed on the CPU: nothing is read back before the result.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WINDOWED = "windowed"  # the name under which transformers finds `windowed_attention`
-# Blocks of one second that are convolved together. The convolutions take 8 MB of GPU memory for each of them; the checkpoint's
-# own 500 would take 3.6 GiB at once, and are no faster.
+# Blocks of one second that are convolved together. The convolutions take 8 MB of GPU memory for
+# each of them; the checkpoint's own 500 would take 3.6 GiB at once, and are no faster.
 BLOCKS_CONVOLVED_TOGETHER = 30
 
 
-def use_windows(tower) -> None:
-    """Make the layers of the audio encoder `tower` attend within windows, as `encode` passes them."""
+def use_windows(tower: Any) -> None:
+    """Make the layers of the audio encoder `tower` attend within the windows of `encode`."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(WINDOWED, windowed_attention)
@@ -26,13 +27,13 @@ def use_windows(tower) -> None:
 
 
 def predicted_classes(
-    thinker, token_ids: Sequence["Tensor"], spectra: Sequence["Tensor"], timestamp_id: int
+    thinker: Any, token_ids: Sequence["Tensor"], spectra: Sequence["Tensor"], timestamp_id: int
 ) -> "Tensor":
-    """The class predicted at each token `timestamp_id`: (timestamps of all clips,) int64, on the device.
+    """The class predicted at each token `timestamp_id`.
 
     `token_ids`: for each clip (tokens,) int64. `spectra`: for each clip (mel bands, frames) float.
-    Both are on the CPU. Without an attention mask: attention is causal and the padding comes last,
-    so no token of a clip sees it.
+    Both are on the CPU. Returns (timestamps of all clips,) int64, on the device. There is no
+    attention mask: attention is causal and the padding comes last, so no token of a clip sees it.
     """
     from torch.nn.utils.rnn import pad_sequence
 
@@ -52,12 +53,13 @@ def _positions(ids: "Tensor", token_id: int) -> "Tensor":
     return (ids.flatten() == token_id).nonzero().flatten()
 
 
-def encode(tower, spectra: Sequence["Tensor"]) -> "Tensor":
-    """The features of all clips, one after another: (audio tokens of all clips, size), on the device.
+def encode(tower: Any, spectra: Sequence["Tensor"]) -> "Tensor":
+    """The features of all clips, one after another, on the device.
 
-    `spectra`: for each clip (mel bands, frames) float on the CPU. Every clip is padded with zeros to
-    whole windows of `n_window_infer` frames, which hold whole blocks of 2 * `n_window` frames. A
-    token of the padding is attended to by no other, and is left out of the result.
+    `spectra`: for each clip (mel bands, frames) float on the CPU. Returns (audio tokens of all
+    clips, size). Every clip is padded with zeros to whole windows of `n_window_infer` frames, which
+    hold whole blocks of 2 * `n_window` frames. No other token attends to one of the padding, which
+    is left out of the result.
     """
     import torch
 
@@ -86,7 +88,7 @@ def _blocks(mel: "Tensor", block_frames: int, window_frames: int) -> "Tensor":
     return padded.unflatten(1, (-1, block_frames)).transpose(0, 1)
 
 
-def _convolved(tower, blocks: "Tensor") -> "Tensor":
+def _convolved(tower: Any, blocks: "Tensor") -> "Tensor":
     """(blocks, mel bands, frames) → (blocks, tokens of a block, size), with their positions."""
     from torch.nn.functional import gelu
 
@@ -109,7 +111,15 @@ def _is_audio(frames: int, block_frames: int, window_tokens: int) -> "Tensor":
     return (torch.arange(windows * window_tokens) < tokens).view(windows, window_tokens)
 
 
-def windowed_attention(module, query, key, value, attention_mask, scaling: float, **_):
+def windowed_attention(
+    module: Any,
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    attention_mask: "Tensor",
+    scaling: float,
+    **_: object,
+) -> tuple["Tensor", None]:
     """Attention within windows, in the signature of transformers' AttentionInterface.
 
     `query`, `key`, `value`: (1, heads, tokens of all windows, head size). `attention_mask`:

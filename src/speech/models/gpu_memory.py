@@ -1,4 +1,4 @@
-"""A GPU's memory and two checkpoints → how much each model gets, and how many chunks one step holds.
+"""A GPU's memory and two checkpoints → how much each model gets, and the chunks in one step.
 
 All sizes are computed: weights and cache from the checkpoints, activations from the shapes of the
 layers. Nothing here has been measured on a GPU. Knows nothing of vLLM's arguments or of requests.
@@ -19,11 +19,10 @@ from speech.models.token_limits import (
 
 GIB = 1024**3
 BFLOAT16_BYTES = 2
-# (GPU memory in GiB at most, chunks in a step, tokens in a step). A step of more than ten chunks of
-# a minute reads more cache than weights, so more chunks gain little. On a simulated L4, 128 chunks
-# instead of 64 save 5 % of a long job's time, and a job of 5 s beside 16 long ones takes 3.1 s
-# instead of 2.8 s.
-STEP_BY_MEMORY = (
+# A step of more than ten chunks of a minute reads more cache than weights, so more chunks gain
+# little. On a simulated L4, 128 chunks instead of 64 save 5 % of a long job's time, and a job of
+# 5 s beside 16 long ones takes 3.1 s instead of 2.8 s.
+STEP_BY_MEMORY = (  # (a GPU's memory in GiB at most, chunks in a step, tokens in a step)
     (20, 32, 4096),
     (32, 64, 8192),
     (64, 128, 8192),
@@ -34,9 +33,11 @@ MAX_SHARE = 0.85  # vLLM gets at most this much of a GPU's memory
 # limit includes it.
 CONTEXT_BYTES = GIB // 2
 GRAPH_BYTES = GIB // 3  # vLLM's CUDA graphs, by vLLM's own profiles of models of this size
-LOGIT_BYTES = 24  # the sampler's warm-up sorts the logits of a full step in float32
-RECOGNISER_BLOCKS_CONVOLVED = 128  # seconds of audio; the checkpoint's 500 would take 3.6 GiB
-ALIGNER_BLOCKS_CONVOLVED = 30  # seconds of audio; see aligner_network.py
+LOGIT_BYTES = 24  # per logit: the sampler's warm-up sorts those of a full step in float32
+# The recogniser convolves this many seconds of audio together. The checkpoint's 500 would take
+# 3.6 GiB.
+RECOGNISER_BLOCKS_CONVOLVED = 128
+ALIGNER_BLOCKS_CONVOLVED = 30  # the same for the aligner; see aligner_network.py
 MAX_UNITS_PER_SECOND = 10  # words or characters for the aligner; fast Chinese has 7
 UNIT_TOKENS = 3  # the aligner's prompt has a unit and two timestamps
 FRAGMENTATION = 1.5  # PyTorch's allocator holds more than the tensors it was asked for
@@ -56,9 +57,9 @@ class Allocation:
 
     max_num_seqs: int  # chunks in one step
     max_num_batched_tokens: int  # tokens in one step
-    vllm_share: float  # of the card's total
-    aligner_share: float  # of the card's total; PyTorch's limit in the aligner's process
-    cache_bytes: int  # vLLM's cache
+    vllm_share: float  # the share of the card's memory that vLLM may use
+    aligner_share: float  # PyTorch's limit in the aligner's process, as a share of the card
+    cache_bytes: int  # the size of vLLM's cache
 
     def cached_chunks(self, model: str, seconds: float) -> int:
         """How many chunks of `seconds` the cache holds."""
@@ -67,9 +68,10 @@ class Allocation:
 
 
 def allocate(settings: Settings, model: str, aligner: str, card: Card) -> Allocation:
-    """The settings; for those that are 0, what suits the card. `model`, `aligner`: local folders.
+    """The settings; for those that are 0, what suits the card.
 
-    Raises SettingsError where the card, or vLLM's share of it, is too small.
+    `model`, `aligner`: local folders. Raises SettingsError where the card, or vLLM's share of it,
+    is too small.
     """
     sequences, tokens = next(step for gib, *step in STEP_BY_MEMORY if card.total <= gib * GIB)
     sequences = settings.max_num_seqs or sequences
@@ -94,7 +96,10 @@ def allocate(settings: Settings, model: str, aligner: str, card: Card) -> Alloca
 
 
 def _with_cached_chunks(allocation: Allocation, model: str, seconds: float) -> Allocation:
-    """With no more chunks in a step than the cache holds: vLLM would throw the others' work away."""
+    """The same with no more chunks in a step than the cache holds.
+
+    vLLM would throw away the work on the others.
+    """
     chunks = max(1, allocation.cached_chunks(model, seconds))
     return replace(allocation, max_num_seqs=min(allocation.max_num_seqs, chunks))
 
@@ -135,7 +140,7 @@ def working_bytes(model: str, sequences: int, tokens: int) -> int:
     config = _thinker_config(model)
     text = config["text_config"]
     convolution = RECOGNISER_BLOCKS_CONVOLVED * block_bytes(config["audio_config"])
-    logits = sequences * text["vocab_size"] * LOGIT_BYTES
+    logits: int = sequences * text["vocab_size"] * LOGIT_BYTES
     return convolution + tokens * token_bytes(text) + logits + GRAPH_BYTES
 
 
@@ -161,7 +166,7 @@ def block_bytes(audio: dict[str, Any]) -> int:
     halves both again. cuDNN may copy its input and output for another memory layout.
     """
     frames = 2 * audio["n_window"]
-    first = audio["downsample_hidden_size"] * (audio["num_mel_bins"] // 2) * (frames // 2)
+    first: int = audio["downsample_hidden_size"] * (audio["num_mel_bins"] // 2) * (frames // 2)
     second = first // 4
     return 2 * (first + second) * BFLOAT16_BYTES
 
@@ -173,8 +178,8 @@ def token_bytes(text: dict[str, Any]) -> int:
     rotation; the feed-forward part its gate, its input and their product.
     """
     heads = text["num_attention_heads"] + text["num_key_value_heads"] / 2
-    attention = 4 * text["hidden_size"] + 4 * int(heads * text["head_dim"])
-    feed_forward = 4 * text["hidden_size"] + 3 * text["intermediate_size"]
+    attention: int = 4 * text["hidden_size"] + 4 * int(heads * text["head_dim"])
+    feed_forward: int = 4 * text["hidden_size"] + 3 * text["intermediate_size"]
     return max(attention, feed_forward) * BFLOAT16_BYTES
 
 
@@ -186,9 +191,11 @@ def weight_bytes(folder: str) -> int:
 def cache_bytes_per_token(model: str) -> int:
     """Size of the keys and values of one token in all layers, in bfloat16."""
     text = _thinker_config(model)["text_config"]
-    values = text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
+    values: int = text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
     return 2 * values * BFLOAT16_BYTES
 
 
 def _thinker_config(folder: str) -> dict[str, Any]:
-    return json.loads((Path(folder) / "config.json").read_text())["thinker_config"]
+    config = json.loads((Path(folder) / "config.json").read_text())
+    thinker: dict[str, Any] = config["thinker_config"]
+    return thinker

@@ -1,26 +1,27 @@
-"""`AudioChunk` → `Hypothesis` through one vLLM engine. Knows nothing of jobs, word times or other chunks.
+"""`AudioChunk` → `Hypothesis` through one vLLM engine.
 
-The engine runs in a thread with its own event loop: RunPod's SDK uses one loop for fitness checks and another for jobs, and an
-AsyncLLM that is used from a second loop dies. Callers await its results from any loop. Cancelling a caller aborts its request.
+The engine runs in a thread with its own event loop: RunPod's SDK uses one loop for fitness checks
+and another for jobs, and an AsyncLLM that is used from a second loop dies. Callers await its
+results from any loop. Cancelling a caller aborts its request. Knows nothing of jobs, word times or
+other chunks.
 """
 
 import asyncio
 import itertools
 import multiprocessing
 import os
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from contract.errors import EngineDead, InvalidRequest, RecognitionError
 from recording.chunk import SAMPLE_RATE, AudioChunk, waveform
-from speech.admission import Gate, chunk_priority
+from speech.admission import Gate, Holder, chunk_priority
 from speech.models.engine_args import (
     ENVIRONMENT,
     IMAGE_CACHE,
@@ -28,18 +29,22 @@ from speech.models.engine_args import (
     EngineOptions,
     copy_model_info,
 )
+from speech.models.engine_process import main_module_of_children
+from speech.models.prompt import parsed, prompt_template
 from speech.models.token_limits import CONTEXT_TOKENS, VOCABULARY_TOKENS, max_answer_tokens
 from speech.models.tokenizer import load_tokenizer, special_tokens, without_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 SEED = 0  # of sampling, so that a retry gives the same answer every time
-CONTEXT_SPEECH_SECONDS = (
-    1.0  # a chunk with less speech gets no context: the model may answer with the context instead
-)
+# A chunk with less speech gets no context: the model may answer with the context instead.
+MIN_CONTEXT_SPEECH_SECONDS = 1.0
 MAX_CLOSE_SECONDS = 15  # vLLM waits 5 s for its process before it kills it
-TEXT_TAG = "<asr_text>"  # separates the language from the text of an answer
+START_POLL_SECONDS = 0.01  # between two looks whether the engine's process has been started
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,11 @@ class Hypothesis:
 
     text: str  # "" where nothing was recognised
     language: str | None  # the model's name for it; None without text
-    finish_reason: (
-        str  # vLLM's: "stop", or "length" where the answer was cut off at its token limit
-    )
-    num_tokens: int
+    finish_reason: str  # "stop", or "length" where the answer was cut off at its token limit
+    num_tokens: int  # the length of the answer
     # (mel bands, frames) of the chunk, in the engine's dtype: the aligner needs the same
     spectrum: "Tensor | None" = None
-    prompt_tokens: int = 0  # with those of the audio
+    prompt_tokens: int = 0  # the length of the prompt, with the tokens of the audio
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Vocabulary:
     """Names and terms that may be said in any chunk of a recording."""
 
     terms: tuple[str, ...] = ()
-    token_ids: tuple[int, ...] = ()  # of all terms, as they stand in the prompt
+    token_ids: tuple[int, ...] = ()  # all terms as they stand in the prompt
 
 
 EMPTY_VOCABULARY = Vocabulary()
@@ -72,31 +75,36 @@ class Recogniser:
     """One vLLM engine for the chunks of all jobs. vLLM batches them."""
 
     def __init__(self, options: EngineOptions):
-        """Start the engine's process and return while it loads the model. Only for the main process, because it spawns a child."""
+        """Start the engine's process and return while it loads the model.
+
+        Only for the main process, because it spawns a child.
+        """
         self.capacity = options.max_num_seqs  # chunks in one engine step
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
         self._sockets = tempfile.TemporaryDirectory(prefix="engine-")
-        os.environ |= ENVIRONMENT | {
-            "VLLM_RPC_BASE_PATH": self._sockets.name
-        }  # vLLM does not remove its sockets
+        os.environ |= ENVIRONMENT
+        os.environ["VLLM_RPC_BASE_PATH"] = self._sockets.name  # vLLM does not remove its sockets
         copy_model_info(Path(os.environ.get("VLLM_CACHE_ROOT", IMAGE_CACHE)))
-        with main_module_hidden_from_children():
+        with main_module_of_children():
             self._starting = self._submit(_start_engine(options.engine_args()))
+            # The other thread still imports vLLM; this one must not import at the same time.
             while not (multiprocessing.active_children() or self._starting.done()):
-                time.sleep(
-                    0.01
-                )  # the other thread still imports vLLM; this one must not import at the same time
+                time.sleep(START_POLL_SECONDS)
             self._processes = multiprocessing.active_children()
         self._render_gate = Gate(RENDERERS)
         self._tokenizer = load_tokenizer(options.model)
         self._special_tokens = special_tokens(self._tokenizer)
 
     def wait_until_ready(self) -> None:
-        """Block until the engine has loaded its model: seconds to minutes. Raises the error that stopped it."""
-        self._engine = self._starting.result()
+        """Block until the engine has loaded its model, seconds to minutes.
+
+        Raises the error that stopped it.
+        """
+        self._engine: AsyncLLM = self._starting.result()
+        del self._starting  # it holds the engine too, and _shut_down must free the engine
 
     def close(self) -> None:
         """End the engine and its child process, which is killed where it does not end by itself."""
@@ -111,7 +119,7 @@ class Recogniser:
     @property
     def dead(self) -> bool:
         """Whether the engine has died. It cannot be restarted in this process."""
-        return self._engine.errored
+        return bool(self._engine.errored)
 
     def kill(self) -> None:
         """Kill the engine's process. vLLM notices it, and every request fails with EngineDead."""
@@ -123,21 +131,23 @@ class Recogniser:
         del self._engine  # at the end of the interpreter its destructor would find its modules gone
 
     def vocabulary(self, terms: Sequence[str]) -> Vocabulary:
-        """The terms as they go into a prompt: without special tokens, separated by commas, because a term may contain spaces.
+        """The terms as they go into a prompt: without special tokens, separated by commas.
 
-        Raises InvalidRequest where they need more than VOCABULARY_TOKENS.
+        A space would not separate them, because a term may contain spaces. Raises InvalidRequest
+        where they need more than VOCABULARY_TOKENS.
         """
-        kept, token_ids = [], []
-        for i, term in enumerate(terms):
-            if not (term := without_tokens(self._special_tokens, term).strip()):
+        kept: list[str] = []
+        token_ids: list[int] = []
+        for i, given in enumerate(terms):
+            term = without_tokens(self._special_tokens, given).strip()
+            if not term:
                 continue
-            token_ids += self._tokenizer.encode(
-                f", {term}" if kept else term, add_special_tokens=False
-            )
+            token_ids += self._token_ids(f", {term}" if kept else term)
             if len(token_ids) > VOCABULARY_TOKENS:
                 raise InvalidRequest(
-                    f"vocabulary is longer than the {VOCABULARY_TOKENS} tokens allowed: vocabulary[{i}], {term!r}, is the first of its "
-                    f"{len(terms)} terms that does not fit; it must be cut to those that matter most."
+                    f"vocabulary is longer than the {VOCABULARY_TOKENS} tokens allowed: "
+                    f"vocabulary[{i}], {term!r}, is the first of its {len(terms)} terms that does "
+                    "not fit; it must be cut to those that matter most."
                 )
             kept.append(term)
         return Vocabulary(tuple(kept), tuple(token_ids))
@@ -150,16 +160,18 @@ class Recogniser:
         temperature: float = 0.0,
         vocabulary: Vocabulary = EMPTY_VOCABULARY,
     ) -> Hypothesis:
-        """The text of `chunk` in `language` (one of the model's names), or in the language that the model detects.
+        """The text of `chunk`.
 
-        Greedy at `temperature` 0, otherwise sampled with a fixed seed: the same call gives the same answer.
+        `language`: one of the model's names, or None to detect it. Greedy at `temperature` 0,
+        otherwise sampled with a fixed seed: the same call gives the same answer.
         Raises EngineDead where the engine has died, RecognitionError where it refuses the chunk.
         """
         return await asyncio.wrap_future(
             self._submit(self._transcribe(chunk, language, context, temperature, vocabulary))
         )
 
-    def _submit(self, coroutine: Coroutine):
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Run a coroutine in the engine's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _transcribe(
@@ -170,35 +182,45 @@ class Recogniser:
         temperature: float,
         vocabulary: Vocabulary,
     ) -> Hypothesis:
-        if chunk.speech_seconds < CONTEXT_SPEECH_SECONDS:
+        if chunk.speech_seconds < MIN_CONTEXT_SPEECH_SECONDS:
             context, vocabulary = "", EMPTY_VOCABULARY
-        result, spectrum = await self._generate(
-            chunk, self._prompt(context, language, vocabulary), temperature
-        )
+        prompt_ids = self._prompt(context, language, vocabulary)
+        result, spectrum = await self._generate(chunk, prompt_ids, temperature)
         (output,) = result.outputs
         spoken, text = parsed(output.text, language)
         return Hypothesis(
-            text,
-            spoken,
-            output.finish_reason,
-            len(output.token_ids),
-            spectrum,
-            len(result.prompt_token_ids),
+            text=text,
+            language=spoken,
+            finish_reason=output.finish_reason,
+            num_tokens=len(output.token_ids),
+            spectrum=spectrum,
+            prompt_tokens=len(result.prompt_token_ids),
         )
 
     def _prompt(self, context: str, language: str | None, vocabulary: Vocabulary) -> list[int]:
-        """The prompt's token ids: all of the vocabulary, and on a new line the end of the context, up to CONTEXT_TOKENS together."""
-        texts = (*prompt_template(language), "\n", without_tokens(self._special_tokens, context))
-        before, after, line_end, context_ids = (
-            self._tokenizer.encode(text, add_special_tokens=False) for text in texts
-        )
-        first = [*vocabulary.token_ids, *(line_end if vocabulary.terms and context_ids else [])]
-        return before + first + context_ids[-(CONTEXT_TOKENS - len(first)) :] + after
+        """The prompt's token ids: all of the vocabulary, and on a new line the end of the context.
 
-    async def _generate(self, chunk: AudioChunk, prompt_ids: list[int], temperature: float):
-        """(vLLM's RequestOutput, the chunk's spectrum) of one decode.
+        Together these two have at most CONTEXT_TOKENS.
+        """
+        before, after = map(self._token_ids, prompt_template(language))
+        context_ids = self._token_ids(without_tokens(self._special_tokens, context))
+        terms = list(vocabulary.token_ids)
+        if terms and context_ids:
+            terms += self._token_ids("\n")
+        context_end = context_ids[-(CONTEXT_TOKENS - len(terms)) :]
+        return before + terms + context_end + after
 
-        No repetition penalty: vLLM would need two tensors of batch x vocabulary for it, 0.5 GB outside its memory profile.
+    def _token_ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    async def _generate(
+        self, chunk: AudioChunk, prompt_ids: list[int], temperature: float
+    ) -> "tuple[RequestOutput, Tensor]":
+        """(vLLM's answer, the chunk's spectrum).
+
+        No repetition penalty: vLLM would need two tensors of batch x vocabulary for it, 0.5 GB
+        outside its memory profile.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -212,68 +234,41 @@ class Recogniser:
         )
         try:
             rendered, spectrum = await self._rendered(chunk, prompt_ids)
-            request = dict(request_id=str(next(self._ids)), priority=chunk_priority(chunk.index))
-            async for result in self._engine.generate(rendered, sampling, **request):
-                pass
+            request_id = str(next(self._ids))
+            answers = self._engine.generate(
+                rendered, sampling, request_id=request_id, priority=chunk_priority(chunk.index)
+            )
+            (result,) = [answer async for answer in answers]
             return result, spectrum
         except EngineDeadError as error:
             raise EngineDead(
-                "The speech engine has died; this worker is being replaced. Please send the job again."
+                "The speech engine has died; this worker is being replaced. Please send the job "
+                "again."
             ) from error
         except Exception as error:
             raise RecognitionError(
                 f"The speech engine could not transcribe {chunk.start:.3f}-{chunk.end:.3f} s."
             ) from error
 
-    async def _rendered(self, chunk: AudioChunk, prompt_ids: list[int]):
-        """(vLLM's input for its engine, the spectrum in it). It takes 25 ms for a minute of audio, in the renderer's threads."""
-        async with self._render_gate.place(chunk_priority(chunk.index)):
-            audio = [(await self._loop.run_in_executor(None, waveform, chunk), SAMPLE_RATE)]
-            prompt = {"prompt_token_ids": prompt_ids, "multi_modal_data": {"audio": audio}}
+    async def _rendered(
+        self, chunk: AudioChunk, prompt_ids: list[int]
+    ) -> "tuple[dict[str, Any], Tensor]":
+        """(vLLM's input for its engine, the spectrum in it).
+
+        It takes 25 ms for a minute of audio, in the renderer's threads.
+        """
+        async with self._render_gate.place(Holder(), chunk_priority(chunk.index)):
+            wave = await self._loop.run_in_executor(None, waveform, chunk)
+            audio = {"audio": [(wave, SAMPLE_RATE)]}
+            prompt = {"prompt_token_ids": prompt_ids, "multi_modal_data": audio}
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
-        return rendered, rendered["mm_kwargs"]["audio"][0]["input_audio_features"].data
+        (features,) = rendered["mm_kwargs"]["audio"]
+        return rendered, features["input_audio_features"].data
 
 
-@contextmanager
-def main_module_hidden_from_children() -> Iterator[None]:
-    """Hide the main module's file: multiprocessing would import it in the engine's process, which does not need the worker."""
-    main = vars(sys.modules["__main__"])
-    file = main.pop("__file__", None)
-    try:
-        yield
-    finally:
-        if file:
-            main["__file__"] = file
-
-
-async def _start_engine(engine_args: dict[str, Any]):
+async def _start_engine(engine_args: dict[str, Any]) -> "AsyncLLM":
     """Must run in the loop that will use the engine."""
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args))
-
-
-def parsed(raw: str, forced: str | None) -> tuple[str | None, str]:
-    """(language, text) of an answer. The language is None without text, or where the model names none.
-
-    `forced`: the language in the prompt; the answer is then only text. qwen-asr's parser reads the language, but not the text:
-    it collapses everything that is repeated over 20 times, real laughter and chants as well.
-    """
-    from qwen_asr.inference.utils import parse_asr_output
-
-    head, tag, text = raw.partition(TEXT_TAG)
-    if not tag:
-        head, text = "", raw
-    if not text.strip():
-        return None, ""
-    return forced or parse_asr_output(f"{head}{tag}.")[0] or None, text.strip()
-
-
-def prompt_template(language: str | None) -> tuple[str, str]:
-    """(text before the context, text after it): Qwen3-ASR's chat template, with the language at its end where it is forced."""
-    forced = f"language {language}{TEXT_TAG}" if language else ""
-    return (
-        "<|im_start|>system\n",
-        f"<|im_end|>\n<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n<|im_start|>assistant\n{forced}",
-    )

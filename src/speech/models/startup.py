@@ -12,31 +12,35 @@ from recording.vad import CutRules, split_at_pauses
 from runpod import RunPodLogger
 from speech.models.aligner import Aligner
 from speech.models.caches import cache_environment
-from speech.models.engine_args import EngineOptions, find_device, plan
+from speech.models.device import find_device
+from speech.models.engine_args import EngineOptions, plan
 from speech.models.recogniser import Recogniser
 from speech.models.weights import find
 
 CHECK_RECORDING = Path(__file__).parent / "fitness_check.flac"  # one second of English speech
 CHECK_TEXT = "November xray"  # what is said in it
-CHECK_SECONDS = 10.0  # limits for the check; the recording is shorter, so it becomes one chunk
+CHECK_SECONDS = 10.0  # the recording is shorter than this limit, so it becomes one chunk
 
 log = RunPodLogger()
 
 
 def raise_limit_of_open_files() -> None:
-    """To what the system allows. A job holds about ten, and the usual limit is 1024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise it to what the system allows. A job holds about ten, and the usual limit is 1024."""
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
 
 
 def start_models(settings: Settings) -> tuple[Recogniser, Aligner]:
-    """Load both models at the same time: while the engine's process starts, this process loads the aligner.
+    """Load both models at the same time.
 
-    Raises WeightsError where a model is not available, SettingsError where there is no GPU for the
-    models, they do not fit it, or the user cannot write to the cache.
+    While the engine's process starts, this process loads the aligner. Raises WeightsError where a
+    model is not available, SettingsError where there is no GPU for the models, they do not fit it,
+    or the user cannot write to the cache.
     """
     os.environ |= cache_environment(os.environ)  # before find_device, which imports vLLM
-    gc.disable()  # a million objects are created here and stay: the collector would scan them again and again, for seconds
+    # A million objects are created here and stay: the collector would scan them again and again,
+    # for seconds.
+    gc.disable()
     card = find_device(settings.device)
     if settings.device == "auto" and card is None:
         log.info("no GPU that this vLLM can use: the models run on the CPU, slowly")
@@ -83,11 +87,13 @@ def _checkpoint(role: str, name: str, revision: str) -> str:
 
 
 async def check_models(asr: Recogniser, aligner: Aligner, vad_mode: int) -> None:
-    """Run one second of speech through the decoder, the splitter and both models. Raises where one of them does not work."""
+    """Run one second of speech through the decoder, the splitter and both models.
+
+    Raises where one of them does not work.
+    """
+    rules = CutRules(CHECK_SECONDS, CHECK_SECONDS, vad_mode)
     async with decode(CHECK_RECORDING, CHECK_SECONDS) as pcm:
-        (chunk,) = [
-            c async for c in split_at_pauses(pcm, CutRules(CHECK_SECONDS, CHECK_SECONDS, vad_mode))
-        ]
+        (chunk,) = [chunk async for chunk in split_at_pauses(pcm, rules)]
     hypothesis = await asr.transcribe(chunk, "English", "")
     if hypothesis.finish_reason == "length":
         raise RecognitionError("The answer for a second of speech did not come to an end.")

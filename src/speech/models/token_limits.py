@@ -1,7 +1,10 @@
-"""How many tokens a chunk takes: of audio, prompt and answer. Knows neither vLLM nor a tokenizer."""
+"""How many tokens a chunk takes for audio, prompt and answer.
+
+Knows neither vLLM nor a tokenizer.
+"""
 
 AUDIO_TOKENS_PER_SECOND = 13  # the audio encoder makes 13 tokens of 100 mel frames
-CONTEXT_TOKENS = 1024  # vocabulary and context together have at most this; a context keeps its end
+CONTEXT_TOKENS = 1024  # vocabulary and context together have at most this
 VOCABULARY_TOKENS = 512  # the vocabulary has at most this (about 150 names)
 PROMPT_TOKENS = 64  # the rest of the prompt takes under 30
 MAX_TEXT_TOKENS_PER_SECOND = 30  # fast Greek or Hindi takes up to 22

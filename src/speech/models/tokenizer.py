@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: loaded as it was published, and text without its special tokens."""
+"""A checkpoint's tokenizer, loaded as it was published, and text without its special tokens."""
 
 from typing import Any
 
