@@ -1,17 +1,21 @@
-"""What a job costs: measured while it runs, reported with its result. Knows nothing of models, RunPod or the text.
+"""What a job costs: measured while it runs, reported with its result.
 
-Stages overlap, and so do chunks within recognition and alignment. The seconds of a stage are summed over its calls, so they can
-be more than the job took.
+Stages overlap, and so do chunks within recognition and alignment. The seconds of a stage are summed
+over its calls, so they can be more than the job took. Knows nothing of models, RunPod or the text.
 """
 
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 from contract.settings import Settings
 from recording.chunk import AudioChunk
 from speech.models.recogniser import Hypothesis
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 STAGES = ("download", "decoding", "waiting", "recognition", "alignment")
 
@@ -27,7 +31,7 @@ class Usage:
 
     @property
     def seconds(self) -> float:
-        """Since the job's start."""
+        """Seconds since the job's start."""
         return time.monotonic() - self._began
 
     @contextmanager
@@ -52,30 +56,32 @@ class Usage:
             yield chunk
 
     def counted(
-        self, recognise: Callable[..., Awaitable[Hypothesis]]
-    ) -> Callable[..., Awaitable[Hypothesis]]:
-        """The same function; each call counts as a decode."""
+        self, recognise: Callable[Arguments, Awaitable[Hypothesis]]
+    ) -> Callable[Arguments, Awaitable[Hypothesis]]:
+        """The same function; each call counts as a recognition, with its time and its tokens."""
 
-        async def decode(*args) -> Hypothesis:
+        async def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Hypothesis:
             self._recognitions += 1
             with self.time("recognition"):
-                hypothesis = await recognise(*args)
+                hypothesis = await recognise(*args, **kwargs)
             self._input_tokens += hypothesis.prompt_tokens
             self._output_tokens += hypothesis.num_tokens
             return hypothesis
 
-        return decode
+        return call
 
-    def timed(self, stage: str, function: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
+    def timed(
+        self, stage: str, function: Callable[Arguments, Awaitable[Result]]
+    ) -> Callable[Arguments, Awaitable[Result]]:
         """The same function; the seconds of each call are added to one of STAGES."""
 
-        async def call(*args):
+        async def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             with self.time(stage):
-                return await function(*args)
+                return await function(*args, **kwargs)
 
         return call
 
-    def to_output(self, audio_seconds: float, settings: Settings) -> dict:
+    def to_output(self, audio_seconds: float, settings: Settings) -> dict[str, Any]:
         """Plain JSON values; seconds to the millisecond."""
         total = self.seconds
         return {
@@ -98,5 +104,5 @@ class Usage:
 
 
 def _public_name(model: str) -> str:
-    """Of a local folder only the last part: clients do not see paths of the worker's machine."""
+    """The model's name, or the last part of its path: clients see no paths of the worker."""
     return Path(model).resolve().name if Path(model).is_dir() else model
