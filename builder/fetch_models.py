@@ -81,9 +81,10 @@ def fetch_and_verify(model: Model) -> tuple[Path, str]:
 
 
 def load_config(folder: Path) -> None:
-    """Load config.json with the class that the worker uses; skipped where qwen-asr is not installed.
+    """Load config.json with the class that the worker uses.
 
-    Takes half a minute, because `import qwen_asr` imports torch and vLLM. Raises CheckpointError.
+    Does nothing where qwen-asr is not installed. Takes half a minute, because `import qwen_asr`
+    imports torch and vLLM. Raises CheckpointError.
     """
     if importlib.util.find_spec("qwen_asr") is None:
         print(

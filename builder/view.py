@@ -361,7 +361,7 @@ def _wave(levels: Sequence[float]) -> str:
 
 
 def _lane(sentences: Sequence[Segment], marked: Sequence[MarkedSpan], duration: float) -> str:
-    """The timeline: spans with words, spans recognised again, missing spans. The rest is silence."""
+    """The timeline: spans with words, recognised again, or missing. The rest is silence."""
     spans = [(start, end, "heard") for start, end in _joined(sentences, duration / MAX_COLUMNS)]
     spans += [(s.start, s.end, s.kind) for s in marked]
     marks: list[str] = []

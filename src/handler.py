@@ -63,9 +63,10 @@ try:
     from recording.pcm_stream import PcmStream, decode
     from recording.source import recording
     from recording.vad import CutRules, split_at_pauses
+    from result.account import Span, check_account
     from result.bucket import MAX_UPLOAD_SECONDS, bucket_for
     from result.delivery import deliver
-    from result.transcript import Span, Transcript, check_account, join, merge
+    from result.transcript import Transcript, join, merge
     from result.usage import Usage
     from runpod import RunPodLogger
     from runpod.serverless.modules.worker_state import JobsProgress

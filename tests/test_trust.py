@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import CHINESE, ENGLISH, chunk_of, silence, voice
 from recording.chunk import SAMPLE_RATE, AudioChunk
-from result.transcript import LostResults, check_account, coverage, merge
+from result.account import LostResults, check_account, coverage
+from result.transcript import merge
 from speech.word_times import estimated_words, repair
 from speech.words import ChunkResult
 from utterance import plain
