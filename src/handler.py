@@ -250,8 +250,10 @@ async def context_after(task: asyncio.Task[list[ChunkResult]], context: str) -> 
 
 def raise_if_incomplete(results: list[ChunkResult]) -> None:
     """Raise Incomplete where some of the results are failures."""
-    if failed := [Span(r.start, r.end, "failed", r.failure) for r in results if r.failure]:
-        raise Incomplete.in_spans([span.to_output() for span in failed])
+    failed = [result for result in results if result.failure]
+    if failed:
+        spans = [Span(result.start, result.end, "failed", result.failure) for result in failed]
+        raise Incomplete.in_spans([span.to_output() for span in spans])
 
 
 async def transcribe_chunk(

@@ -26,7 +26,9 @@ MAX_LAST_POST_SECONDS = 2.0  # the result waits no longer for a post that is sti
 MARGIN_SECONDS = 5.0
 MARGIN_SHARE = 0.2
 
-Handler = Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]
+Job = dict[str, Any]  # as the SDK gives it
+Output = dict[str, Any]
+Handler = Callable[[Job], Coroutine[Any, Any, Output]]
 
 _unremoved: set[Path] = set()  # folders that ended jobs could not remove
 
@@ -41,7 +43,7 @@ class Progress:
     chunks_done: int = 0
 
 
-def seconds_allowed(job: dict[str, Any]) -> float | None:
+def seconds_allowed(job: Job) -> float | None:
     """Seconds in which a job must be answered: its execution timeout less a margin.
 
     None without a policy: a worker does not know the endpoint's own timeout.
@@ -53,7 +55,7 @@ def seconds_allowed(job: dict[str, Any]) -> float | None:
     return seconds - min(MARGIN_SECONDS, MARGIN_SHARE * seconds)
 
 
-def _execution_timeout(job: dict[str, Any]) -> float | None:
+def _execution_timeout(job: Job) -> float | None:
     """`policy.executionTimeout` in milliseconds; None where it is absent or no positive number."""
     policy = job.get("policy")
     milliseconds = policy.get("executionTimeout") if isinstance(policy, dict) else None
@@ -63,7 +65,7 @@ def _execution_timeout(job: dict[str, Any]) -> float | None:
 
 
 @asynccontextmanager
-async def time_allowed(job: dict[str, Any], shutdown: Shutdown) -> AsyncIterator[asyncio.Timeout]:
+async def time_allowed(job: Job, shutdown: Shutdown) -> AsyncIterator[asyncio.Timeout]:
     """Cancel the body of the context before the platform kills the worker for its timeout.
 
     Raises DeadlineExceeded, or WorkerStopped where `shutdown` ended the time.
@@ -100,7 +102,7 @@ def cancellation_wins(handler: Handler) -> Handler:
     """
 
     @functools.wraps(handler)
-    async def stoppable(job: dict[str, Any]) -> dict[str, Any]:
+    async def stoppable(job: Job) -> Output:
         output = await asyncio.create_task(handler(job))
         this_task = asyncio.current_task()
         if this_task and this_task.cancelling():
@@ -146,7 +148,7 @@ def _remove(folders: list[Path]) -> None:
 
 
 @asynccontextmanager
-async def progress_of(job: dict[str, Any]) -> AsyncIterator[Progress]:
+async def progress_of(job: Job) -> AsyncIterator[Progress]:
     """The job's Progress. Changes are posted at most once a second, and only within the context.
 
     The SDK's `progress_update` posts from a thread that cannot be awaited, so a post may arrive
@@ -168,7 +170,7 @@ async def progress_of(job: dict[str, Any]) -> AsyncIterator[Progress]:
         await asyncio.gather(poster, return_exceptions=True)
 
 
-async def _post_changes(job: dict[str, Any], progress: Progress, ended: asyncio.Event) -> None:
+async def _post_changes(job: Job, progress: Progress, ended: asyncio.Event) -> None:
     async with AsyncClientSession() as session:
         posted = None
         while not ended.is_set():

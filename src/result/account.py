@@ -34,7 +34,8 @@ def check_account(results: Sequence[ChunkResult], admitted: Sequence[tuple[float
     `admitted`: (start, end) of the chunks in seconds, in order. Times are compared exactly, because
     the chunk and its results compute them from the same samples.
     """
-    left = sorted(((result.start, result.end) for result in results), reverse=True)
+    spans = [(result.start, result.end) for result in results]
+    left = sorted(spans, reverse=True)
     for start, end in admitted:
         covered = start
         while covered < end and left and left[-1][0] == covered:

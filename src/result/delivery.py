@@ -50,7 +50,8 @@ async def deliver(
 
     Raises ResultTooLarge where the text alone is too large.
     """
-    full = await asyncio.to_thread(output_of, transcript, request) | {"usage": usage}
+    full = await asyncio.to_thread(output_of, transcript, request)
+    full["usage"] = usage
     if await asyncio.to_thread(size_of, full) <= max_bytes:
         return full
     if bucket:
@@ -64,7 +65,8 @@ async def _uploaded(
     """What the upload adds to an output: `result_url`, or one more warning."""
     try:
         async with upload_time:
-            return {"result_url": await _in_own_thread(lambda: upload(encoded(full), bucket, name))}
+            url = await _in_own_thread(lambda: upload(encoded(full), bucket, name))
+            return {"result_url": url}
     except Exception as error:  # boto3 has dozens of error types; none may lose the transcript
         log.warn(f"the result could not be uploaded: {type(error).__name__}")
         return {"warnings": [*full.get("warnings", []), UPLOAD_FAILED]}
@@ -80,7 +82,8 @@ def output_of(transcript: Transcript, request: Request) -> Output:
         return transcript.to_output(request.segment_level, request.punctuation)
     formatted: Output = {}
     if form in ("srt", "vtt"):
-        cues = cues_of(list(transcript.words(punctuation=True)), transcript.end)
+        words = list(transcript.words(punctuation=True))
+        cues = cues_of(words, transcript.end)
         formatted[form] = to_srt(cues) if form == "srt" else to_vtt(cues)
     elif form == "verbose_json":
         formatted[form] = verbose_json(transcript, request.punctuation)

@@ -58,7 +58,7 @@ def _times(cue: Cue, point: str) -> str:
 
 
 def cues_of(words: Sequence[Segment], end: float) -> list[Cue]:
-    """The cues of `words`, in order and without overlap; the last one ends before `end` seconds.
+    """The cues of `words`, in order and without overlap; the last one ends by `end` seconds.
 
     `words`: in order, with their punctuation. Each word is in exactly one cue and is never broken.
     A cue starts with its first word. A word that is longer than a line has a line of its own.
@@ -66,9 +66,11 @@ def cues_of(words: Sequence[Segment], end: float) -> list[Cue]:
     if not words:
         return []
     runs = list(_runs(words))
-    limits = [*(run[0].start for run in runs[1:]), max(end, words[-1].end)]
+    starts = [run[0].start for run in runs]
+    limits = [*starts[1:], max(end, words[-1].end)]
     return [
-        Cue(run[0].start, _cue_end(run, limit), _lines(run)) for run, limit in zip(runs, limits)
+        Cue(start, _cue_end(run, limit), _lines(run))
+        for run, start, limit in zip(runs, starts, limits)
     ]
 
 
@@ -103,12 +105,14 @@ def _ends_cue(run: Sequence[Segment], following: Segment) -> bool:
     """
     if following.start - run[-1].end >= MIN_PAUSE_SECONDS:
         return True
-    return bool(TERMINATED.search(run[-1].text)) and run[-1].end - run[0].start >= MIN_SECONDS
+    is_long_enough = run[-1].end - run[0].start >= MIN_SECONDS
+    return is_long_enough and bool(TERMINATED.search(run[-1].text))
 
 
 def _fits_a_cue(run: Sequence[Segment]) -> bool:
     """Whether these words may be one cue."""
-    if run[-1].end - run[0].start > MAX_SECONDS or _lines_needed(run) > MAX_LINES:
+    seconds = run[-1].end - run[0].start
+    if seconds > MAX_SECONDS or _lines_needed(run) > MAX_LINES:
         return False
     return len(run) == 1 or all(_width(word.text) <= 1 for word in run)
 
@@ -119,7 +123,8 @@ def _best_break(run: Sequence[Segment]) -> int:
     The last of the best places to break it is taken; without a good one all words are kept.
     """
     best, best_quality = len(run), 1
-    for i in range(max(1, round(MIN_BREAK_SHARE * len(run))), len(run)):
+    first = max(1, round(MIN_BREAK_SHARE * len(run)))
+    for i in range(first, len(run)):
         quality = _break_quality(run[i - 1], run[i])
         if quality >= best_quality:
             best, best_quality = i, quality
@@ -175,7 +180,7 @@ def _joined(run: Sequence[Segment]) -> str:
 
 def _between(word: Segment, following: Segment) -> str:
     """The space between two words of a cue, or "" where the text has none."""
-    return "" if word.offset + len(word.text) == following.offset else " "
+    return "" if word.end_offset == following.offset else " "
 
 
 def _width(text: str) -> float:

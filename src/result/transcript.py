@@ -37,6 +37,11 @@ class Segment:
     estimated: bool = False
     language: str | None = None
 
+    @property
+    def end_offset(self) -> int:
+        """Index behind the last character in the transcript's text."""
+        return self.offset + len(self.text)
+
     def to_output(self, with_language: bool) -> Output:
         """Plain JSON values; seconds to the millisecond."""
         output: Output = {
@@ -106,14 +111,14 @@ class Transcript:
         words = list(self.words(punctuation=True))
         for word, following in zip(words, [*words[1:], None]):
             run.append(word)
-            if following is None or _ends_sentence(self.text, run, following):
+            if following is None or _ends_sentence(run, following):
                 found.append(self._sentence(run[0], run[-1]))
                 run = []
         return found
 
     def _sentence(self, first: Segment, last: Segment) -> Segment:
         """The sentence from one word to another."""
-        text = self.text[first.offset : last.offset + len(last.text)]
+        text = self.text[first.offset : last.end_offset]
         estimated = first.estimated or last.estimated
         return Segment(first.start, last.end, text, first.offset, estimated, first.language)
 
@@ -167,7 +172,8 @@ def merge(
     """
     ordered = tuple(sorted(chunks, key=lambda chunk: chunk.start))
     text, offsets = join([chunk.text for chunk in ordered])
-    return Transcript(text, ordered, tuple(offsets), tuple(coverage(ordered, end, start)), warning)
+    spans = tuple(coverage(ordered, end, start))
+    return Transcript(text, ordered, tuple(offsets), spans, warning)
 
 
 def join(texts: Sequence[str]) -> tuple[str, list[int]]:
@@ -178,8 +184,9 @@ def join(texts: Sequence[str]) -> tuple[str, list[int]]:
     joined = ""
     offsets: list[int] = []
     for text in texts:
-        if joined and text and not (is_unspaced(joined[-1]) and is_unspaced(text[0])):
-            joined += " "
+        if joined and text:
+            unspaced = is_unspaced(joined[-1]) and is_unspaced(text[0])
+            joined += "" if unspaced else " "
         offsets.append(len(joined))
         joined += text
     return joined, offsets
@@ -204,10 +211,14 @@ def _boundary(text: str, end: int, start: int) -> int:
     the first word, `start` the start of the second.
     """
     for i in range(end, start):
-        opens = unicodedata.category(text[i]) in ("Ps", "Pi") or text[i] in "¿¡"
-        if opens or text[i].isspace():
+        if text[i].isspace() or _opens(text[i]):
             return i
     return start
+
+
+def _opens(character: str) -> bool:
+    """Whether a character is a mark that stands before a word."""
+    return unicodedata.category(character) in ("Ps", "Pi") or character in "¿¡"
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
@@ -219,13 +230,13 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-def _ends_sentence(text: str, run: Sequence[Segment], following: Segment) -> bool:
+def _ends_sentence(run: Sequence[Segment], following: Segment) -> bool:
     """Whether the words of `run` are a sentence without the word that follows."""
     first, last = run[0], run[-1]
-    if _is_terminated(text, last, following):
+    if _is_terminated(last, following):
         return True
     seconds = following.end - first.start
-    characters = following.offset + len(following.text) - first.offset
+    characters = following.end_offset - first.offset
     pause = following.start - last.end
     return (
         pause >= MIN_SENTENCE_PAUSE_SECONDS
@@ -234,11 +245,12 @@ def _ends_sentence(text: str, run: Sequence[Segment], following: Segment) -> boo
     )
 
 
-def _is_terminated(text: str, word: Segment, following: Segment) -> bool:
+def _is_terminated(word: Segment, following: Segment) -> bool:
     """Whether a word has the mark of a sentence's end, which is no part of a name or a number."""
-    gap = text[word.offset + len(word.text) : following.offset]
-    may_end = bool(gap) or is_unspaced(word.text[-1])
-    return bool(TERMINATED.search(word.text)) and may_end and not _INITIALS.fullmatch(word.text)
+    if not TERMINATED.search(word.text) or _INITIALS.fullmatch(word.text):
+        return False
+    has_gap = word.end_offset < following.offset
+    return has_gap or is_unspaced(word.text[-1])
 
 
 def _retries_of(chunk: ChunkResult) -> Output:
