@@ -49,6 +49,8 @@ TYPES = {
 LEVEL_SECONDS = 0.05  # the waveform has one peak for this much audio
 MAX_COLUMNS = 1200  # the waveform is no finer than the pixels of a wide window
 
+Result = dict[str, Any]  # a JSON object from the worker
+
 # What a mark is called in the legend.
 KINDS = {
     "estimated": "time estimated, not measured",
@@ -70,9 +72,6 @@ class MarkedSpan:
     end: float
     kind: str  # one of KINDS
     why: str
-
-
-Result = dict[str, Any]  # a JSON object from the worker
 
 
 def main() -> int:
