@@ -304,10 +304,10 @@ def test_a_model_chosen_for_the_build_is_the_workers_too(name):
 
 
 @pytest.mark.parametrize("default", ["model_name", "aligner_name"])
-def test_only_the_settings_name_the_default_models(default):
+def test_one_file_names_the_default_models(default):
     name = getattr(load_settings({}), default)
-    files = [ROOT / "Dockerfile", *ROOT.glob("src/*.py"), *ROOT.glob("builder/*.*")]
-    assert [path.name for path in files if name in path.read_text()] == ["settings.py"]
+    files = [ROOT / "Dockerfile", *ROOT.glob("src/**/*.py"), *ROOT.glob("builder/*.*")]
+    assert [path.name for path in files if name in path.read_text()] == ["defaults.py"]
 
 
 def test_the_worker_tells_the_version_that_the_image_is_labelled_with():
@@ -352,10 +352,10 @@ def test_the_build_context_holds_what_is_copied_and_nothing_else():
 def test_the_check_imports_every_package_that_the_code_imports():
     modules = {
         name
-        for path in ROOT.glob("src/*.py")
+        for path in ROOT.glob("src/**/*.py")
         for name in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)
     }
-    ours = {path.stem for path in ROOT.glob("src/*.py")}
+    ours = {path.stem for path in ROOT.glob("src/**/*")}
     assert modules - ours - sys.stdlib_module_names <= set(check_image.IMPORTED)
 
 

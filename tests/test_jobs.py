@@ -391,6 +391,20 @@ def test_all_jobs_together_have_no_more_chunks_in_flight_than_the_gate_lets_in(
     assert [output["text"] for output in asyncio.run(jobs())] == [""] * 4 and most == 3
 
 
+def test_a_job_with_a_chunk_whose_results_are_lost_fails_fault_injected(
+    run, serve, worker, monkeypatch
+):
+    transcribe, chunks = worker.transcribe_chunk, []
+
+    async def loses_the_second(chunk, *more):
+        chunks.append(chunk)
+        return [] if len(chunks) == 2 else await transcribe(chunk, *more)
+
+    monkeypatch.setattr(worker, "transcribe_chunk", loses_the_second)
+    output = run({"audio_url": serve("lost.wav", np.concatenate([u.pcm for u in ENGLISH[:6]]))})
+    assert output["error_code"] == "internal_error" and len(chunks) > 2
+
+
 def test_a_job_whose_chunk_waits_at_the_gate_decodes_no_further(serve, worker, monkeypatch):
     gate, streams, decode = Gate(1), [], worker.decode
 

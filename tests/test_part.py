@@ -21,8 +21,9 @@ from material import CHINESE, ENGLISH, silence
 from recording.chunk import SAMPLE_RATE
 from recording.pcm_stream import decode
 from recording.vad import CutRules, Splitter
+from result.account import coverage
 from result.delivery import output_of
-from result.transcript import coverage, merge
+from result.transcript import merge
 from result.usage import Usage
 from speech.models.recogniser import Recogniser
 from speech.words import ChunkResult, Word

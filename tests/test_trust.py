@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import CHINESE, ENGLISH, chunk_of, silence, voice
 from recording.chunk import SAMPLE_RATE, AudioChunk
-from result.transcript import coverage, merge
+from result.account import LostResults, check_account, coverage
+from result.transcript import merge
 from speech.word_times import estimated_words, repair
 from speech.words import ChunkResult
 from utterance import plain
@@ -171,6 +172,33 @@ def test_both_gives_words_and_sentences_that_share_their_times():
 
 
 # the account
+
+
+ADMITTED = [(0.0, 2.0), (2.0, 5.0), (6.0, 8.0)]
+RESULTS = [ChunkResult(*span, 1) for span in ((0, 2), (2, 3.5), (3.5, 5), (6, 8))]
+
+
+def test_results_that_tile_every_admitted_chunk_are_an_account_in_any_order():
+    check_account(RESULTS, ADMITTED)
+    check_account(RESULTS[::-1], ADMITTED)
+    check_account([], [])
+
+
+@pytest.mark.parametrize("lost", range(len(RESULTS)))
+def test_a_lost_result_is_no_silence(lost):
+    with pytest.raises(LostResults):
+        check_account(RESULTS[:lost] + RESULTS[lost + 1 :], ADMITTED)
+
+
+@pytest.mark.parametrize("span", [(0, 2), (1, 3), (5, 6), (4, 7), (8, 9)], ids=str)
+def test_a_result_too_many_is_found(span):
+    with pytest.raises(LostResults):
+        check_account([*RESULTS, ChunkResult(*span, 1)], ADMITTED)
+
+
+def test_a_result_over_two_chunks_is_found():
+    with pytest.raises(LostResults):
+        check_account([ChunkResult(0, 5, 1), RESULTS[-1]], ADMITTED)
 
 
 @given(

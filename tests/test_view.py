@@ -95,7 +95,7 @@ def test_the_page_lies_beside_the_result_and_holds_the_recording(tmp_path, recor
 
 
 def test_a_large_recording_is_linked_by_its_relative_path(tmp_path, recording, monkeypatch, capsys):
-    monkeypatch.setattr(view, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(view, "MAX_EMBEDDED_BYTES", 1000)
     (tmp_path / "pages").mkdir()
     file = tmp_path / "a talk.wav"
     file.write_bytes(recording.read_bytes())
@@ -428,7 +428,7 @@ def test_without_a_recording_the_words_can_still_be_selected(tab, tmp_path):
 
 
 def test_a_recording_that_cannot_be_played_is_reported(tab, tmp_path, recording, monkeypatch):
-    monkeypatch.setattr(view, "EMBEDDED_BYTES", 0)
+    monkeypatch.setattr(view, "MAX_EMBEDDED_BYTES", 0)
     file = tmp_path / "gone.wav"
     file.write_bytes(recording.read_bytes())
     view.write(tmp_path / "page.html", RESULT, file, "A talk")
