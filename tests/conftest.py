@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import http.server
+import json
 import os
 import sys
 import threading
@@ -15,26 +16,27 @@ import hypothesis
 import pytest
 import real_models
 
-hypothesis.settings.register_profile(
-    "without deadline", deadline=None
-)  # a machine under load is slow, and nothing is wrong
+# a machine under load is slow, and nothing is wrong
+hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
 
 ROOT = Path(__file__).parent.parent
+# the decoder is a process of its own
 FOLDERS = (
     "src",
     "src/recording/decoder",
     "builder",
     "tests/models/recipe",
-)  # the decoder is a process of its own
+)
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
 
+# minutes each; first, so that both processes end at about the same time
 LONG = (
     "test_runpod.py",
     "test_entry_points.py",
     "test_end_to_end.py",
-)  # minutes each; first, so that both processes end at about the same time
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,9 +75,34 @@ def file_server(tmp_path_factory) -> Iterator[FileServer]:
     server.close()
 
 
+@pytest.fixture
+def hook() -> Iterator[tuple[str, list[dict], list[int]]]:
+    """(URL, the bodies posted to it, the statuses that it answers next; 200 after those)."""
+    bodies, statuses = [], []
+
+    class Receiver(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(statuses.pop(0) if statuses else 200)
+            self.end_headers()
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", bodies, statuses
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
 @pytest.fixture(scope="session")
 def real_checkpoints(tmp_path_factory) -> Path:
-    """A folder with 0.6B, 1.7B and aligner: the real tokenizer and configurations, empty weights of the real size."""
+    """A folder with 0.6B, 1.7B and aligner: the real tokenizer and configurations, empty weights of
+    the real size.
+    """
     folder = tmp_path_factory.mktemp("real")
     real_models.write_checkpoints(folder)
     return folder
@@ -83,7 +110,9 @@ def real_checkpoints(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def published(real_checkpoints):
-    """The real recogniser's tokenizer as the model's authors use it: the class for its files, without any patch."""
+    """The real recogniser's tokenizer as the model's authors use it: the class for its files,
+    without any patch.
+    """
     from transformers import Qwen2TokenizerFast
 
     return Qwen2TokenizerFast.from_pretrained(real_checkpoints / "tokenizer")
@@ -91,9 +120,11 @@ def published(real_checkpoints):
 
 @pytest.fixture(scope="session")
 def worker() -> Iterator:
-    """The real handler module with its models loaded: vLLM on the CPU, the aligner, the tiny checkpoints.
+    """The real handler module with its models loaded: vLLM on the CPU, the aligner, the tiny
+    checkpoints.
 
-    Its libraries make the process flush subnormal floats to zero, so the tests' strategies for floats exclude these.
+    Its libraries make the process flush subnormal floats to zero, so the tests' strategies for
+    floats exclude these.
     """
     import handler
     from contract.settings import load_settings
@@ -108,7 +139,9 @@ def worker() -> Iterator:
 
 @contextmanager
 def other_models(worker, **settings) -> Iterator:
-    """The handler module with models of its own, loaded with these settings, for the duration of the context."""
+    """The handler module with models of its own, loaded with these settings, for the duration of
+    the context.
+    """
     before = {name: getattr(worker, name) for name in ("settings", "asr", "aligner", "gate")}
     worker.settings = replace(worker.settings, **settings)
     worker.load_models()

@@ -1,9 +1,11 @@
-"""Recordings with a scripted model, for speech that the tiny checkpoints cannot recognise: they know 36 English words.
+"""Recordings with a scripted model, for speech that the tiny checkpoints cannot recognise: they
+know 36 English words.
 
-The audio is noise with pauses, and no stretch of it occurs twice. So the script that replaces vLLM's `generate` finds by the
-samples which stretch of the recording a decode covers. It answers with the words of that stretch, or with what a scenario
-puts in their place. Token counts follow the real tokenizer, and an answer is cut off at its max_tokens, as by vLLM. The
-aligner's forward pass is scripted too; its units are those of the qwen-asr package. All other code is the worker's.
+The audio is noise with pauses, and no stretch of it occurs twice. So the script that replaces
+vLLM's `generate` finds by the samples which stretch of the recording a decode covers. It answers
+with the words of that stretch, or with what a scenario puts in their place. Token counts follow the
+real tokenizer, and an answer is cut off at its max_tokens, as by vLLM. The aligner's forward pass
+is scripted too; its units are those of the qwen-asr package. All other code is the worker's.
 """
 
 import random
@@ -16,12 +18,14 @@ import numpy as np
 from recording.chunk import SAMPLE_RATE
 
 SECTION_SECONDS, GAP_SECONDS, PAUSE_SECONDS, SENTENCE_SECONDS = 56.0, 2.0, 0.5, 6.0
+# standard deviation of the samples; to the voice detector LOUD is speech and HISS is silence
 LOUD, HISS = (
     3000,
     3,
-)  # standard deviation of the samples; to the voice detector LOUD is speech and HISS is silence
+)
 
-# tokens per word, measured with the real tokenizer; a word of Thai or Japanese is a few characters here
+# tokens per word, measured with the real tokenizer; a word of Thai or Japanese is a few characters
+# here
 TOKENS = {
     "English": 1.1,
     "German": 1.6,
@@ -210,16 +214,13 @@ class Section:
 
     language: str = "English"
     words: list[Said] = field(default_factory=list)
-    sounds: list[tuple[float, float]] = field(
-        default_factory=list
-    )  # (start, end) of what is no silence
+    # (start, end) of what is no silence
+    sounds: list[tuple[float, float]] = field(default_factory=list)
     voiced: float = 1.0  # share of each word that is loud enough for the detector
-    model: Callable[[Stretch], str | None] = lambda stretch: (
-        None
-    )  # the answer for a stretch; None: the words, "": no text
-    piled_from: float = float(
-        "inf"
-    )  # in a chunk over 40 s the aligner gives words behind this second no time of their own
+    # the answer for a stretch; None: the words, "": no text
+    model: Callable[[Stretch], str | None] = lambda stretch: None
+    # in a chunk over 40 s the aligner gives words behind this second no time of their own
+    piled_from: float = float("inf")
 
     def talk(
         self, until: float, words_per_minute: float = 150, text: list[str] | None = None
@@ -248,7 +249,9 @@ class Section:
         return self
 
     def play(self, until: float, pause: float = PAUSE_SECONDS) -> "Section":
-        """Append sound without speech, such as music or applause, up to second `until` of the section."""
+        """Append sound without speech, such as music or applause, up to second `until` of the
+        section.
+        """
         self.sounds.append((self.end + pause, until))
         return self
 
@@ -265,7 +268,10 @@ def shuffled(language: str) -> Iterator[str]:
 
 
 class Recording:
-    """Sections in a row with a longer pause between. Replaces `engine.generate` and the aligner's `_marks`."""
+    """Sections in a row with a longer pause between.
+
+    Replaces `engine.generate` and the aligner's `_marks`.
+    """
 
     def __init__(self, sections: list[Section]):
         self.sections, self.starts, at = sections, [], 0.0
@@ -309,7 +315,10 @@ class Recording:
         stretch = Stretch(start - begin, end - begin, words, context, sampling.temperature)
         text = section.model(stretch)
         text = stretch.text() if text is None else text
-        raw = f"language {section.language if text else 'None'}<asr_text>{written(text, section.language)}"
+        raw = (
+            "language "
+            f"{section.language if text else 'None'}<asr_text>{written(text, section.language)}"
+        )
         tokens = 4 + round(TOKENS[section.language] * len(text.split()))
         finish = "stop"
         if tokens > sampling.max_tokens:
@@ -324,7 +333,10 @@ class Recording:
         )
 
     def marks(self, batch):
-        """For each clip the start and end of each unit in ms. A unit that was not said gets the last time, as by the real aligner."""
+        """For each clip the start and end of each unit in ms.
+
+        A unit that was not said gets the last time, as by the real aligner.
+        """
         for task in batch:
             begin, section = self._section_at(task.chunk.start, task.chunk.end)
             last = begin + section.piled_from if task.chunk.duration > 40 else float("inf")
@@ -375,9 +387,11 @@ def written(text: str, language: str) -> str:
 def loops(
     event: float, phrase: str = "ha ", cured_by_sampling: bool = False, cured_under: float = 0
 ):
-    """The words up to second `event`, then `phrase` until the answer is cut off; only where the stretch holds `event` and 6 s more.
+    """The words up to second `event`, then `phrase` until the answer is cut off; only where the
+    stretch holds `event` and 6 s more.
 
-    A stretch of at most `cured_under` seconds is answered correctly, and so is another sampling with `cured_by_sampling`.
+    A stretch of at most `cured_under` seconds is answered correctly, and so is another sampling
+    with `cured_by_sampling`.
     """
 
     def model(stretch: Stretch) -> str | None:
@@ -395,7 +409,9 @@ def loops(
 
 
 def loops_and_ends(event: float, phrase: str = "ha "):
-    """Like `loops`, but the loop ends before the cap, after more than anyone can say in the time; then come the words behind it."""
+    """Like `loops`, but the loop ends before the cap, after more than anyone can say in the time;
+    then come the words behind it.
+    """
 
     def model(stretch: Stretch) -> str | None:
         if stretch.start > event or stretch.end < event + 6:

@@ -166,9 +166,8 @@ class Tally:
     cancelled: Counter = field(default_factory=Counter)
     hung: Counter = field(default_factory=Counter)
     left: Counter = field(default_factory=Counter)
-    wrong: list = field(
-        default_factory=list
-    )  # jobs that ended before the phase, with another output than alone
+    # jobs that ended before the phase, with another output than alone
+    wrong: list = field(default_factory=list)
     hung_at: Counter = field(default_factory=Counter)
 
     def table(self) -> str:

@@ -1,4 +1,7 @@
-"""Whole jobs with both models in bfloat16, as on every GPU, on the CPU. The checkpoints were trained in float32."""
+"""Whole jobs with both models in bfloat16, as on every GPU, on the CPU.
+
+The checkpoints were trained in float32.
+"""
 
 from collections.abc import Iterator
 

@@ -83,7 +83,9 @@ def test_the_length_by_the_header_is_the_size_of_the_real_file():
 
 
 def shard(folder: Path, *names: str) -> None:
-    """Replace the weights in `folder` by shards with these names and an index; each shard is a copy of all weights."""
+    """Replace the weights in `folder` by shards with these names and an index; each shard is a copy
+    of all weights.
+    """
     for name in names:
         shutil.copy(folder / "model.safetensors", folder / name)
     (folder / "model.safetensors").unlink()
@@ -118,7 +120,8 @@ def test_weights_cut_short_are_refused(copy, kept):
     path.write_bytes(path.read_bytes()[:kept])
     reason = refusal(folder, "recogniser")
     assert re.search(
-        r"model\.safetensors (has \d+ bytes; by its header it must have \d+|must begin with the header)",
+        r"model\.safetensors (has \d+ bytes; by its header it must have \d+|must begin "
+        r"with the header)",
         reason,
     )
 

@@ -1,4 +1,6 @@
-"""How `initial_context`, `use_previous_context` and `vocabulary` reach the engine, read from its prompts."""
+"""How `initial_context`, `use_previous_context` and `vocabulary` reach the engine, read from its
+prompts.
+"""
 
 import asyncio
 
@@ -15,7 +17,7 @@ from test_asr import Prompts
 
 @pytest.fixture(scope="module")
 def url(file_server) -> str:
-    """A recording of at least three chunks: utterances with pauses that are long enough to cut in."""
+    """A recording of at least three chunks, with pauses that are long enough to cut in."""
     parts = [part for u in ENGLISH[:5] for part in (u.pcm, silence(0.5))]
     soundfile.write(file_server.folder / "context.wav", np.concatenate(parts), SAMPLE_RATE)
     return file_server.url("context.wav")
@@ -27,7 +29,9 @@ def job(worker, url, monkeypatch):
     monkeypatch.setattr(fallback, "TAIL_SECONDS", 1e9)
 
     def run(*answers, **fields):
-        """(output, system messages of the prompts in their order); `answers` replace those of the engine, in turn."""
+        """(output, system messages of the prompts in their order); `answers` replace those of the
+        engine, in turn.
+        """
         prompts = Prompts(worker.asr, answers)
         monkeypatch.setattr(worker.asr._engine, "generate", prompts)
         output = asyncio.run(worker.handler({"id": "test", "input": {"audio_url": url, **fields}}))
@@ -92,16 +96,17 @@ SAID = ("language English<asr_text>Alpha.", "stop")
 def test_a_prompt_holds_the_vocabulary_and_on_the_next_line_the_context(
     job, vocabulary, listed, initial, previous
 ):
-    """The context is the initial one in the first chunk, and in later ones the text before, with use_previous_context."""
+    """The context is the initial one in the first chunk, and in later ones the text before, with
+    use_previous_context.
+    """
     _, contexts = job(
         *[SAID] * 9, vocabulary=vocabulary, initial_context=initial, use_previous_context=previous
     )
     expected = [initial, *["Alpha." if previous else ""] * (len(contexts) - 1)]
     assert len(contexts) > 2
     wanted = ["\n".join(filter(None, [listed, context])) for context in expected]
-    assert (
-        contexts == wanted if previous else sorted(contexts) == sorted(wanted)
-    )  # else they come in any order
+    # else they come in any order
+    assert contexts == wanted if previous else sorted(contexts) == sorted(wanted)
 
 
 def test_a_vocabulary_stays_whole_and_shortens_the_context_at_its_beginning(job, worker):
@@ -135,7 +140,10 @@ def test_a_vocabulary_that_just_fits_is_accepted_and_one_more_term_is_refused_wi
         most.append("zulu")
     with pytest.raises(
         InvalidRequest,
-        match=rf"^vocabulary is longer than the 512 tokens allowed.* vocabulary\[{len(most)}\], 'žižek'",
+        match=(
+            rf"^vocabulary is longer than the 512 tokens allowed.* vocabulary\[{len(most)}\], "
+            r"'žižek'"
+        ),
     ):
         worker.asr.vocabulary([*most, "žižek", "tango"])
 

@@ -1,4 +1,6 @@
-"""Results within RunPod's limit: measured as they are sent, reduced in fixed steps, valid JSON, uploaded whole to a bucket."""
+"""Results within RunPod's limit: measured as they are sent, reduced in fixed steps, valid JSON,
+uploaded whole to a bucket.
+"""
 
 import asyncio
 import json
@@ -255,7 +257,8 @@ async def test_an_upload_that_succeeds_gives_its_url_text_injected(monkeypatch):
 def test_a_process_ends_although_an_upload_hangs(tmp_path):
     """The bucket accepts the connection and never answers."""
     program = """
-import asyncio, delivery
+import asyncio
+from result import delivery
 bucket = delivery.Bucket("http://127.0.0.1:%d", "id", "secret", "talks", trusted=True)
 async def main():
     async with asyncio.timeout(1):

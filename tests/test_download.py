@@ -1,10 +1,12 @@
-"""Downloads from servers on loopback: bodies, retries, refusals, redirects, addresses, time limits, logs.
+"""Downloads from servers on loopback: bodies, retries, refusals, redirects, addresses, time limits,
+logs.
 
 Each server behaves in one way, which its test shows. Nothing outside this machine is contacted.
 """
 
 import asyncio
 import base64
+import contextlib
 import datetime
 import errno
 import gzip
@@ -21,8 +23,8 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-import download as module
 import pytest
+import recording.download as module
 import recording.http_get as web
 from contract.errors import (
     AddressRefused,
@@ -56,10 +58,8 @@ class Server:
 
             def do_GET(handler):
                 self.requests.append((handler.path, dict(handler.headers)))
-                try:
+                with contextlib.suppress(ConnectionError):  # the client has had enough
                     answer(handler, next(counter))
-                except ConnectionError:
-                    pass  # the client has had enough
                 handler.close_connection = True
 
             def log_message(self, *_):
@@ -579,10 +579,11 @@ def names(monkeypatch):
 
 
 def test_every_address_of_a_host_is_tried(serve, fetch, names):
+    # nobody listens at the first
     server, names["two.test"] = (
         serve(whole),
         ["127.0.0.2", "127.0.0.1"],
-    )  # nobody listens at the first
+    )
     assert fetch(f"http://two.test:{server.port}{SECRET}") == SOUND
     assert server.requests[0][1]["Host"] == f"two.test:{server.port}"
 
@@ -641,6 +642,7 @@ def public_only(monkeypatch):
     monkeypatch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", raising=False)
 
 
+# the SDK accepts these
 PRIVATE = [
     *(
         "127.0.0.1",
@@ -670,7 +672,7 @@ PRIVATE = [
         "[2002:7f00:1::]",
         "[fec0::1]",
         "[::ffff:192.0.0.192]",
-    ),  # the SDK accepts these
+    ),
 ]
 
 

@@ -1,5 +1,5 @@
-"""Whole jobs: the real handler, a real download from loopback, real vLLM, the real aligner; recordings of 5 minutes
-with known words, known word times and pauses of 0.2-1.5 s, cut at 8 s.
+"""Whole jobs: the real handler, a real download from loopback, real vLLM, the real aligner;
+recordings of 5 minutes with known words, known word times and pauses of 0.2-1.5 s, cut at 8 s.
 """
 
 import asyncio
@@ -29,7 +29,8 @@ FORMATS = {  # as recordings come: suffix → rate, channels, bit rate
     "m4a": (44_100, 2, 128_000),
     "opus": (48_000, 1, 64_000),
 }
-# mean distance of word boundaries from the truth in the recordings of tests/models/README.md, cut by a simple splitter
+# mean distance of word boundaries from the truth in the recordings of tests/models/README.md, cut
+# by a simple splitter
 MEAN_OFF_MS = {"English": 56, "Chinese": 50}
 
 per_language = pytest.mark.parametrize("language", POOLS)
@@ -60,7 +61,9 @@ def run(worker, url: str, **fields) -> dict:
 
 
 def case_of(worker, file_server, language: str, formats: dict) -> Case:
-    """A recording in that language, transcribed by the whole worker in each format; one of them must be WAV."""
+    """A recording in that language, transcribed by the whole worker in each format; one of them
+    must be WAV.
+    """
     generate, calls = worker.asr._engine.generate, []
 
     def counted(*args, **kwargs):
@@ -101,10 +104,18 @@ def drawn(whole: Utterance, pool: list[Utterance]) -> list[Utterance]:
     while at < len(whole.words):
         rest = whole.words[at:]
         u = next(
-            u for u in pool
-            if all(a.text == b.text and abs((a.end - a.start) - (b.end - b.start)) < 1e-6 for a, b in zip(u.words, rest))
-            and len(u.words) <= len(rest) and abs((u.words[-1].end - u.words[0].start) - (rest[len(u.words) - 1].end - rest[0].start)) < 1e-6
-        )  # fmt: skip
+            u
+            for u in pool
+            if all(
+                a.text == b.text and abs((a.end - a.start) - (b.end - b.start)) < 1e-6
+                for a, b in zip(u.words, rest)
+            )
+            and len(u.words) <= len(rest)
+            and abs(
+                (u.words[-1].end - u.words[0].start) - (rest[len(u.words) - 1].end - rest[0].start)
+            )
+            < 1e-6
+        )
         found.append(u)
         at += len(u.words)
     return found
@@ -166,7 +177,8 @@ def test_word_errors_are_within_half_a_point_of_the_same_utterances_one_by_one(
     together, _ = matched(case.said, case.heard)
     rate_alone, rate_together = 100 * alone / len(case.said), 100 * together / len(case.said)
     print(
-        f"\n{language}: {len(case.said)} words, errors {rate_together:.2f} % in the recording, {rate_alone:.2f} % one by one"
+        f"\n{language}: {len(case.said)} words, errors {rate_together:.2f} % in the "
+        f"recording, {rate_alone:.2f} % one by one"
     )
     assert rate_together <= rate_alone + 0.5
 
@@ -193,7 +205,9 @@ def assert_words_are_whole_at_every_cut(case: Case) -> None:
 def test_word_boundaries_are_as_close_as_the_models_allow(cases, language):
     off = boundaries_off_ms(cases[language])
     print(
-        f"\n{language}: {len(cases[language].chunks)} chunks, boundaries off by mean {off.mean():.1f} ms, median {np.median(off):.0f}, 90 % under {np.quantile(off, 0.9):.0f}"
+        f"\n{language}: {len(cases[language].chunks)} chunks, boundaries off by mean "
+        f"{off.mean():.1f} ms, median {np.median(off):.0f}, 90 % under "
+        f"{np.quantile(off, 0.9):.0f}"
     )
     assert off.mean() <= MEAN_OFF_MS[language]
 

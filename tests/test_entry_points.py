@@ -1,4 +1,4 @@
-"""The worker as users start it: --test_input through the demo, a test_input.json, --rp_serve_api."""
+"""The worker as users start it: --test_input in the demo, a test_input.json, --rp_serve_api."""
 
 import gc
 import json
@@ -55,7 +55,10 @@ def speech_url(file_server) -> str:
 
 
 def test_importing_the_handler_loads_no_model_library():
-    loaded = "import handler, sys; print(sorted({'torch', 'vllm', 'transformers', 'qwen_asr', 'librosa', 'av'} & {*sys.modules}))"
+    loaded = (
+        "import handler, sys; print(sorted({'torch', 'vllm', 'transformers', 'qwen_asr', "
+        "'librosa', 'av'} & {*sys.modules}))"
+    )
     out = subprocess.run(
         [sys.executable, "-c", loaded],
         cwd=HANDLER.parent,
@@ -93,11 +96,12 @@ def test_a_device_that_vllm_cannot_run_on_ends_the_start_with_one_sentence():
 
 
 def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
+    # so that it ends soon
     environment = os.environ | {
         "DEVICE": "auto",
         "MODEL_NAME": "no/such-model",
         "HF_HUB_OFFLINE": "1",
-    }  # so that it ends soon
+    }
     out = subprocess.run(
         [sys.executable, HANDLER],
         env=environment,
@@ -112,7 +116,8 @@ def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
 
 
 NOBODYS_UID = "12345"  # without an entry in /etc/passwd
-# Root's Python may be readable by root alone. With this capability the user reads all, and writes nothing more than any other.
+# Root's Python may be readable by root alone. With this capability the user reads all, and writes
+# nothing more than any other.
 AS_NOBODY = ("setpriv", f"--reuid={NOBODYS_UID}", f"--regid={NOBODYS_UID}", "--clear-groups")
 AS_NOBODY += ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 as_root = pytest.mark.skipif(
@@ -122,7 +127,9 @@ as_root = pytest.mark.skipif(
 
 @pytest.fixture
 def nobodys_environment(tmp_path) -> dict[str, str]:
-    """As in a container that was started with another user: no name, no home, one cache that all may write to."""
+    """As in a container that was started with another user: no name, no home, one cache that all
+    may write to.
+    """
     environment = {
         name: value for name, value in os.environ.items() if not name.endswith("_CACHE_DIR")
     }
@@ -154,7 +161,12 @@ def test_a_user_without_a_name_and_a_home_gets_a_transcript(nobodys_environment,
 @as_root
 def test_a_user_without_a_home_can_import_librosa(nobodys_environment):
     """It compiles functions, and fails without a folder to cache them in."""
-    code = "import os, caches; os.environ |= caches.cache_environment(os.environ); import librosa.core.audio"
+    code = (
+        "import os\n"
+        "from speech.models.caches import cache_environment\n"
+        "os.environ |= cache_environment(os.environ)\n"
+        "import librosa.core.audio"
+    )
     environment = nobodys_environment | {"PYTHONPATH": str(HANDLER.parent)}
     out = subprocess.run(
         [*AS_NOBODY, sys.executable, "-c", code],
@@ -260,7 +272,9 @@ def cached_models(tmp_path_factory) -> Iterator[tuple[dict[str, str], Hub]]:
 def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(
     tmp_path, file_server, cached_models
 ):
-    """Also with both models in the cache nothing is requested from the hub, by the worker or a library in its two processes."""
+    """Also with both models in the cache nothing is requested from the hub, by the worker or a
+    library in its two processes.
+    """
     models, hub = cached_models
     (tmp_path / "test_input.json").write_text(
         json.dumps({"input": {"audio_url": file_server.url("missing.wav")}})
@@ -268,9 +282,14 @@ def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(
     # a short path: the engine's sockets live in it, and a socket's name has 107 characters
     with tempfile.TemporaryDirectory() as temporary:
         process = subprocess.Popen(
-            [sys.executable, HANDLER], cwd=tmp_path, env=os.environ | {"TMPDIR": temporary} | models,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, HANDLER],
+            cwd=tmp_path,
+            env=os.environ | {"TMPDIR": temporary} | models,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
         out, _ = process.communicate(timeout=START_SECONDS)
         assert os.listdir(temporary) == []
     (result,) = [json.loads(line) for line in out.splitlines() if line.startswith("{")]

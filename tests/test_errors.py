@@ -1,4 +1,6 @@
-"""The error tree is part of the contract: its codes never change, and its docstring draws it as it is."""
+"""The error tree is part of the contract: its codes never change, and its docstring draws it as it
+is.
+"""
 
 import json
 import re

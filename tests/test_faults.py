@@ -1,4 +1,5 @@
-"""Every fault in the first, a middle, the last and every chunk: text is delivered where there is any, and a gap is never a success.
+"""Every fault in the first, a middle, the last and every chunk: text is delivered where there is
+any, and a gap is never a success.
 
 The faults are injected at `engine.generate`; the other chunks go to the real engine.
 """
@@ -54,7 +55,9 @@ def recording(worker, file_server):
 
 
 class Faulty:
-    """Replaces the engine's first `times` answers for each chosen chunk and its pieces; counts all calls for each chunk."""
+    """Replaces the engine's first `times` answers for each chosen chunk and its pieces; counts all
+    calls for each chunk.
+    """
 
     def __init__(self, worker, chunks, chosen, answer, times):
         self._real, self._render = worker.asr._engine.generate, worker.asr._rendered
@@ -126,9 +129,8 @@ def test_a_fault_that_occurs_once_is_mended_and_reported(run, healthy_text, posi
     assert max(calls) <= 3 and "error" not in output
     assert {reason for r in output["retries"] for reason in r["reasons"]} == {fault}
     said, heard = [[plain(w) for w in text.split()] for text in (healthy_text, output["text"])]
-    assert abs(len(said) - len(heard)) <= 0.1 * len(
-        said
-    )  # in halves a word may be recognised differently
+    # in halves a word may be recognised differently
+    assert abs(len(said) - len(heard)) <= 0.1 * len(said)
 
 
 @pytest.mark.parametrize("position", POSITIONS)

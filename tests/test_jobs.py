@@ -1,4 +1,6 @@
-"""Whole jobs with unusual input or injected faults: each has its own error or the right result, and leaves nothing behind."""
+"""Whole jobs with unusual input or injected faults: each has its own error or the right result, and
+leaves nothing behind.
+"""
 
 import asyncio
 import base64
@@ -21,17 +23,18 @@ import pytest
 import soundfile
 import speech.health as health
 import speech.models.aligner as align
-import speech.models.recogniser as asr
 import torch
 from contract.errors import AlignError, RecognitionError
 from material import ENGLISH, noise, silence
 from recording.chunk import SAMPLE_RATE
 from speech.admission import Gate
 from speech.health import Health
+from speech.models import recogniser
 from speech.words import ChunkResult
 from test_asr import Prompts
 from vllm.v1.engine.exceptions import EngineDeadError
 
+SRC = Path(__file__).parent.parent / "src"
 NOTHING = {
     "language_detected": None,
     "language_code": None,
@@ -271,7 +274,10 @@ def test_an_aligner_without_an_answer_costs_times_not_text_fault_injected(
 
 @pytest.fixture
 def gave_up(worker, monkeypatch) -> list[str]:
-    """Fresh counts of failures. Giving up adds to this list, and does not end the engine that all tests share."""
+    """Fresh counts of failures.
+
+    Giving up adds to this list, and does not end the engine that all tests share.
+    """
     told = []
     monkeypatch.setattr(
         worker, "health", Health(worker.fitness_check, lambda: told.append("given up"))
@@ -332,7 +338,9 @@ def test_aligner_errors_with_a_known_reason_do_not_count_fault_injected(
 def test_an_engine_that_refuses_every_chunk_is_noticed_fault_injected(
     run, serve, worker, monkeypatch, gave_up
 ):
-    """A chunk is refused twice before its job fails, so the third refusal comes with the second job."""
+    """A chunk is refused twice before its job fails, so the third refusal comes with the second
+    job.
+    """
 
     def refuses(*_, **__):
         raise ValueError("injected")
@@ -349,7 +357,7 @@ def test_the_process_that_is_killed_on_giving_up_is_the_engines(worker):
 
 
 def test_the_engines_process_is_started_by_spawn(worker):
-    assert asr.ENVIRONMENT["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert recogniser.ENVIRONMENT["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
@@ -429,10 +437,11 @@ def test_garbage_collection_skips_the_loaded_modules_and_models(worker):
 def test_the_engines_process_does_not_import_the_worker(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
-        "import asr, multiprocessing, os\n"
+        "import multiprocessing, os\n"
+        "from speech.models import recogniser\n"
         "print('imported as', __name__, flush=True)\n"
         "if __name__ == '__main__':\n"
-        "    with asr.main_module_hidden_from_children():\n"
+        "    with recogniser.main_module_hidden_from_children():\n"
         "        child = multiprocessing.get_context('spawn').Process(target=os.getpid)\n"
         "        child.start()\n"
         "    child.join()\n"
@@ -442,7 +451,7 @@ def test_the_engines_process_does_not_import_the_worker(tmp_path):
         [sys.executable, script],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(asr.__file__).parent)},
+        env=os.environ | {"PYTHONPATH": str(SRC)},
     )
     assert said.stdout == f"imported as __main__\n0 {script}\n", said.stderr
 

@@ -1,7 +1,8 @@
-"""Whole jobs in chunks of up to 28 s, with the checkpoints in models/long, which were trained further for that length.
+"""Whole jobs in chunks of up to 28 s, with the checkpoints in models/long, which were trained
+further for that length.
 
-Their accuracy is given in models/README.md. These tests show that long chunks, each with several windows of the encoder, are
-cut, recognised and merged whole.
+Their accuracy is given in models/README.md. These tests show that long chunks, each with several
+windows of the encoder, are cut, recognised and merged whole.
 """
 
 import shutil
@@ -30,7 +31,9 @@ MEAN_OFF_MS = {"English": 210, "Chinese": 320}
 
 @pytest.fixture(scope="module")
 def long_worker(worker, tmp_path_factory) -> Iterator:
-    """The handler module with the long checkpoints, which differ from the others in their weights only."""
+    """The handler module with the long checkpoints, which differ from the others in their weights
+    only.
+    """
     folder = tmp_path_factory.mktemp("long")
     for kind in ("asr", "aligner"):
         shutil.copytree(MODELS / kind, folder / kind)
@@ -76,6 +79,8 @@ def test_words_and_times_are_as_good_as_these_checkpoints_allow(cases, language)
     case = cases[language]
     errors, off = matched(case.said, case.heard)[0] / len(case.said), boundaries_off_ms(case)
     print(
-        f"\n{language}: {len(case.chunks)} chunks, {len(case.said)} words, {100 * errors:.2f} % errors, boundaries off by mean {off.mean():.1f} ms, median {np.median(off):.0f}"
+        f"\n{language}: {len(case.chunks)} chunks, {len(case.said)} words, "
+        f"{100 * errors:.2f} % errors, boundaries off by mean {off.mean():.1f} ms, median "
+        f"{np.median(off):.0f}"
     )
     assert errors <= MAX_ERRORS and off.mean() <= MEAN_OFF_MS[language]

@@ -1,4 +1,6 @@
-"""Parts of a recording and single channels: the samples and times of the whole, and nothing decoded behind the end of the part."""
+"""Parts of a recording and single channels: the samples and times of the whole, and nothing decoded
+behind the end of the part.
+"""
 
 import asyncio
 import random
@@ -293,7 +295,8 @@ def test_the_words_of_a_part_are_those_of_the_whole_at_their_times_in_the_file(
         for edge in ("start", "end")
     ]
     print(
-        f"\n{len(there)} words, boundaries off by mean {np.mean([0, *off]):.3f} s, most {max([0, *off]):.3f}"
+        f"\n{len(there)} words, boundaries off by mean {np.mean([0, *off]):.3f} s, most "
+        f"{max([0, *off]):.3f}"
     )
     assert np.mean([0, *off]) <= MEAN_OFF_SECONDS
     assert all(start <= s["start"] < s["end"] <= (end or 3600) for s in output["segments"])

@@ -1,4 +1,6 @@
-"""requirements.txt against the code, the lock and the package index; and what a start without its packages says."""
+"""requirements.txt against the code, the lock and the package index; and what a start without its
+packages says.
+"""
 
 import ast
 import os
@@ -30,7 +32,10 @@ REQUIRED, LOCKED = pins("requirements.txt"), pins("builder/environment.txt")
 
 
 def resolve(*arguments: str | Path) -> str:
-    """What `uv pip compile` prints; skips the test where no package index is in reach. UV_… and SSL_CERT_FILE say which."""
+    """What `uv pip compile` prints; skips the test where no package index is in reach.
+
+    UV_… and SSL_CERT_FILE say which.
+    """
     command = [
         UV,
         "pip",
@@ -48,7 +53,9 @@ def resolve(*arguments: str | Path) -> str:
 
 
 def start_without_packages(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess:
-    """The worker in a Python that doesn't look into its own site-packages (-S), and finds only what PYTHONPATH has."""
+    """The worker in a Python that doesn't look into its own site-packages (-S), and finds only what
+    PYTHONPATH has.
+    """
     environment = os.environ | environ
     return subprocess.run(
         [sys.executable, "-S", *arguments],
@@ -143,7 +150,7 @@ def test_a_start_without_vllm_is_one_sentence_that_names_it(tmp_path):
             (tmp_path / path.name).symlink_to(path)
     out = start_without_packages(ROOT / "src" / "handler.py", PYTHONPATH=str(tmp_path))
     assert out.returncode == 1 and out.stdout == ""
-    assert (
-        out.stderr
-        == "error: Python does not find vllm; `pip install -r requirements.txt` installs all that the worker needs.\n"
+    assert out.stderr == (
+        "error: Python does not find vllm; `pip install -r requirements.txt` installs all "
+        "that the worker needs.\n"
     )

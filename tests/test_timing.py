@@ -1,4 +1,6 @@
-"""Text, units and marks → words: the same repair as upstream, valid times for any marks, units located in the text."""
+"""Text, units and marks → words: the same repair as upstream, valid times for any marks, units
+located in the text.
+"""
 
 import pytest
 from contract.errors import AlignError
@@ -14,7 +16,9 @@ def chunk_lasting(seconds: float, offset: int = 0) -> AudioChunk:
 
 
 def upstream_indices(data: list[int]) -> list[int]:
-    """qwen-asr 0.0.6, Qwen3ForceAlignProcessor.fix_timestamp: its quadratic search, kept to compare with."""
+    """qwen-asr 0.0.6, Qwen3ForceAlignProcessor.fix_timestamp: its quadratic search, kept to compare
+    with.
+    """
     n = len(data)
     length, parent = [1] * n, [-1] * n
     for i in range(1, n):
@@ -28,14 +32,13 @@ def upstream_indices(data: list[int]) -> list[int]:
     return found[::-1]
 
 
+# zeros, plateaus, the last class
 marks_of_any_kind = st.one_of(
     st.lists(st.integers(0, 5), max_size=60),  # ties
     st.lists(st.integers(-1000, 400_000), max_size=60),
     st.lists(st.integers(0, 20_000), max_size=60).map(sorted),
     st.lists(st.integers(0, 20_000), max_size=60).map(lambda x: sorted(x, reverse=True)),
-    st.lists(
-        st.sampled_from([0, 0, 0, 80, 160, 8000, 399_920]), max_size=60
-    ),  # zeros, plateaus, the last class
+    st.lists(st.sampled_from([0, 0, 0, 80, 160, 8000, 399_920]), max_size=60),
 )
 
 
@@ -73,11 +76,12 @@ def test_words_piled_on_one_time_share_the_gap_by_their_characters():
     times = repair([0, 800, 800, 800, 800, 800, 800, 1400], 2000, [4, 2, 2, 6])
     assert times[0] == (0, 800, False)
     assert [e for *_, e in times[1:]] == [True] * 3 and times[-1][1] == 1400
+    # 20 ms each and the rest 2:2:6
     assert [end - start for start, end, _ in times[1:]] == [
         128,
         128,
         344,
-    ]  # 20 ms each and the rest 2:2:6
+    ]
 
 
 def test_marks_beyond_the_chunk_are_spread_within_it():

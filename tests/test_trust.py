@@ -1,4 +1,6 @@
-"""Promises of a transcript: every second accounted for, segments that are slices of the text, sentences, languages, valid times."""
+"""Promises of a transcript: every second accounted for, segments that are slices of the text,
+sentences, languages, valid times.
+"""
 
 import asyncio
 from types import SimpleNamespace
@@ -17,7 +19,8 @@ from speech.word_times import estimated_words, repair
 from speech.words import ChunkResult
 from utterance import plain
 
-# One sentence or two for each of the languages: marks, apostrophes, digits, quotes, several scripts, emoji.
+# One sentence or two for each of the languages: marks, apostrophes, digits, quotes, several
+# scripts, emoji.
 SPOKEN = {
     "Chinese": "今天天气很好，气温25度。“我们”去公园吧！",
     "English": "Don't stop-gap it: \"Dr. Who\" isn't here (yet)… 3.14 👍 OK?",
@@ -330,7 +333,7 @@ def test_one_language_is_not_repeated_at_every_segment(job):
     ][0]
 
 
-def test_a_lone_short_chunk_in_another_language_is_recognised_again_in_that_of_the_rest_text_injected(
+def test_a_short_chunk_in_another_language_is_recognised_in_that_of_the_rest_text_injected(
     job, say
 ):
     short = min(ENGLISH, key=lambda u: u.duration)

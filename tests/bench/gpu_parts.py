@@ -4,6 +4,7 @@ Each part reports its figures as soon as it has them; `Bench` is what those of a
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -37,7 +38,8 @@ class Bench:
         self.lengths, self.in_flight = options["lengths"], options["in_flight"]
         self.jobs, self.seconds = options["jobs"], options["seconds"]
         self.out, self.work = Path(options["out"]), Path(options["work"])
-        self._pipe, self._step = open(pipe, "w"), ""
+        self._pipe = open(pipe, "w")  # noqa: SIM115  open until the process ends
+        self._step = ""
 
     def run(self, step: str) -> None:
         self._step = step
@@ -291,10 +293,8 @@ def process_memory() -> dict[str, int]:
     this = psutil.Process()
     children = 0
     for child in this.children(recursive=True):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
             children += child.memory_info().rss
-        except psutil.NoSuchProcess:  # it has ended since
-            pass
     found = {"worker_mib": this.memory_info().rss // MIB, "children_mib": children // MIB}
     if torch.cuda.is_available():
         found["gpu_mib"] = nvml_memory()["used"] // MIB

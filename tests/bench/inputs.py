@@ -1,4 +1,6 @@
-"""Recordings for the benchmarks: speech of the test bank with pauses, of any length, in the usual formats."""
+"""Recordings for the benchmarks: speech of the test bank with pauses, of any length, in the usual
+formats.
+"""
 
 import http.server
 import threading
@@ -46,7 +48,8 @@ def _repeat(one: Path, path: Path, times: int) -> None:
     with av.open(str(path), "w") as out:
         copy = end = None
         for _ in range(times):
-            shift = None  # so that its first packet, which may be at a negative time, follows what is there
+            # so that its first packet, which may be at a negative time, follows what is there
+            shift = None
             with av.open(str(one)) as source:
                 track = source.streams.audio[0]
                 copy = copy or out.add_stream_from_template(track)

@@ -1,6 +1,8 @@
-"""Memory of the worker and of vLLM's processes with many long jobs at once, on the real engine and chunks of a minute.
+"""Memory of the worker and of vLLM's processes with many long jobs at once, on the real engine and
+chunks of a minute.
 
-The tiny checkpoint's answers for a minute are nonsense. What counts is the memory of the chunks that the gate of a 24 GB card admits.
+The tiny checkpoint's answers for a minute are nonsense. What counts is the memory of the chunks
+that the gate of a 24 GB card admits.
 """
 
 import asyncio

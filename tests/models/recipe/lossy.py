@@ -24,7 +24,8 @@ GAP = np.zeros(SAMPLE_RATE // 5, np.int16)  # keeps neighbours' codec blocks apa
 
 
 def through(pcm: np.ndarray, suffix: str, options: str) -> np.ndarray:
-    """(samples,) int16 at SAMPLE_RATE after one encoding, as many as before; ffmpeg takes the encoder's delay away again.
+    """(samples,) int16 at SAMPLE_RATE after one encoding, as many as before; ffmpeg takes the
+    encoder's delay away again.
 
     Raises FileNotFoundError without ffmpeg, subprocess.CalledProcessError where it fails.
     """
@@ -35,7 +36,10 @@ def through(pcm: np.ndarray, suffix: str, options: str) -> np.ndarray:
 
 
 def degraded(utterances: list[Utterance]) -> list[Utterance]:
-    """The list with some utterances encoded, always the same ones. A codec gets its utterances as one long file."""
+    """The list with some utterances encoded, always the same ones.
+
+    A codec gets its utterances as one long file.
+    """
     utterances = list(utterances)
     count = len(utterances) // SHARE
     order = random.Random(5).sample(range(len(utterances)), len(utterances))
