@@ -1,6 +1,7 @@
 """Paths, the one real engine of the test session, and a file server on loopback."""
 
 import asyncio
+import ctypes
 import functools
 import http.server
 import json
@@ -11,27 +12,63 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
 import real_models
 
-# a machine under load is slow, and nothing is wrong
+ROOT = Path(__file__).parent.parent
+# The decoder is a process of its own, so its folder is on the path as well.
+FOLDERS = ("src", "src/recording/decoder", "builder", "tests/models/recipe")
+sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
+
+# What builder/setup.sh exports, for a plain `pytest`. test_setup.py holds the two equal.
+SETTINGS = {
+    "MODEL_NAME": str(ROOT / "tests/models/asr"),
+    "ALIGNER_NAME": str(ROOT / "tests/models/aligner"),
+    "DEVICE": "cpu",
+    "CHUNK_TARGET_SECONDS": "4.8",
+    "CHUNK_LIMIT_SECONDS": "8",
+    "MAX_NUM_SEQS": "8",
+    "ALIGNER_BATCH_SECONDS": "32",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "GPU_MEMORY_UTILIZATION": "0.3",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_CACHE_ROOT": str(ROOT / ".venv/cache"),
+    "RUNPOD_LOG_LEVEL": "INFO",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+def set_up_environment() -> None:
+    """Must run before the worker, vLLM or the SDK is imported. Variables already set stay."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    # The recordings are served on loopback.
+    os.environ["RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS"] = "true"
+    sys.dont_write_bytecode = True
+    load_libnuma()
+
+
+def load_libnuma() -> None:
+    """vLLM's CPU build needs it. On a system without it setup.sh has put it into .venv."""
+    folder = ROOT / ".venv" / "libnuma"
+    libraries = os.environ.get("LD_LIBRARY_PATH", "")
+    if folder.is_dir() and str(folder) not in libraries.split(":"):
+        # This process finds it because it is loaded, and its children find it by the variable.
+        ctypes.CDLL(str(folder / "libnuma.so.1"), mode=ctypes.RTLD_GLOBAL)
+        os.environ["LD_LIBRARY_PATH"] = f"{folder}:{libraries}".rstrip(":")
+
+
+set_up_environment()
+
+# A machine under load is slow, and nothing is wrong.
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
 
-ROOT = Path(__file__).parent.parent
-# the decoder is a process of its own
-FOLDERS = (
-    "src",
-    "src/recording/decoder",
-    "builder",
-    "tests/models/recipe",
-)
-sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
-
-
-# minutes each; first, so that both processes end at about the same time
+# The files that take longest come first, so that both processes end at about the same time.
 LONG = (
     "test_runpod.py",
     "test_entry_points.py",
@@ -121,7 +158,7 @@ def published(real_checkpoints):
 @pytest.fixture(scope="session")
 def worker() -> Iterator:
     """The real handler module with its models loaded: vLLM on the CPU, the aligner, the tiny
-    checkpoints.
+    checkpoints. Before each test an engine that has died is replaced.
 
     Its libraries make the process flush subnormal floats to zero, so the tests' strategies for
     floats exclude these.
@@ -130,23 +167,47 @@ def worker() -> Iterator:
     from contract.settings import load_settings
 
     handler.settings = load_settings(os.environ)
-    handler.load_models()
-    asyncio.run(handler.fitness_check())
+    load_and_check(handler)
     yield handler
     handler.asr.close()
     handler.aligner.close()
 
 
-@contextmanager
-def other_models(worker, **settings) -> Iterator:
-    """The handler module with models of its own, loaded with these settings, for the duration of
-    the context.
-    """
-    before = {name: getattr(worker, name) for name in ("settings", "asr", "aligner", "gate")}
-    worker.settings = replace(worker.settings, **settings)
+def load_and_check(worker: ModuleType) -> None:
     worker.load_models()
-    yield worker
-    worker.aligner.close()
+    asyncio.run(worker.fitness_check())
+
+
+@pytest.fixture(autouse=True)
+def _living_engine(request) -> None:
+    """One killed process would else fail every later test that uses the worker."""
+    if "worker" not in request.fixturenames:
+        return
+    worker = request.getfixturevalue("worker")
+    if isinstance(worker, ModuleType):
+        replace_dead_engine(worker)
+
+
+def replace_dead_engine(worker: ModuleType) -> None:
+    """Load both models anew where the engine's process has ended."""
+    processes_live = all(process.is_alive() for process in worker.asr._processes)
+    if processes_live and not worker.asr.dead:
+        return
     worker.asr.close()
-    for name, value in before.items():
-        setattr(worker, name, value)
+    worker.aligner.close()
+    load_and_check(worker)
+
+
+@contextmanager
+def other_models(worker: ModuleType, **settings) -> Iterator[ModuleType]:
+    """The handler module with models of its own, loaded with these settings, in the context."""
+    before = {name: getattr(worker, name) for name in ("settings", "asr", "aligner", "gate")}
+    try:
+        worker.settings = replace(worker.settings, **settings)
+        worker.load_models()
+        yield worker
+        worker.aligner.close()
+        worker.asr.close()
+    finally:
+        for name, value in before.items():
+            setattr(worker, name, value)

@@ -3,20 +3,19 @@
 Requests of a worker, GET where no method is named (runpod SDK 1.12.0: rp_job.py, rp_http.py,
 rp_ping.py, rp_scale.py):
     job-take/{worker}                         long poll: 200 with a job, 204 without
-    job-take-batch/{worker}?batch_size=N      long poll: 200 with a list of up to N jobs, 204
-    without job-stop/{worker}                         long poll: {"jobsToStop": [id, …]} or 204 POST
-    job-done/{worker}/{job}              {"output", "error", "stopPod"}, each optional: the job's
-    end;
-                                              {"status": "IN_PROGRESS", "output"}: progress, shown
-                                              by /status
+    job-take-batch/{worker}?batch_size=N      long poll: 200 with up to N jobs, 204 without
+    job-stop/{worker}                         long poll: {"jobsToStop": [id, …]} or 204
+    POST job-done/{worker}/{job}              {"output", "error", "stopPod"}, each optional: the
+                                              job's end. {"status": "IN_PROGRESS", "output"}:
+                                              progress, shown by /status
     POST job-stream/{worker}/{job}            {"output"}: one value that a generator yielded
     ping/{worker}?job_id=a,b                  the jobs that the worker holds
 
 Requests of a client (runpod SDK 1.12.0 endpoint/runner.py, npm runpod-sdk 1.1.2 src/index.ts,
 RunPod's "operation reference"):
-    POST run, POST runsync?wait=ms, status/{job}, status-sync/{job}?wait=ms, stream/{job}, POST
-    cancel/{job}, health, POST purge-queue. A job's body is {id, status, delayTime, executionTime,
-    output?, error?, workerId?}, times in ms.
+    POST run, POST runsync?wait=ms, status/{job}, status-sync/{job}?wait=ms, stream/{job},
+    POST cancel/{job}, health, POST purge-queue.
+A job's body is {id, status, delayTime, executionTime, output?, error?, workerId?}, times in ms.
 
 Known behaviour of the platform, the same here: a job-done that is too large gets 400, and its job
 is COMPLETED without output; an `error` makes a job FAILED; the worker takes 4xx as final and

@@ -1,9 +1,9 @@
-"""Stand-in for the model hub on loopback: the requests that huggingface_hub 0.36 makes to fetch a
-snapshot.
+"""Stand-in for the model hub on loopback: what huggingface_hub 0.36 asks for to fetch a snapshot.
 
-GET api/models/{name}/revision/{revision}?blobs=true    commit and files, with size, git hash and,
-of weights, SHA-256 HEAD, GET {name}/resolve/{commit}/{file}                headers and content; a
-Range is honoured
+GET api/models/{name}/revision/{revision}?blobs=true
+    The commit and its files, with their sizes and git hashes, and the SHA-256 of weights.
+HEAD, GET {name}/resolve/{commit}/{file}
+    Headers and content. A Range is honoured.
 """
 
 import functools

@@ -1,8 +1,9 @@
 """Train a tiny recogniser or aligner on what synth.py and lossy.py made.
 
-  train.py recogniser DATA.pkl OUT_DIR MINUTES [--words 7] [--from CHECKPOINT] [--clips] [--rate
-  2e-3] train.py aligner    DATA.pkl OUT_DIR MINUTES --from CHECKPOINT [--clips] [--own-time 0.5]
-  [--rate 1.5e-3]
+  train.py recogniser DATA.pkl OUT_DIR MINUTES [--words 7] [--from CHECKPOINT] [--clips]
+                                               [--rate 2e-3]
+  train.py aligner    DATA.pkl OUT_DIR MINUTES --from CHECKPOINT [--clips] [--own-time 0.5]
+                                               [--rate 1.5e-3]
 
 The time is given, not the steps, so a run is not repeated bit for bit.
 """
