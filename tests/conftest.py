@@ -198,6 +198,12 @@ def replace_dead_engine(worker: ModuleType) -> None:
     load_and_check(worker)
 
 
+def succeeded(output: dict) -> dict:
+    """The output of a job that must not have failed: its error is shown, not a missing key."""
+    assert "error" not in output, output
+    return output
+
+
 @contextmanager
 def other_models(worker: ModuleType, **settings) -> Iterator[ModuleType]:
     """The handler module with models of its own, loaded with these settings, in the context."""

@@ -18,11 +18,8 @@ import numpy as np
 from recording.chunk import SAMPLE_RATE
 
 SECTION_SECONDS, GAP_SECONDS, PAUSE_SECONDS, SENTENCE_SECONDS = 56.0, 2.0, 0.5, 6.0
-# standard deviation of the samples; to the voice detector LOUD is speech and HISS is silence
-LOUD, HISS = (
-    3000,
-    3,
-)
+# Standard deviations of the samples. To the voice detector LOUD is speech and HISS is silence.
+LOUD, HISS = 3000, 3
 
 # tokens per word, measured with the real tokenizer; a word of Thai or Japanese is a few characters
 # here
@@ -37,145 +34,30 @@ TOKENS = {
     "Chinese": 1.6,
 }
 VOCABULARY = {
-    "English": [
-        "the",
-        "river",
-        "was",
-        "high",
-        "after",
-        "three",
-        "days",
-        "of",
-        "rain",
-        "and",
-        "nobody",
-        "in",
-        "town",
-        "could",
-        "remember",
-        "such",
-        "a",
-        "spring",
-        "before",
-        "this",
-        "one",
-        "came",
-        "along",
-    ],
-    "Greek": [
-        "η",
-        "κυβέρνηση",
-        "ανακοίνωσε",
-        "σήμερα",
-        "νέα",
-        "μέτρα",
-        "για",
-        "την",
-        "αντιμετώπιση",
-        "των",
-        "πυρκαγιών",
-        "στην",
-        "Πελοπόννησο",
-        "ενώ",
-        "κάτοικοι",
-        "εγκαταλείπουν",
-        "χωριά",
-    ],
-    "Hindi": [
-        "प्रधानमंत्री",
-        "ने",
-        "आज",
-        "सुबह",
-        "नई",
-        "दिल्ली",
-        "में",
-        "कहा",
-        "कि",
-        "सरकार",
-        "किसानों",
-        "के",
-        "लिए",
-        "विशेष",
-        "योजना",
-        "लाएगी",
-        "और",
-        "सभी",
-        "राज्यों",
-        "को",
-        "सहायता",
-        "मिलेगी",
-    ],
-    "Thai": [
-        "วันนี้",
-        "รัฐบาล",
-        "ประกาศ",
-        "มาตรการ",
-        "ใหม่",
-        "เพื่อ",
-        "ช่วยเหลือ",
-        "ประชาชน",
-        "ที่",
-        "ได้รับ",
-        "ผลกระทบ",
-        "จาก",
-        "น้ำท่วม",
-        "ใน",
-        "ภาคเหนือ",
-    ],
-    "Persian": [
-        "رئیس",
-        "جمهور",
-        "امروز",
-        "در",
-        "تهران",
-        "گفت",
-        "که",
-        "دولت",
-        "برنامه",
-        "تازه",
-        "ای",
-        "برای",
-        "حمایت",
-        "از",
-        "کشاورزان",
-        "ارائه",
-        "خواهد",
-        "کرد",
-    ],
-    "Japanese": [
-        "今日",
-        "は",
-        "東京",
-        "で",
-        "新しい",
-        "博物館",
-        "が",
-        "開き",
-        "多く",
-        "の",
-        "人",
-        "が",
-        "朝",
-        "から",
-        "並んで",
-        "いました",
-    ],
-    "Chinese": [
-        "今天",
-        "上午",
-        "我们",
-        "在",
-        "公园",
-        "里",
-        "看到",
-        "很多",
-        "孩子",
-        "放",
-        "风筝",
-        "天气",
-        "非常",
-        "好",
-    ],
+    language: words.split()
+    for language, words in {
+        "English": (
+            "the river was high after three days of rain and nobody in town could remember such a "
+            "spring before this one came along"
+        ),
+        "Greek": (
+            "η κυβέρνηση ανακοίνωσε σήμερα νέα μέτρα για την αντιμετώπιση των πυρκαγιών στην "
+            "Πελοπόννησο ενώ κάτοικοι εγκαταλείπουν χωριά"
+        ),
+        "Hindi": (
+            "प्रधानमंत्री ने आज सुबह नई दिल्ली में कहा कि सरकार किसानों के लिए विशेष योजना लाएगी "
+            "और सभी राज्यों को सहायता मिलेगी"
+        ),
+        "Thai": (
+            "วันนี้ รัฐบาล ประกาศ มาตรการ ใหม่ เพื่อ ช่วยเหลือ ประชาชน ที่ ได้รับ ผลกระทบ จาก น้ำท่วม ใน ภาคเหนือ"
+        ),
+        "Persian": (
+            "رئیس جمهور امروز در تهران گفت که دولت برنامه تازه ای برای حمایت از کشاورزان ارائه "
+            "خواهد کرد"
+        ),
+        "Japanese": "今日 は 東京 で 新しい 博物館 が 開き 多く の 人 が 朝 から 並んで いました",
+        "Chinese": "今天 上午 我们 在 公园 里 看到 很多 孩子 放 风筝 天气 非常 好",
+    }.items()
 }
 UNSPACED = ("Thai", "Japanese", "Chinese")
 

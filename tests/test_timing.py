@@ -32,9 +32,8 @@ def upstream_indices(data: list[int]) -> list[int]:
     return found[::-1]
 
 
-# zeros, plateaus, the last class
 marks_of_any_kind = st.one_of(
-    st.lists(st.integers(0, 5), max_size=60),  # ties
+    st.lists(st.integers(0, 5), max_size=60),
     st.lists(st.integers(-1000, 400_000), max_size=60),
     st.lists(st.integers(0, 20_000), max_size=60).map(sorted),
     st.lists(st.integers(0, 20_000), max_size=60).map(lambda x: sorted(x, reverse=True)),
@@ -43,13 +42,13 @@ marks_of_any_kind = st.one_of(
 
 
 @given(marks_of_any_kind)
-@settings(max_examples=1500)
+@settings(max_examples=500)
 def test_the_fast_search_finds_the_indices_that_the_quadratic_one_finds(data):
     assert longest_non_decreasing(data) == upstream_indices(data)
 
 
 @given(marks_of_any_kind, st.integers(60, 180_000), st.data())
-@settings(max_examples=3000)
+@settings(max_examples=500)
 def test_times_keep_their_contract_whatever_the_marks_are(marks, duration, data):
     marks = marks[: len(marks) // 2 * 2]
     lengths = data.draw(
@@ -76,7 +75,7 @@ def test_words_piled_on_one_time_share_the_gap_by_their_characters():
     times = repair([0, 800, 800, 800, 800, 800, 800, 1400], 2000, [4, 2, 2, 6])
     assert times[0] == (0, 800, False)
     assert [e for *_, e in times[1:]] == [True] * 3 and times[-1][1] == 1400
-    # 20 ms each and the rest 2:2:6
+    # Each gets 20 ms, and the rest is shared 2:2:6.
     assert [end - start for start, end, _ in times[1:]] == [
         128,
         128,

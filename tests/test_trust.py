@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+from conftest import succeeded
 from contract.languages import ALIGNED_LANGUAGES as ALIGNED
 from contract.languages import LANGUAGES
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from material import CHINESE, ENGLISH, chunk_of, silence, voice
 from recording.chunk import SAMPLE_RATE, AudioChunk
 from result.transcript import coverage, merge
-from speech.word_times import estimated_words, repair
+from speech.word_times import estimated_words
 from speech.words import ChunkResult
 from utterance import plain
 
@@ -182,48 +183,18 @@ def test_both_gives_words_and_sentences_that_share_their_times():
     ),
     st.integers(0, 5),
 )
-def test_the_account_tiles_the_recording(parts, tail):
+def test_the_account_fails_exactly_the_seconds_of_failed_chunks(parts, tail):
     at, chunks = 0, []
     for gap, length, failure in parts:
         at += gap
         chunks.append(ChunkResult(at, at + length, length, failure=failure))
         at += length
-    spans = list(coverage(chunks, at + tail))
-    edges = [0, *(s.end for s in spans)]
-    assert [s.start for s in spans] == edges[:-1] and edges[-1] == at + tail
-    assert sum(s.end - s.start for s in spans if s.state == "failed") == sum(
-        c.end - c.start for c in chunks if c.failure
-    )
-    assert {s.reason for s in spans if s.state != "failed"} <= {None}
+    failed = [s for s in coverage(chunks, at + tail) if s.state == "failed"]
+    assert [(s.start, s.end) for s in failed] == [(c.start, c.end) for c in chunks if c.failure]
+    assert {s.reason for s in failed} <= {"loop"}
 
 
 # times
-
-
-def test_times_are_valid_for_a_hundred_thousand_arrays_of_raw_marks():
-    rng = np.random.default_rng(4)
-    violations = 0
-    for case in range(100_000):
-        n, duration = int(rng.integers(1, 12)), int(rng.integers(20, 20_000))
-        kind = case % 5
-        marks = rng.integers(-500, duration + 5000, 2 * n)
-        if kind == 1:
-            marks = np.sort(marks)
-        elif kind == 2:
-            marks = np.sort(marks)[::-1]
-        elif kind == 3:
-            marks = rng.choice([0, 80, 160, duration, 399_920], 2 * n)
-        elif kind == 4:
-            marks = np.sort(rng.integers(0, 6, 2 * n) * duration // 6)
-        marks = marks.tolist()
-        end_before = 0
-        for (start, end, estimated), a, b in zip(
-            repair(marks, duration, [1 + i % 7 for i in range(n)]), marks[::2], marks[1::2]
-        ):
-            violations += not end_before <= start < end <= duration
-            violations += not estimated and (start, end) != (a, b)
-            end_before = end
-    assert violations == 0
 
 
 @given(
@@ -257,11 +228,8 @@ def test_estimated_words_lie_in_speech_and_keep_the_contract(runs, count):
 def job(worker, file_server):
     def run(pcm, **fields):
         soundfile.write(file_server.folder / "trust.wav", pcm, SAMPLE_RATE)
-        return asyncio.run(
-            worker.handler(
-                {"id": "test", "input": {"audio_url": file_server.url("trust.wav"), **fields}}
-            )
-        )
+        job_input = {"audio_url": file_server.url("trust.wav"), **fields}
+        return succeeded(asyncio.run(worker.handler({"id": "test", "input": job_input})))
 
     return run
 
