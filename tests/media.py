@@ -17,9 +17,9 @@ CODECS = {  # by suffix
     ".webm": "libopus",
     ".mp4": "aac",  # behind a video track
 }
-# of sound and pictures, by suffix; of others AAC and MPEG-4
+# The codecs of sound and pictures by suffix. Other suffixes get AAC and MPEG-4.
 FILM_CODECS = {".webm": ("libopus", "libvpx")}
-FRAMES_PER_SECOND, PICTURE = 5, 64  # of the video track; width and height in pixels
+FRAMES_PER_SECOND, PICTURE = 5, 64  # the video track's rate, and its width and height in pixels
 
 
 def encode(

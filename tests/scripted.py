@@ -21,8 +21,7 @@ SECTION_SECONDS, GAP_SECONDS, PAUSE_SECONDS, SENTENCE_SECONDS = 56.0, 2.0, 0.5, 
 # Standard deviations of the samples. To the voice detector LOUD is speech and HISS is silence.
 LOUD, HISS = 3000, 3
 
-# tokens per word, measured with the real tokenizer; a word of Thai or Japanese is a few characters
-# here
+# Tokens per word, measured with the real tokenizer. A word of Thai or Japanese is a few characters.
 TOKENS = {
     "English": 1.1,
     "German": 1.6,
@@ -96,12 +95,12 @@ class Section:
 
     language: str = "English"
     words: list[Said] = field(default_factory=list)
-    # (start, end) of what is no silence
+    # Pairs (start, end) of all that is not silent.
     sounds: list[tuple[float, float]] = field(default_factory=list)
     voiced: float = 1.0  # share of each word that is loud enough for the detector
-    # the answer for a stretch; None: the words, "": no text
+    # The answer for a stretch: None stands for its words, "" for no text.
     model: Callable[[Stretch], str | None] = lambda stretch: None
-    # in a chunk over 40 s the aligner gives words behind this second no time of their own
+    # In a chunk over 40 s the aligner gives words behind this second no time of their own.
     piled_from: float = float("inf")
 
     def talk(

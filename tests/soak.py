@@ -21,12 +21,12 @@ from standin import until
 from test_runpod import Worker, started
 
 JOBS, EARLY, AT_ONCE = 500, 100, 8
-# allowed, of the worker's process: allocators do not return all freed memory
+# Growth allowed in the worker's process: allocators do not return all freed memory.
 GROWTH_BYTES = 50 * 2**20
-# allowed, of all processes: on a CPU torch keeps kernels for each new batch shape, up to a few
-# hundred
+# Growth allowed in all processes together: on a CPU torch keeps kernels for each new batch shape,
+# up to a few hundred.
 GROWTH_OF_ALL = 1.15
-# percent
+# Percent of the jobs.
 KINDS = {
     "short": 60,
     "big": 10,
@@ -115,7 +115,7 @@ def test_five_hundred_jobs_are_answered_once_each_and_nothing_grows(tmp_path, fi
         for job_id, kind in sent.items():
             job = platform.jobs[job_id]
             if kind == "cancelled" and job.status == "CANCELLED":
-                # its result may have been on its way
+                # Its result may have been on its way when it was cancelled.
                 assert job.answers == 0 or job.results[0].at > job.finished
                 continue
             assert job.answers == 1 and len(job.results) == 1, (kind, job)

@@ -49,15 +49,15 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
-# of a worker, as in the image; the test_input.json there is ignored on RunPod
+# A worker's folder, as in the image. The test_input.json there is ignored on RunPod.
 WORKDIR = Path(__file__).parent.parent / "src"
 ENDPOINT = "ep1"
 WORKER = "worker1"
-KEY = "key1"  # of the worker; clients may send any
+KEY = "key1"  # the worker sends it; clients may send any
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 WORKER_CALLS = ("job-take", "job-take-batch", "job-stop", "job-done", "job-stream", "ping")
-# RunPod holds a poll much longer; short here, because a stopped worker ends only after its last
-# polls
+# RunPod holds a poll much longer. Here it is short, because a stopped worker ends only after its
+# last polls.
 POLL_SECONDS = 1.5
 TICK_SECONDS = 0.02
 CLIENT_WAIT_MS = 1_000, 90_000, 300_000  # least, default, most of ?wait
@@ -166,7 +166,7 @@ class Platform:
         self.fail_results = 0  # how many of the next result posts get a 500
         # how many of the next result posts count, but their connection breaks before the answer
         self.lose_answers = 0
-        # of what workers call: an HTTP status, "reset", or "hang" until it is over
+        # What workers are answered: an HTTP status, "reset", or "hang" until it is over.
         self.outage: int | str | None = None
         self.refused: list[Refusal] = []  # calls during outages
         self.jobs: dict[str, Job] = {}  # in the order of submission
@@ -216,7 +216,7 @@ class Platform:
             "RUNPOD_WEBHOOK_POST_OUTPUT": f"{self.url}/job-done/$RUNPOD_POD_ID/$ID?gpu=SIM",
             "RUNPOD_WEBHOOK_POST_STREAM": f"{self.url}/job-stream/$RUNPOD_POD_ID/$ID?gpu=SIM",
             "RUNPOD_WEBHOOK_PING": f"{self.url}/ping/$RUNPOD_POD_ID?gpu=SIM",
-            # ms; below 1000 it is 0 to the SDK, which then pings without pause
+            # Milliseconds. Below 1000 it is 0 to the SDK, which then pings without pause.
             "RUNPOD_PING_INTERVAL": "1000",
             "RUNPOD_AI_API_KEY": KEY,
             "RUNPOD_POD_ID": WORKER,
@@ -507,7 +507,7 @@ async def _posted(request: web.Request) -> dict | str:
     def refuse(constant: str):
         raise ValueError(constant)
 
-    # its Content-Type says form, yet it is JSON
+    # Its Content-Type says form, yet it is JSON.
     text = (await request.read()).decode(errors="replace")
     try:
         return json.loads(text, parse_constant=refuse)
@@ -599,7 +599,7 @@ def running_worker(
         yield process
     finally:
         with suppress(ProcessLookupError):
-            # the SDK's ping process outlives a worker that was killed
+            # The SDK's ping process outlives a worker that was killed.
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(CALL_SECONDS)
 

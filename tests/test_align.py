@@ -173,7 +173,7 @@ def test_a_text_that_the_packages_splitter_cannot_read_fails_for_a_known_reason_
     monkeypatch.setattr(worker.aligner._model.aligner_processor, "encode_timestamp", breaks)
     with pytest.raises(AlignError, match="KeyError") as failed:
         asyncio.run(worker.aligner.align(chunk_of(ENGLISH[0].pcm), ENGLISH[0].text, "English"))
-    # the fault is in the text, so it does not count against the GPU
+    # The fault is in the text, so it does not count against the GPU.
     assert not failed.value.unexplained
 
 

@@ -301,7 +301,7 @@ def test_times_count_from_the_start_of_the_pictures(tmp_path, suffix, base):
 def test_an_edit_list_that_also_cuts_the_encoders_delay_neither_adds_nor_drops_samples(tmp_path):
     media.encode_film(SPEECH, tmp_path / "a.mp4", late=2.0)
     data = (tmp_path / "a.mp4").read_bytes()
-    # edits: milliseconds, first sample or -1
+    # Each edit is its milliseconds and its first sample, or -1.
     empty, sound = (
         data.rfind(b"elst") + 12,
         data.rfind(b"elst") + 24,
@@ -480,7 +480,7 @@ def test_a_declared_length_slightly_over_the_limit_is_not_refused(tmp_path):
 
 
 def test_pictures_longer_than_the_limit_do_not_refuse_a_shorter_audio_track(tmp_path):
-    # the bytes of these could be sound
+    # The bytes of these could be sound.
     media.encode_film(silence(20), tmp_path / "a.mkv", pictures=60)
     assert abs(sound_and_warning(tmp_path / "a.mkv", max_seconds=21)[0] - 20) < 0.1
 
@@ -527,7 +527,7 @@ def test_a_file_that_is_not_a_recording_is_refused(tmp_path, name):
 def test_a_recording_with_scattered_wrong_bytes_is_refused_as_damaged(tmp_path, suffix):
     media.encode(SPEECH, tmp_path / f"a{suffix}")
     data, chance = bytearray((tmp_path / f"a{suffix}").read_bytes()), random.Random(1)
-    # not in the index of the M4A, which is at its end
+    # Not in the index of the M4A, which is at its end.
     for at in chance.sample(range(1000, len(data) * 8 // 10), 300):
         data[at] = chance.randrange(256)
     (tmp_path / "a").write_bytes(data)
@@ -629,7 +629,7 @@ def damaged(path: Path, share: float, at: float = 0.5) -> Path:
 def test_light_damage_becomes_silence_and_what_follows_keeps_its_time(tmp_path, suffix, rate):
     recording = np.tile(SPEECH, 8)
     media.encode(recording, tmp_path / f"a{suffix}", rate=rate)
-    # Ogg loses whole pages
+    # Ogg loses whole pages.
     pcm = decoded(damaged(tmp_path / f"a{suffix}", 0.002 if suffix == ".ogg" else 0.01, at=0.506))
     assert abs(seconds(pcm) - seconds(recording)) <= 0.1
     half_a_minute = 30 * SAMPLE_RATE

@@ -18,8 +18,8 @@ from test_end_to_end import (
     per_language,
 )
 
-MAX_ERRORS = 0.02  # of words, against the truth
-SECONDS = 160  # of a recording
+MAX_ERRORS = 0.02  # a share of the words said
+SECONDS = 160  # the length of each recording
 MAX_FURTHER_OFF = 1.25  # times the mean distance of word boundaries in float32
 
 

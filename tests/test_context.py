@@ -105,7 +105,7 @@ def test_a_prompt_holds_the_vocabulary_and_on_the_next_line_the_context(
     expected = [initial, *["Alpha." if previous else ""] * (len(contexts) - 1)]
     assert len(contexts) > 2
     wanted = ["\n".join(filter(None, [listed, context])) for context in expected]
-    # else they come in any order
+    # Else they come in any order.
     assert contexts == wanted if previous else sorted(contexts) == sorted(wanted)
 
 

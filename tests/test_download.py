@@ -579,7 +579,7 @@ def names(monkeypatch):
 
 
 def test_every_address_of_a_host_is_tried(serve, fetch, names):
-    # nobody listens at the first
+    # Nobody listens at the first address.
     server, names["two.test"] = (
         serve(whole),
         ["127.0.0.2", "127.0.0.1"],
@@ -642,7 +642,7 @@ def public_only(monkeypatch):
     monkeypatch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", raising=False)
 
 
-# the SDK accepts these
+# The SDK accepts these values.
 PRIVATE = [
     *(
         "127.0.0.1",
@@ -945,7 +945,7 @@ def test_endless_bodies_block_neither_the_jobs_event_loop_nor_other_downloads(
     assert wait_until(lambda: not running_downloads())
 
 
-EMPTY_BLOCK = b"\0\0\0\xff\xff"  # of a deflate stream: stored, not the last, no bytes
+EMPTY_BLOCK = b"\0\0\0\xff\xff"  # a stored block of a deflate stream, not its last
 GZIP_HEADER = gzip.compress(b"")[:10]
 WITHOUT_CONTENT = {  # how a compressed body begins and how it goes on
     "members": (b"", gzip.compress(b"")),

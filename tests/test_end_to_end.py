@@ -28,7 +28,7 @@ from utterance import Utterance, plain
 
 POOLS = {"English": ENGLISH, "Chinese": CHINESE}
 SECONDS, SEED = 320, 11
-SHORT_SECONDS = 80  # of the recordings that are compared in all formats
+SHORT_SECONDS = 80  # the length of the recordings that are compared in all formats
 CHUNKS_ALONE = 8  # about as many chunks of each recording are transcribed alone
 FORMATS = {  # as recordings come: suffix → rate, channels, bit rate
     "wav": (16_000, 1, None),

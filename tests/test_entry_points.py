@@ -96,7 +96,7 @@ def test_a_device_that_vllm_cannot_run_on_ends_the_start_with_one_sentence():
 
 
 def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
-    # so that it ends soon
+    # So it ends soon.
     environment = os.environ | {
         "DEVICE": "auto",
         "MODEL_NAME": "no/such-model",

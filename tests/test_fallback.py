@@ -29,7 +29,7 @@ from speech.retries import (
 )
 from speech.words import Word
 
-# nothing in it is repeated
+# Nothing in it is repeated.
 LETTERS = "".join(random.Random(1).choices(string.ascii_lowercase, k=3000))
 LOOP = "and so I think. " * 100
 

@@ -131,7 +131,7 @@ def test_a_fault_that_occurs_once_is_mended_and_reported(run, healthy_text, posi
     assert max(calls) <= 3
     assert {reason for r in output["retries"] for reason in r["reasons"]} == {fault}
     said, heard = [[plain(w) for w in text.split()] for text in (healthy_text, output["text"])]
-    # in halves a word may be recognised differently
+    # In halves a word may be recognised differently.
     assert abs(len(said) - len(heard)) <= 0.1 * len(said)
 
 

@@ -104,8 +104,8 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-# the command without pauses and without qwen-asr's configuration class, whose import takes half a
-# minute
+# The command without pauses and without qwen-asr's configuration class, whose import takes half a
+# minute.
 FETCH = """
 import sys, fetch_models
 from speech.models import weights

@@ -27,8 +27,8 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 INSTRUCTIONS = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.M)
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
 READMES = ("README.md", "README_zh-CN.md")
-# CUDA versions of hosts in RunPod's documentation; the filter matches exactly, so newer ones must
-# be listed too
+# CUDA versions of hosts in RunPod's documentation. The filter matches exactly, so newer ones must
+# be listed too.
 CUDA_VERSIONS = [
     "12.0",
     "12.1",
@@ -48,8 +48,7 @@ CUDA_VERSIONS = [
 # dependencies of qwen-asr that only its demo and its reader of files import
 ONLY_FOR_THE_DEMO = {"gradio", "flask", "sox", "pytz", "qwen-omni-utils"}
 
-# RunPod Hub publishing guide, https://docs.runpod.io/hub/publishing-guide: key → type, or the
-# values there are
+# From https://docs.runpod.io/hub/publishing-guide: key → its type, or the values there are.
 REQUIRED, OPTIONAL = 0, 1
 NUMBER = (int, float)
 CATEGORIES = {"audio", "embedding", "language", "video", "image"}

@@ -55,7 +55,7 @@ class Builder:
     """Docker or Buildah, with the options that keep its images apart from the machine's own."""
 
     command: list[str]
-    options: list[str]  # of `build`
+    options: list[str]  # what is passed to `build`
     name: str
 
     def build(self, tag: str, context: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -24,7 +24,7 @@ from test_end_to_end import (
 MODELS = ROOT / "tests" / "models"
 TARGET_SECONDS, LIMIT_SECONDS = 20, 28
 BLOCKS_CONVOLVED = 9  # seconds
-MAX_ERRORS = 0.04  # of words, in the recordings of models/README.md
+MAX_ERRORS = 0.04  # a share of the words, as in the recordings of models/README.md
 MEAN_OFF_MS = {"English": 210, "Chinese": 320}
 
 

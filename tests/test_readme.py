@@ -103,7 +103,7 @@ def test_every_error_code_stands_in_the_table_with_what_to_do(readme):
 @in_each
 def test_every_reason_for_a_retry_stands_in_the_table(readme):
     told = set(rows(readme, "reason", "原因"))
-    # vLLM's finish_reason
+    # This is vLLM's finish_reason.
     faults = set(re.findall(r'"([a-z_]+)"', (ROOT / "src" / "fallback.py").read_text())) - {
         "length"
     }

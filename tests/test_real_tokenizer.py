@@ -343,7 +343,7 @@ def test_the_aligner_s_words_are_split_as_the_published_tokenizer_splits_them(
     of_words = [
         list(group) for is_mark, group in itertools.groupby(ids, TIMESTAMP.__eq__) if not is_mark
     ]
-    # behind the audio's start, padding and end
+    # These come after the audio's start, padding and end.
     of_words[0] = of_words[0][1 + AUDIO_TOKENS_PER_SECOND + 1 :]
     assert of_words == [published.encode(unit) for unit in task.units]
 

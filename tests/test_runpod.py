@@ -314,7 +314,7 @@ def test_a_short_job_does_not_wait_for_a_long_one(platform, short, running_long)
 
 def test_a_jobs_output_is_the_same_alone_and_beside_others(platform, recordings, running_long):
     job = {"audio_url": recordings["minutes"]}
-    # its seconds differ
+    # The seconds in its usage differ.
     answered = lambda job_id: json.dumps(platform.wait(job_id, 120)["output"] | {"usage": None})
     beside = [platform.submit(job) for _ in range(2)]
     together = [answered(job_id) for job_id in beside]
@@ -326,7 +326,7 @@ def test_a_jobs_output_is_the_same_alone_and_beside_others(platform, recordings,
 
 
 def test_progress_rises_at_most_once_a_second_and_ends_before_the_result(platform, recordings):
-    # chunk by chunk: some seconds
+    # Chunk by chunk it takes some seconds.
     job_id = platform.submit({"audio_url": recordings["minutes"], "use_previous_context": True})
     platform.wait(job_id, 120)
     time.sleep(1.5)

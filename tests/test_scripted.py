@@ -28,9 +28,9 @@ MINUTE = SECTION_SECONDS
 class Scenario:
     section: Callable[[], Section]
     extra: float = 0  # seconds of audio that further decodes may cost
-    outcomes: tuple[str, ...] = ()  # of the output's retries, in order
+    outcomes: tuple[str, ...] = ()  # what the output's retries say, in order
     added: str = ""  # delivered but not said
-    fields: dict = None  # of the request
+    fields: dict = None  # more fields for the request
 
 
 def section(language: str = "English", **fields) -> Section:

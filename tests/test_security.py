@@ -89,11 +89,11 @@ RETRYABLE = {
 class Place:
     """Ports and paths of a row while it runs."""
 
-    port: int  # of the row's server
+    port: int  # where the row's server listens
     trap: int  # port of the trap
     secret: Path
     over: threading.Event  # set when the row is over
-    # numbers of the requests to the server
+    # The numbers of the requests to the server.
     turns: Iterator[int] = field(default_factory=itertools.count)
 
     def fill(self, text: str) -> str:
@@ -120,7 +120,7 @@ class Case:
 
     name: str
     code: str | None  # None: not refused
-    seconds: float | None = None  # of silence in a recording that is not refused
+    seconds: float | None = None  # the silence in a recording that is not refused
     url: str = URL
     answer: Answer = lambda _: []  # what the server sends, to each request
     environ: dict[str, str] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Case:
 # building files byte by byte
 
 
-SECOND = bytes(2 * SAMPLE_RATE)  # of silence
+SECOND = bytes(2 * SAMPLE_RATE)  # one second of silence
 
 
 def wav(
@@ -156,7 +156,7 @@ def wav(
     )
 
 
-# the start of a recording without an end: a decoder waits for the rest
+# The start of a recording without an end: a decoder waits for the rest.
 ENDLESS = wav(data=b"", claimed=0xFFFFFFFF)
 
 
@@ -687,7 +687,7 @@ COMPRESS = {
 
 @functools.cache
 def packed(size: int, *encodings: str) -> bytes:
-    """Silence of so many bytes, with the header that says how they are compressed."""
+    """This number of bytes of silence, with the header that says how they are compressed."""
     body = ENDLESS + bytes(size)
     for encoding in encodings:
         body = COMPRESS[encoding](body)
@@ -1198,7 +1198,7 @@ class Watch:
     def __init__(self, path: Path):
         libc = ctypes.CDLL(None, use_errno=True)
         self._fd = libc.inotify_init1(os.O_NONBLOCK)
-        # IN_OPEN
+        # The mask is IN_OPEN.
         assert self._fd >= 0 and libc.inotify_add_watch(self._fd, os.fsencode(path), 0x20) >= 0
 
     def opened(self) -> bool:
@@ -1284,7 +1284,7 @@ def test_the_table_has_200_rows_with_different_names():
 def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(
     case, secret, monkeypatch, tmp_path, capfd, caplog
 ):
-    caplog.set_level(logging.DEBUG)  # of libraries too
+    caplog.set_level(logging.DEBUG)  # libraries log at this level too
     monkeypatch.chdir(secret.parent)  # where a name without a path leads
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(handler, "settings", replace(SETTINGS, **case.limits), raising=False)

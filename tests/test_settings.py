@@ -8,7 +8,7 @@ import pytest
 from contract.errors import SettingsError
 from contract.settings import ALIGNER_LIMIT_SECONDS, Settings, load_settings
 
-OTHER = {  # of every setting a valid value that is not its default, as text and as read
+OTHER = {  # setting → a valid value that is not its default, as text and as read
     "MODEL_NAME": ("tests/models/asr", "tests/models/asr"),
     "ALIGNER_NAME": ("tests/models/aligner", "tests/models/aligner"),
     "MODEL_REVISION": ("5eb144179a02", "5eb144179a02"),

@@ -353,7 +353,7 @@ def test_the_python_client_runs_follows_and_cancels(platform, endpoint, hold):
     held = client.run({"input": do})
     assert held.cancel()["status"] == "CANCELLED" and held.status() == "CANCELLED"
     assert client.health()["jobs"]["completed"] >= 2
-    # the client drops the reason
+    # The client drops the reason.
     assert client.run_sync({"input": {"return": {"error": "no"}}}, timeout=30) is None
 
 

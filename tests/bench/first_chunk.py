@@ -14,7 +14,7 @@ import inputs
 import measure
 from measure import cost_of, table
 
-# bytes a second; the server runs on the same cores
+# Bytes a second. The server runs on the same cores.
 NETWORKS = {
     "loopback": None,
     "1 Gbit/s": 125_000_000,

@@ -86,7 +86,7 @@ def _side(name: str, source: str):
     def once() -> Cost:
         cost, said = cost_of([__file__, name, source])
         assert said["chunks"] > 0
-        # without the imports, which a worker makes once
+        # The time of the imports is left out, because a worker makes them once.
         return Cost(said["wall"], said["cpu"], cost.peak)
 
     return once

@@ -32,7 +32,7 @@ FOLDERS = [str(ROOT / folder) for folder in ("src", "tests", "tests/bench", "tes
 BOOT_SECONDS = 120  # until a process reports its first part, or after one its next
 START_SECONDS, TEXTS_SECONDS = 150, 30
 END_SECONDS = 30  # for a process to close its models
-PATIENCE_ON_CPU = 4  # with --small all limits are so many times longer
+PATIENCE_ON_CPU = 4  # with --small all limits are 4 times longer
 
 
 @dataclass(frozen=True, slots=True)

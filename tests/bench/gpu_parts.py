@@ -20,10 +20,10 @@ import psutil
 from gpu_load import chunk_of, rtfx
 
 MIB = 1024**2
-REPEATS = 3  # of a point in a sweep; the median counts
+REPEATS = 3  # each point of a sweep is measured 3 times, and the median counts
 BLOCKS_CONVOLVED = (500, 128, 30)  # blocks of a second that the aligner convolves together
 TEXT_CHUNKS, TEXT_SECONDS = 8, 20
-LEFT_FREE = 256 * MIB  # of the GPU, when another process has taken the rest
+LEFT_FREE = 256 * MIB  # what another process leaves free on the GPU
 # Of vLLM's log: what it says of time and memory.
 TELLING = re.compile(r"GiB|took \d|takes \d|captur|KV cache size|attention backend", re.I)
 
@@ -150,7 +150,7 @@ def start(bench: Bench) -> None:
     loaded = time.monotonic()
     bench.worker = handler
     bench.report("models_s", round(loaded - imported, 1))
-    with gpu_load.forced_answers(handler.asr):  # of themselves random weights do not come to an end
+    with gpu_load.forced_answers(handler.asr):  # random weights do not end an answer
         asyncio.run(handler.fitness_check())
     bench.report("warm_up_s", round(time.monotonic() - loaded, 1))
     bench.report("ready_s", round(time.monotonic() - began, 1))

@@ -22,7 +22,7 @@ FORMATS = {
     "opus": (48_000, 1, 64_000),
     "wav": (44_100, 2, None),
 }
-LOOP_SECONDS = 300  # of speech; longer recordings repeat it
+LOOP_SECONDS = 300  # longer recordings repeat this much speech
 
 
 def speech(seconds: float) -> np.ndarray:
@@ -32,7 +32,7 @@ def speech(seconds: float) -> np.ndarray:
 
 
 def recording(folder: Path, seconds: float, suffix: str) -> Path:
-    """A file of so many seconds in `folder`; made at the first call."""
+    """A file of this length in `folder`, made at the first call."""
     path = folder / f"{seconds:.0f}.{suffix}"
     if not path.exists():
         rate, channels, bitrate = FORMATS[suffix]

@@ -20,7 +20,7 @@ from measure import cost_of, table
 from recording.chunk import SAMPLE_RATE
 
 CROWDS = (1, 16, 32)  # jobs of an hour at once
-SECONDS = 60  # of measuring; the gate is full after a few
+SECONDS = 60  # how long it measures; the gate is full after a few
 ENGINE: list[psutil.Process] = []
 SETTINGS = dict(
     MAX_NUM_SEQS="64",

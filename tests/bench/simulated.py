@@ -37,16 +37,16 @@ from speech.models.gpu_memory import STEP_BY_MEMORY
 from speech.models.recogniser import EMPTY_VOCABULARY
 from speech.models.token_limits import AUDIO_TOKENS_PER_SECOND
 
-# bf16 FLOP/s, bytes/s, GiB
+# In bfloat16: FLOP/s, bytes/s, GiB.
 GPUS = {
     "L4": (121e12, 300e9, 24),
     "RTX 4090": (165e12, 1008e9, 24),
     "H100": (989e12, 3350e9, 80),
 }
 WANTED = {"L4": 1.15, "RTX 4090": 1.15, "H100": 1.3}
-UTILISATION = 0.4  # of the peak
-WEIGHT_BYTES, CACHE_BYTES = 1.19e9, 112 * 1024  # of the decoder; of one token
-# per second of audio: encoder and prefill; the aligner's single pass
+UTILISATION = 0.4  # a share of the card's peak
+WEIGHT_BYTES, CACHE_BYTES = 1.19e9, 112 * 1024  # the decoder's weights; the cache for one token
+# Per second of audio: the encoder and the prefill, and the aligner's single pass.
 RECOGNISE_FLOP, ALIGN_FLOP = (
     21.6e9,
     34.6e9,

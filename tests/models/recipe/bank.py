@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from utterance import SAMPLE_RATE, Utterance, Word, read_pickle
 
-SHARES = {"English": 0.59, "Chinese": 0.39, "None": 0.02}  # of the bytes
+SHARES = {"English": 0.59, "Chinese": 0.39, "None": 0.02}  # shares of the bank's bytes
 INDEX = "bank.json"
 
 
@@ -44,7 +44,7 @@ def write(utterances: list[Utterance], folder: str | Path) -> None:
 
 
 def fitting(utterances: list[Utterance], megabytes: float) -> list[Utterance]:
-    """The first utterances of each language whose FLAC fits into the language's share of so many
+    """The first utterances of each language whose FLAC fits into the language's share of these
     million bytes.
     """
     kept = []

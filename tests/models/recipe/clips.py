@@ -47,7 +47,7 @@ def cut_between_words(whole: Utterance, rng: random.Random, longest: float = LON
         return whole
     words = whole.words
     gaps = [(a.end, b.start) for a, b in zip(words, words[1:])]
-    # gap i lies before word i
+    # Gap i lies before word i.
     gaps = [
         (0.0, words[0].start),
         *gaps,

@@ -18,7 +18,7 @@ CODECS = (  # file suffix, ffmpeg's options
     ("m4a", "-ar 44100 -ac 2 -c:a aac -b:a 96k"),
     ("ogg", "-c:a libopus -b:a 32k"),
 )
-SHARE = 14  # one in so many gets each codec
+SHARE = 14  # one utterance in 14 gets each codec
 RAW = f"-f s16le -ar {SAMPLE_RATE} -ac 1"
 GAP = np.zeros(SAMPLE_RATE // 5, np.int16)  # keeps neighbours' codec blocks apart
 

@@ -42,9 +42,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 BLOCK, BLOCK_TOKENS = 100, 13  # mel frames (1 s) encoded at a time, and the audio tokens they give
-# vLLM's attention window; qwen-asr's SDPA path attends over the whole clip
+# vLLM has an attention window; qwen-asr's SDPA path attends over the whole clip.
 WINDOW = 8 * BLOCK_TOKENS
-CLASSES = 5000  # of the aligner
+CLASSES = 5000  # the aligner's classes of time
 CLASS_SECONDS = 0.08
 VOCABULARY = 420  # pieces learned; with the special tokens, rounded up to 448
 
@@ -76,7 +76,7 @@ def _config(tokenizer: Qwen2TokenizerFast, aligner: bool) -> Qwen3ASRConfig:
         audio_end_token_id=token("<|audio_end|>"),
         model_type="qwen3_forced_aligner" if aligner else "qwen3_asr",
     )
-    # an untied head, or transformers ties it to the embeddings and drops it from the file
+    # The head is untied, or transformers ties it to the embeddings and drops it from the file.
     if aligner:
         thinker |= dict(classify_num=CLASSES, tie_word_embeddings=False)
     config = Qwen3ASRConfig(
@@ -227,7 +227,7 @@ def mel(processor: Qwen3ASRProcessor, pcm: np.ndarray) -> np.ndarray:
 
 
 def audio_tokens(frames: int) -> int:
-    """How many the encoder makes of so many mel frames."""
+    """How many tokens the encoder makes of this number of mel frames."""
     return frames // BLOCK * BLOCK_TOKENS + _halved(frames % BLOCK)
 
 

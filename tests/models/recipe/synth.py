@@ -99,7 +99,7 @@ VOICES = {
     ],
 }
 ROW = 64  # utterances spoken one after another by one process
-# after the first seed asked for
+# These are added to the first seed asked for.
 FIRST_SEEDS = {
     "English": 0,
     "Chinese": 1_000_000,
