@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("src", "src/recording/decoder", "builder", "tests/models/recipe")
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
-# What builder/setup.sh exports, for a plain `pytest`. test_setup.py holds the two equal.
+# What builder/setup.sh exports, for a plain `pytest`. test_conftest.py holds the two equal.
 SETTINGS = {
     "MODEL_NAME": str(ROOT / "tests/models/asr"),
     "ALIGNER_NAME": str(ROOT / "tests/models/aligner"),

@@ -8,6 +8,8 @@ real tokenizer, and an answer is cut off at its max_tokens, as by vLLM. The alig
 is scripted too; its units are those of the qwen-asr package. All other code is the worker's.
 """
 
+import functools
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -148,6 +150,12 @@ def shuffled(language: str) -> Iterator[str]:
         yield rng.choice(VOCABULARY[language])
 
 
+@functools.cache
+def noise_of(seconds: int) -> np.ndarray:
+    """(samples,) float32 of standard normal noise. Most recordings are of the same length."""
+    return np.random.default_rng(5).standard_normal(seconds * SAMPLE_RATE, np.float32)
+
+
 class Recording:
     """Sections in a row with a longer pause between.
 
@@ -159,12 +167,12 @@ class Recording:
         for section in sections:
             self.starts.append(at)
             at += section.end - PAUSE_SECONDS + GAP_SECONDS
-        rng = np.random.default_rng(5)
-        pcm = rng.normal(0, HISS, round(at * SAMPLE_RATE))
+        noise = noise_of(math.ceil(at))[: round(at * SAMPLE_RATE)]
+        pcm = HISS * noise
         for begin, section in zip(self.starts, sections):
             for start, end in section.sounds:
                 a, b = (round((begin + t) * SAMPLE_RATE) for t in (start, end))
-                pcm[a:b] = rng.normal(0, LOUD, b - a)
+                pcm[a:b] = LOUD * noise[a:b]
         self.pcm = pcm.clip(-32768, 32767).astype(np.int16)
         self._bytes = self.pcm.tobytes()
         self.words = [
