@@ -44,6 +44,10 @@ def test_a_living_engine_stays():
     assert called == []
 
 
+def test_the_files_that_come_first_exist():
+    assert [name for name in conftest.LONG if not (ROOT / "tests" / name).is_file()] == []
+
+
 def test_plain_pytest_has_the_settings_that_setup_sh_exports():
     before = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     printed = f"import os; print(*(os.environ.get(n) for n in {list(SETTINGS)}), sep='\\n')"
