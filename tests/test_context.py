@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import speech.retries as fallback
+from conftest import succeeded
 from contract.errors import InvalidRequest
 from material import ENGLISH, chunk_of, silence
 from recording.chunk import SAMPLE_RATE, AudioChunk
@@ -34,8 +35,11 @@ def job(worker, url, monkeypatch):
         """
         prompts = Prompts(worker.asr, answers)
         monkeypatch.setattr(worker.asr._engine, "generate", prompts)
-        output = asyncio.run(worker.handler({"id": "test", "input": {"audio_url": url, **fields}}))
-        return output, [p.split("system\n")[1].split("<|im_end|>")[0] for p in prompts.seen]
+        job_input = {"audio_url": url, **fields}
+        output = asyncio.run(worker.handler({"id": "test", "input": job_input}))
+        return succeeded(output), [
+            p.split("system\n")[1].split("<|im_end|>")[0] for p in prompts.seen
+        ]
 
     return run
 

@@ -24,6 +24,7 @@ import soundfile
 import speech.health as health
 import speech.models.aligner as align
 import torch
+from conftest import succeeded
 from contract.errors import AlignError, RecognitionError
 from material import ENGLISH, noise, silence
 from recording.chunk import SAMPLE_RATE
@@ -136,7 +137,7 @@ def test_silence_in_a_forced_language_has_no_language(run, serve):
 
 def test_a_tenth_of_a_second_of_speech_is_a_result_within_its_bounds(run, serve):
     start = round(ENGLISH[0].words[0].start * SAMPLE_RATE)
-    output = run({"audio_url": serve("short.wav", ENGLISH[0].pcm[start : start + 1600])})
+    output = succeeded(run({"audio_url": serve("short.wav", ENGLISH[0].pcm[start : start + 1600])}))
     assert all(0 <= s["start"] < s["end"] <= 0.1 for s in output["segments"])
 
 
@@ -232,7 +233,7 @@ def test_a_failed_alignment_keeps_the_text_with_estimated_times_fault_injected(
 
     monkeypatch.setattr(worker.aligner, "align", fails)
     u = ENGLISH[0]
-    output = run({"audio_url": serve("unaligned.wav", u.pcm)})
+    output = succeeded(run({"audio_url": serve("unaligned.wav", u.pcm)}))
     assert output["text"] == u.text and len(output["segments"]) == len(u.words)
 
 
@@ -267,7 +268,7 @@ def test_an_aligner_without_an_answer_costs_times_not_text_fault_injected(
         "generate",
         Prompts(worker.asr, [(f"language English<asr_text>{ENGLISH[0].text}", "stop")]),
     )
-    output = run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)})
+    output = succeeded(run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)}))
     assert output["text"] == ENGLISH[0].text and all(s["estimated"] for s in output["segments"])
     assert output["warnings"] == ["Some times are estimated. The aligner did not answer in time."]
 
@@ -398,7 +399,7 @@ def test_all_jobs_together_have_no_more_chunks_in_flight_than_the_gate_lets_in(
             *(worker.handler({"id": str(i), "input": {"audio_url": url}}) for i in range(4))
         )
 
-    assert [output["text"] for output in asyncio.run(jobs())] == [""] * 4 and most == 3
+    assert [succeeded(output)["text"] for output in asyncio.run(jobs())] == [""] * 4 and most == 3
 
 
 def test_a_job_whose_chunk_waits_at_the_gate_decodes_no_further(serve, worker, monkeypatch):
@@ -504,7 +505,7 @@ def test_an_unexpected_error_is_reported_and_logged_without_its_message_fault_in
 
 def test_logs_hold_no_text_no_context_and_no_url(run, serve, capfd):
     url = serve("logged.wav", ENGLISH[0].pcm)
-    output = run({"audio_url": f"{url}?token=abc", "initial_context": "hush"})
+    output = succeeded(run({"audio_url": f"{url}?token=abc", "initial_context": "hush"}))
     logged = "".join(capfd.readouterr())
     assert output["text"] and "done in" in logged
     assert not [
