@@ -126,10 +126,13 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
 async def result_of(job: dict[str, Any], usage: Usage) -> dict[str, Any]:
     """The output of a job. Raises what its stages raise."""
     request = parse_request(job.get("input"), settings.allow_local_files)
-    async with progress_of(job) as progress, temporary_folder() as folder:
-        # The time limit does not cover the delivery: a transcript made in time is delivered.
-        async with time_allowed(job, shutdown) as limit:
-            transcript = await transcribe_recording(request, folder, progress, usage)
+    async with (
+        progress_of(job) as progress,
+        temporary_folder() as folder,
+        time_allowed(job, shutdown) as limit,
+    ):
+        transcript = await transcribe_recording(request, folder, progress, usage)
+    # No time limit covers the delivery: a transcript that was made in time is delivered.
     cost = usage.to_output(transcript.duration, settings)
     bucket, name = bucket_for(job, settings), f"{job.get('id')}.json"
     upload_time = shutdown.timeout(seconds_left(limit, MAX_UPLOAD_SECONDS))
@@ -145,8 +148,8 @@ async def transcribe_recording(
     The job's files go to `folder`.
 
     Raises InvalidRequest for a vocabulary that is too long, before the download.
-    Raises TranscriptIncomplete where a chunk got no answer: at once, or, if the request allows a partial
-    transcript, only without any text.
+    Raises TranscriptIncomplete where a chunk got no answer: at once, or, if the request allows a
+    partial transcript, only without any text.
     Raises LostResults where the results do not tile the chunks.
     """
     vocabulary, outliers = asr.vocabulary(request.vocabulary), LanguageOutliers()

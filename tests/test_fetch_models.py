@@ -1,4 +1,6 @@
-"""builder/fetch_models.py: which models it fetches, and downloads that are complete or reported as incomplete."""
+"""builder/fetch_models.py: which models it fetches, and downloads that are complete or reported as
+incomplete.
+"""
 
 import json
 import os
@@ -101,7 +103,8 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-# the command without pauses and without qwen-asr's configuration class, whose import takes half a minute
+# The command without pauses and without qwen-asr's configuration class, whose import takes half a
+# minute.
 FETCH = """
 import sys, fetch_models
 from speech.models import weights
@@ -153,7 +156,10 @@ def test_a_download_is_compared_with_the_hub_and_reported_with_its_commit(hub, t
         rf"fetching tiny/asr, commit {COMMIT}, 4 MB, from {hub.url} into {tmp_path}/hub", begin
     )
     assert re.fullmatch(r"fetched tiny/asr in \d+ s, size and hash of 11 files as on the hub", end)
-    told = rf"recogniser: tiny/asr, revision main, commit {COMMIT}, 4\.\d MB, complete, size and hash of 11 files as on the hub"
+    told = (
+        rf"recogniser: tiny/asr, revision main, commit {COMMIT}, 4\.\d MB, complete, size and "
+        r"hash of 11 files as on the hub"
+    )
     assert re.fullmatch(told, report)
 
 
@@ -202,7 +208,10 @@ def test_wrong_bytes_at_every_attempt_end_the_build(hub, tmp_path):
     hub.faults = ["wrong"] * 3
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 1 and hub.faults == []
-    sentence = r"error: The recogniser tiny/asr, revision main, is not available: .* did not deliver it, OSError: model\.safetensors has "
+    sentence = (
+        r"error: The recogniser tiny/asr, revision main, is not available: .* did not deliver "
+        r"it, OSError: model\.safetensors has "
+    )
     assert re.match(sentence, run.stderr)
     assert not (snapshot(tmp_path, "asr") / "model.safetensors").exists()
 
@@ -242,7 +251,8 @@ def test_a_model_that_the_hub_does_not_have_is_reported_after_one_request(hub, t
     run = python([str(SCRIPT)], environment(hub, tmp_path, MODEL_NAME="tiny/none"))
     assert run.returncode == 1 and len(hub.requests) == 1
     assert run.stderr == (
-        f"error: The recogniser tiny/none, revision main, is not available: {hub.url} has no such model, or requires another HF_TOKEN.\n"
+        f"error: The recogniser tiny/none, revision main, is not available: {hub.url} has "
+        "no such model, or requires another HF_TOKEN.\n"
     )
 
 

@@ -1,4 +1,5 @@
-"""The Dockerfile, built as it is by Docker or Buildah on a stub of its base image: order, arguments, secret, contents.
+"""The Dockerfile, built as it is by Docker or Buildah on a stub of its base image: order,
+arguments, secret, contents.
 
 The stub has a shell and a python3 that records its calls. A build takes about two seconds.
 """
@@ -29,7 +30,8 @@ COMMANDS = (
     "sed",
 )  # of this machine, with their libraries
 PYTHON3 = """#!/bin/sh
-echo "python3 $* | index ${PIP_INDEX_URL-none} | hub ${HF_ENDPOINT-none} | token ${HF_TOKEN:+of ${#HF_TOKEN} letters}" >>/calls
+token=${HF_TOKEN:+of ${#HF_TOKEN} letters}
+echo "python3 $* | index ${PIP_INDEX_URL-none} | hub ${HF_ENDPOINT-none} | token $token" >>/calls
 case "$*" in
 *"-m venv"*) mkdir -p /opt/worker ;;
 *"pip list"*) echo torch==2.11.0+cu129; echo vllm==0.21.0; echo numpy==2.3.5 ;;
@@ -61,7 +63,7 @@ class Builder:
     """Docker or Buildah, with the options that keep its images apart from the machine's own."""
 
     command: list[str]
-    options: list[str]  # of `build`
+    options: list[str]  # what is passed to `build`
     name: str
 
     def build(self, tag: str, context: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -135,7 +137,7 @@ def find_builder(folder: Path) -> Builder:
 
 
 def write_stub(folder: Path) -> None:
-    """The context of a base image that holds COMMANDS, the libraries that these load, and PYTHON3."""
+    """The context of a base image with COMMANDS, the libraries that they load, and PYTHON3."""
     binaries = [Path(shutil.which(name)) for name in COMMANDS]
     alone = {"PATH": os.environ["PATH"]}  # without the LD_PRELOAD that vLLM sets in its process
     loaded = subprocess.check_output(["ldd", *binaries], text=True, env=alone)
@@ -170,7 +172,7 @@ def write_context(folder: Path) -> Path:
 def images(tmp_path_factory) -> Iterator[dict[str, Image]]:
     """Three images.
 
-    "mirrors" has every argument and the secret, "plain" none; "changed" is like plain, but for src/.
+    "mirrors" has every argument and the secret, "plain" none. "changed" is plain with another src/.
     """
     folder = tmp_path_factory.mktemp("image")
     builder = find_builder(folder)
@@ -183,13 +185,22 @@ def images(tmp_path_factory) -> Iterator[dict[str, Image]]:
         pytest.skip(f"{builder.name} cannot build here: {base.stderr.strip().splitlines()[-1]}")
     more = {
         "mirrors": [
-            "--secret", "id=HF_TOKEN,env=HF_TOKEN", "--build-arg", "PIP_INDEX_URL=http://pip.example/simple",
-            "--build-arg", "HF_ENDPOINT=http://hub.example", "--build-arg", "VERSION=1.2.3", "--build-arg", "SOURCE=http://git.example",
-            "--build-arg", "MODEL_NAME=Qwen/Qwen3-ASR-1.7B",
+            "--secret",
+            "id=HF_TOKEN,env=HF_TOKEN",
+            "--build-arg",
+            "PIP_INDEX_URL=http://pip.example/simple",
+            "--build-arg",
+            "HF_ENDPOINT=http://hub.example",
+            "--build-arg",
+            "VERSION=1.2.3",
+            "--build-arg",
+            "SOURCE=http://git.example",
+            "--build-arg",
+            "MODEL_NAME=Qwen/Qwen3-ASR-1.7B",
         ],
         "plain": [],
         "changed": [],
-    }  # fmt: skip
+    }
     built = {}
     try:
         for tag, arguments in more.items():
@@ -209,9 +220,15 @@ def images(tmp_path_factory) -> Iterator[dict[str, Image]]:
 def test_packages_are_installed_and_checked_before_the_weights_are_fetched(images):
     steps = [re.match(r"python3 (?:-m )?(\S+ ?\S*)", call)[1] for call in images["plain"].calls]
     assert steps == [
-        "venv --system-site-packages", "pip list", "pip install", "pip install", "check_image.py requirements.txt",
-        "/tmp/fetch/builder/fetch_models.py |", "-c import", "compileall -q",
-    ]  # fmt: skip
+        "venv --system-site-packages",
+        "pip list",
+        "pip install",
+        "pip install",
+        "check_image.py requirements.txt",
+        "/tmp/fetch/builder/fetch_models.py |",
+        "-c import",
+        "compileall -q",
+    ]
 
 
 def test_torch_and_vllm_stay_the_base_images(images):

@@ -115,7 +115,10 @@ def test_strict_parsers_read_every_cue_back(words):
 
 
 def test_a_sentence_is_a_cue_and_a_long_one_breaks_behind_its_clauses():
-    text = "We came early. When the train had left the station, nobody was there to meet us, so we walked along the river to the old town."
+    text = (
+        "We came early. When the train had left the station, nobody was there to meet us, so "
+        "we walked along the river to the old town."
+    )
     assert lines(cues_of(said(text), 99)) == [
         ("We came early.",),
         ("When the train had left the station,", "nobody was there to meet us,"),

@@ -53,7 +53,7 @@ class Usage:
             yield chunk
 
     def count_recognition(self, hypothesis: Hypothesis | None) -> None:
-        """Count one call of the recogniser. `hypothesis`: its answer, or None where it gave none."""
+        """Count one call of the recogniser. `hypothesis`: its answer, None where it gave none."""
         self._recognitions += 1
         if hypothesis:
             self._input_tokens += hypothesis.prompt_tokens
