@@ -62,7 +62,7 @@ class Aligner(align.Aligner):
         self._thread.start()
 
     def _prepared(self, chunk, text, language, spectrum):
-        return align._Task(chunk, text, text.split(), {}, Future())
+        return align._Task(chunk, text, text.split(), None, None, Future())
 
     def _marks(self, batch) -> Iterator[list[int]]:
         self._before_marks(batch)
