@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 class _Letter(NamedTuple):
     letter: str
-    position: int  # of the character in the text that it is, or is a part of
+    position: int  # where in the text the character is that it belongs to
 
 
 def locate(text: str, units: Sequence[str]) -> list[tuple[int, int] | None]:

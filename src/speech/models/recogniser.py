@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
-SEED = 0  # of sampling, so that a retry gives the same answer every time
+SEED = 0  # one seed for all samplings, so that a retry gives the same answer every time
 # A chunk with less speech gets no context: the model may answer with the context instead.
 MIN_CONTEXT_SPEECH_SECONDS = 1.0
 MAX_CLOSE_SECONDS = 15  # vLLM waits 5 s for its process before it kills it
