@@ -97,11 +97,12 @@ def plan(settings: Settings, model: str, aligner: str, card: Card | None) -> Eng
     `card`: the GPU, or None on a CPU. `model`, `aligner`: local folders. Raises SettingsError where
     the GPU, or vLLM's share of it, is too small.
     """
+    dtype = _dtype(settings.dtype, on_gpu=card is not None)
     sizes = _on_gpu(settings, model, aligner, card) if card else _on_cpu(settings)
     return EngineOptions(
         model=model,
         device="cuda" if card else "cpu",
-        dtype=_dtype(settings.dtype, on_gpu=card is not None),
+        dtype=dtype,
         max_chunk_seconds=settings.chunk_limit_seconds,
         **sizes,
     )
