@@ -1,8 +1,9 @@
 """Check the packages of an image before it ships: python3 check_image.py requirements.txt
 
-These faults would otherwise appear only on a GPU, at the first job: another version of a pinned package, a second torch
-or vLLM beside the base image's, a torch for a CUDA that the hosts' drivers do not support, a module that does not import.
-Prints one line for each fault; the exit status is then 1.
+These faults would otherwise appear only on a GPU, at the first job: another version of a pinned
+package, a second torch or vLLM beside the base image's, a torch for a CUDA that the hosts' drivers
+do not support, a module that does not import. Prints one line for each fault; the exit status is
+then 1.
 """
 
 import importlib
@@ -12,16 +13,32 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-CUDA = "12.9"  # of the base image's tag; .runpod/hub.json allows hosts whose driver has this version or a newer one
-FROM_BASE = (
-    "vllm",
-    "torch",
-)  # several GB each, and built for each other: must not be installed again
-# imported by the worker, and on demand by qwen-asr and transformers: for Japanese, for Korean, for the aligner
+# The base image's tag has this version; .runpod/hub.json allows hosts whose driver is as new.
+CUDA = "12.9"
+# Several GB each, and built for each other: they must not be installed again.
+FROM_BASE = ("vllm", "torch")
+# The worker imports these; qwen-asr and transformers import some of them on demand: nagisa for
+# Japanese, soynlp for Korean, accelerate for the aligner.
 IMPORTED = (
-    "accelerate", "av", "httpcore", "httpx", "huggingface_hub", "librosa", "nagisa", "numpy", "qwen_asr", "runpod", "soundfile",
-    "soynlp.tokenizer", "torch", "transformers", "vllm", "webrtcvad",
-)  # fmt: skip
+    "accelerate",
+    "aiohttp",
+    "av",
+    "httpcore",
+    "httpx",
+    "huggingface_hub",
+    "librosa",
+    "nagisa",
+    "numpy",
+    "qwen_asr",
+    "requests",
+    "runpod",
+    "soundfile",
+    "soynlp.tokenizer",
+    "torch",
+    "transformers",
+    "vllm",
+    "webrtcvad",
+)
 
 
 def main(path: str) -> int:
@@ -52,14 +69,15 @@ def wrong_versions(requirements: str) -> Iterator[str]:
 
 
 def second_copies(environment: str) -> Iterator[str]:
-    """A sentence for each package of FROM_BASE that is installed in the folder `environment` as well."""
+    """A sentence for each package of FROM_BASE that is in the folder `environment` as well."""
     for name in FROM_BASE:
         try:
             where = Path(distribution(name).locate_file(""))
         except PackageNotFoundError:
             continue  # wrong_versions reports it
         if where.is_relative_to(environment):
-            yield f"{name} was installed a second time, in {where}; it must be the base image's own."
+            again = f"{name} was installed a second time, in {where}"
+            yield f"{again}; it must be the base image's own."
 
 
 def wrong_cuda(expected: str) -> Iterator[str]:
@@ -71,7 +89,10 @@ def wrong_cuda(expected: str) -> Iterator[str]:
 
 
 def failed_imports(modules: tuple[str, ...]) -> Iterator[str]:
-    """A sentence for each module that does not import, with the reason. Takes half a minute, because qwen_asr imports vLLM."""
+    """A sentence for each module that does not import, with the reason.
+
+    Takes half a minute, because qwen_asr imports vLLM.
+    """
     for module in modules:
         try:
             importlib.import_module(module)

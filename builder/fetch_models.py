@@ -1,11 +1,12 @@
-"""Download the recogniser and the aligner into the hub's cache and check them, for the build of the image.
+"""Download the recogniser and the aligner into the hub's cache and check them.
 
-Environment variables: MODEL_NAME and ALIGNER_NAME (a hub id, or a local folder, which is only checked), MODEL_REVISION and
-ALIGNER_REVISION (a branch, tag or commit), HF_HOME (the folder of the cache) and HF_TOKEN (only for checkpoints that
-require one). Unset variables have the worker's defaults, from src/contract/defaults.py.
+The build of the image does this. Environment variables: MODEL_NAME and ALIGNER_NAME (a hub id, or a
+local folder, which is only checked), MODEL_REVISION and ALIGNER_REVISION (a branch, tag or commit),
+HF_HOME (the folder of the cache) and HF_TOKEN (only for checkpoints that require one). Unset
+variables have the worker's defaults, from src/contract/defaults.py.
 
-A failed download is retried and resumed. Size and hash of every file are compared with the hub's; src/speech/models/checkpoint.py
-lists what else a checkpoint must have.
+A failed download is retried and resumed. Size and hash of every file are compared with the hub's;
+src/speech/models/checkpoint.py lists what else a checkpoint must have.
 """
 
 import argparse
@@ -41,9 +42,8 @@ def main() -> int:
     )
     parser.parse_args()
     try:
-        for model in models_in(
-            DEFAULTS | {k: v.strip() for k, v in os.environ.items() if v.strip()}
-        ):
+        given = {name: value.strip() for name, value in os.environ.items() if value.strip()}
+        for model in models_in(DEFAULTS | given):
             folder, compared = fetch_and_verify(model)
             load_config(folder)
             print(report(model, folder, compared), flush=True)
@@ -62,7 +62,10 @@ def models_in(environ: Mapping[str, str]) -> list[Model]:
 
 
 def fetch_and_verify(model: Model) -> tuple[Path, str]:
-    """(folder of the complete checkpoint, what was compared with the hub). Raises CheckpointError, HubError or WeightsError."""
+    """(folder of the complete checkpoint, what was compared with the hub).
+
+    Raises CheckpointError, HubError or WeightsError.
+    """
     from huggingface_hub import constants
 
     if Path(model.name).is_dir() or constants.HF_HUB_OFFLINE:
@@ -71,17 +74,17 @@ def fetch_and_verify(model: Model) -> tuple[Path, str]:
     try:
         folder, compared = fetch(model.name, model.revision, print)
     except HubError as error:
-        raise HubError(
-            f"The {model.role} {model.name}, revision {model.revision}, is not available: {error}."
-        ) from error
+        asked = f"The {model.role} {model.name}, revision {model.revision},"
+        raise HubError(f"{asked} is not available: {error}.") from error
     verify(folder, model.role)
     return folder, compared
 
 
 def load_config(folder: Path) -> None:
-    """Load config.json with the class that the worker uses; skipped where qwen-asr is not installed.
+    """Load config.json with the class that the worker uses.
 
-    Takes half a minute, because `import qwen_asr` imports torch and vLLM. Raises CheckpointError.
+    Does nothing where qwen-asr is not installed. Takes half a minute, because `import qwen_asr`
+    imports torch and vLLM. Raises CheckpointError.
     """
     if importlib.util.find_spec("qwen_asr") is None:
         print(

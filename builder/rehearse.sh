@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Test the image without a GPU: bash builder/rehearse.sh
-# Builds the Dockerfile unchanged, with the tiny checkpoints under the real models' names, replaces vLLM by its CPU build,
-# runs one job and compares the transcript. Uses Docker if it runs, else Buildah as root. Needs 40 GB of disk, python3 and
-# a network; no model hub. BASE_IMAGE may name another base image if Docker Hub cannot be reached, PIP_INDEX_URL a mirror.
+# Builds the Dockerfile unchanged, with the tiny checkpoints under the real models' names, replaces
+# vLLM by its CPU build, runs one job and compares the transcript. Uses Docker if it runs, else Buildah as root. Needs 40 GB of disk,
+# python3 and a network; no model hub. BASE_IMAGE may name another base image if Docker Hub cannot
+# be reached, PIP_INDEX_URL a mirror.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WORK=$(mktemp -d)
@@ -21,7 +22,8 @@ else
   exit 1
 fi
 
-# the tests' model hub with the tiny checkpoints as the default models, and a file server with the recordings
+# the tests' model hub with the tiny checkpoints as the default models, and a file server with the
+# recordings
 python3 - "$ROOT" >"$WORK/addresses" 2>/dev/null <<'END' &
 import functools, http.server, sys
 from pathlib import Path

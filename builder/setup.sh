@@ -1,10 +1,12 @@
-# Sourced by builder/demo.sh and tests/run.sh. Sets ROOT to the checkout and PYTHON to the interpreter of a virtual
-# environment in ROOT/.venv with exactly the packages of builder/environment.txt.
+# Sourced by builder/demo.sh and tests/run.sh. Sets ROOT to the checkout and PYTHON to the
+# interpreter of a virtual environment in ROOT/.venv with exactly the packages of
+# builder/environment.txt.
 #
-# Needs Linux x86-64, Python 3.11 or newer and pip; no root, no compiler. The environment is keyed by a hash of what it
-# installs: a second run reuses it, and a changed pin rebuilds it.
+# Needs Linux x86-64, Python 3.11 or newer and pip; no root, no compiler. The environment is keyed
+# by a hash of what it installs: a second run reuses it, and a changed pin rebuilds it.
 #
-# The lock, environment.txt, is made from builder/environment.in. To change a pin, change it there and run
+# The lock, environment.txt, is made from builder/environment.in. To change a pin, change it there
+# and run
 #   uv pip compile --universal --python-version 3.11 --override builder/overrides.txt --no-emit-index-url \
 #     --no-annotate --no-header builder/environment.in -o builder/environment.txt
 # which keeps every version of the lock that is still allowed.
@@ -36,7 +38,8 @@ set_up() {
   say "making the environment in .venv: about 250 packages, several GB to download; once, some minutes"
   rm -rf "$ROOT/.venv"
   bootstrap=$(mktemp -d) || return 1
-  # uv in a temporary folder: it works without Debian's separate venv package, and installs in parallel
+  # uv in a temporary folder: it works without Debian's separate venv package, and installs in
+  # parallel
   "$base" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target "$bootstrap" "uv==$UV_VERSION" &&
     "$bootstrap/bin/uv" venv --quiet --python "$base" "$ROOT/.venv" &&
     TMPDIR=$bootstrap "$bootstrap/bin/uv" pip install --python "$PYTHON" --no-deps --compile-bytecode --requirement "$ROOT/builder/environment.txt" 2> >(grep -v '^ + ' >&2) &&
@@ -49,7 +52,8 @@ set_up() {
 
 loads() { "$PYTHON" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$1" 2>/dev/null; }
 
-# vLLM's CPU build needs libnuma, which minimal systems and slim images lack; a wheel provides it without root.
+# vLLM's CPU build needs libnuma, which minimal systems and slim images lack; a wheel provides it
+# without root.
 find_libnuma() {
   local name=${1:-libnuma.so.1} folder=$ROOT/.venv/libnuma unpacked
   loads "$name" && return
@@ -72,8 +76,8 @@ set_up || exit 1
 find_libnuma || exit 1
 exec {setup_lock}<&-
 
-# The code is the same on GPU and CPU, only settings differ. These are for the CPU and the tiny checkpoints of tests/models.
-# Variables that are already set stay.
+# The code is the same on GPU and CPU, only settings differ. These are for the CPU and the tiny
+# checkpoints of tests/models. Variables that are already set stay.
 export MODEL_NAME=${MODEL_NAME:-$ROOT/tests/models/asr}
 export ALIGNER_NAME=${ALIGNER_NAME:-$ROOT/tests/models/aligner}
 export DEVICE=${DEVICE:-cpu}

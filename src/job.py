@@ -1,14 +1,18 @@
-"""What surrounds every job: its timeout, its progress in /status, its temporary folder. Knows the SDK, but no audio and no models."""
+"""What surrounds every job: its timeout, its progress in /status, its temporary folder.
+
+Knows the SDK, but no audio and no models.
+"""
 
 import asyncio
 import functools
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from contract.errors import DeadlineExceeded, WorkerFailed, WorkerStopped
 from recording.shield import to_the_end
@@ -16,16 +20,17 @@ from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 from shutdown import Shutdown
 
-INTERVAL_SECONDS = 1.0  # least time between two posts of progress
-LAST_POST_SECONDS = 2.0  # the result waits at most so long for a post that is still being sent
-MARGIN_SECONDS, MARGIN_SHARE = (
-    5.0,
-    0.2,
-)  # the smaller of both is kept of executionTimeout: to stop, clean up and send the answer
+MIN_INTERVAL_SECONDS = 1.0  # progress is posted no more often than this
+MAX_LAST_POST_SECONDS = 2.0  # the result waits no longer for a post that is still being sent
+# The smaller of both is kept of executionTimeout: to stop, to clean up and to send the answer.
+MARGIN_SECONDS = 5.0
+MARGIN_SHARE = 0.2
 
-Handler = Callable[[dict], Awaitable[dict]]
+Job = dict[str, Any]  # as the SDK gives it
+Output = dict[str, Any]
+Handler = Callable[[Job], Coroutine[Any, Any, Output]]
 
-_unremoved: set[Path] = set()  # folders of jobs that have ended
+_unremoved: set[Path] = set()  # folders that ended jobs could not remove
 
 
 @dataclass(slots=True)
@@ -33,30 +38,34 @@ class Progress:
     """How far a job has come. No value ever decreases."""
 
     phase: str = "downloading"  # then "decoding", and "transcribing" once everything is decoded
-    seconds_known: float = 0.0  # decoded
-    seconds_done: float = 0.0  # transcribed
+    seconds_known: float = 0.0  # seconds decoded so far
+    seconds_done: float = 0.0  # seconds transcribed so far
     chunks_done: int = 0
 
 
-def seconds_allowed(job: dict) -> float | None:
-    """Seconds in which a job must be answered: `policy.executionTimeout` (milliseconds) less a margin. None without a policy.
+def seconds_allowed(job: Job) -> float | None:
+    """Seconds in which a job must be answered: its execution timeout less a margin.
 
-    A worker does not know the endpoint's own timeout.
+    None without a policy: a worker does not know the endpoint's own timeout.
     """
-    policy = job.get("policy")
-    milliseconds = policy.get("executionTimeout") if isinstance(policy, dict) else None
-    if (
-        isinstance(milliseconds, bool)
-        or not isinstance(milliseconds, (int, float))
-        or not milliseconds > 0
-    ):
+    milliseconds = _execution_timeout(job)
+    if milliseconds is None:
         return None
     seconds = milliseconds / 1000
     return seconds - min(MARGIN_SECONDS, MARGIN_SHARE * seconds)
 
 
+def _execution_timeout(job: Job) -> float | None:
+    """`policy.executionTimeout` in milliseconds; None where it is absent or no positive number."""
+    policy = job.get("policy")
+    milliseconds = policy.get("executionTimeout") if isinstance(policy, dict) else None
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
+        return None
+    return milliseconds if milliseconds > 0 else None
+
+
 @asynccontextmanager
-async def time_allowed(job: dict, shutdown: Shutdown) -> AsyncIterator[asyncio.Timeout]:
+async def time_allowed(job: Job, shutdown: Shutdown) -> AsyncIterator[asyncio.Timeout]:
     """Cancel the body of the context before the platform kills the worker for its timeout.
 
     Raises DeadlineExceeded, or WorkerStopped where `shutdown` ended the time.
@@ -69,19 +78,20 @@ async def time_allowed(job: dict, shutdown: Shutdown) -> AsyncIterator[asyncio.T
     except TimeoutError:
         if not limit.expired():
             raise
-        if allowed is None or limit.when() < began + allowed:
+        when = limit.when()
+        if allowed is None or (when is not None and when < began + allowed):
             raise WorkerStopped("The worker was stopped. Please send the job again.") from None
-        given = job["policy"]["executionTimeout"]
         raise DeadlineExceeded(
-            f"policy.executionTimeout of {given:.0f} ms was about to pass; a larger one is needed for this recording."
+            f"policy.executionTimeout of {_execution_timeout(job):.0f} ms was about to pass; "
+            "a larger one is needed for this recording."
         ) from None
 
 
-def seconds_left(limit: asyncio.Timeout, most: float) -> float:
-    """Seconds until `limit`, and at most `most`."""
+def seconds_left(limit: asyncio.Timeout, max_seconds: float) -> float:
+    """Seconds until `limit`, but no more than `max_seconds`."""
     if (when := limit.when()) is None:
-        return most
-    return min(most, max(0, when - asyncio.get_running_loop().time()))
+        return max_seconds
+    return min(max_seconds, max(0, when - asyncio.get_running_loop().time()))
 
 
 def cancellation_wins(handler: Handler) -> Handler:
@@ -92,9 +102,10 @@ def cancellation_wins(handler: Handler) -> Handler:
     """
 
     @functools.wraps(handler)
-    async def stoppable(job: dict) -> dict:
+    async def stoppable(job: Job) -> Output:
         output = await asyncio.create_task(handler(job))
-        if asyncio.current_task().cancelling():
+        this_task = asyncio.current_task()
+        if this_task and this_task.cancelling():
             raise asyncio.CancelledError
         return output
 
@@ -137,11 +148,12 @@ def _remove(folders: list[Path]) -> None:
 
 
 @asynccontextmanager
-async def progress_of(job: dict) -> AsyncIterator[Progress]:
-    """The job's Progress. Changes are posted at most once a second, and never after the context has ended.
+async def progress_of(job: Job) -> AsyncIterator[Progress]:
+    """The job's Progress. Changes are posted at most once a second, and only within the context.
 
-    The SDK's `progress_update` posts from a thread that cannot be awaited, so a post may arrive after the result. This function
-    posts the same body to the same address (runpod 1.12.0, rp_progress.py) and waits for it.
+    The SDK's `progress_update` posts from a thread that cannot be awaited, so a post may arrive
+    after the result. This function posts the same body to the same address (runpod 1.12.0,
+    rp_progress.py) and waits for it.
     """
     progress = Progress()
     if "RUNPOD_WEBHOOK_POST_OUTPUT" not in os.environ:  # run from the command line
@@ -153,21 +165,19 @@ async def progress_of(job: dict) -> AsyncIterator[Progress]:
         yield progress
     finally:
         ended.set()
-        await asyncio.wait([poster], timeout=LAST_POST_SECONDS)
+        await asyncio.wait([poster], timeout=MAX_LAST_POST_SECONDS)
         poster.cancel()
         await asyncio.gather(poster, return_exceptions=True)
 
 
-async def _post_changes(job: dict, progress: Progress, ended: asyncio.Event) -> None:
+async def _post_changes(job: Job, progress: Progress, ended: asyncio.Event) -> None:
     async with AsyncClientSession() as session:
         posted = None
         while not ended.is_set():
             if (now := asdict(progress)) != posted:
                 posted = now
-                shown = {
-                    name: round(value, 1) if isinstance(value, float) else value
-                    for name, value in now.items()
-                }
-                await send_result(session, {"status": "IN_PROGRESS", "output": shown}, job)
+                seconds = ("seconds_known", "seconds_done")
+                output = now | {key: round(now[key], 1) for key in seconds}
+                await send_result(session, {"status": "IN_PROGRESS", "output": output}, job)
             with suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), INTERVAL_SECONDS)
+                await asyncio.wait_for(ended.wait(), MIN_INTERVAL_SECONDS)

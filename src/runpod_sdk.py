@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, repeat
+from typing import Any
 
 from aiohttp import ClientError, ClientResponseError, ClientSession
 from runpod import RunPodLogger
@@ -19,12 +20,14 @@ from runpod.http_client import TooManyRequests
 from runpod.serverless.modules import rp_http, rp_job, rp_scale
 from shutdown import Shutdown
 
-MAX_SEND_SECONDS = 600  # for a result, with all its attempts
-MAX_SEND_SECONDS_AT_END = 20  # the same, after the time that a shutdown gives the jobs
-MAX_ATTEMPT_SECONDS = 60  # for one call of the SDK, which itself repeats a post after a 5xx
-MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1, 15  # between two attempts; the pause doubles
+MAX_SEND_SECONDS = 600  # all attempts to send a result end within this time
+# A shutdown gives the running jobs some time; their results must be sent this much later.
+MAX_SEND_SECONDS_AT_END = 20
+MAX_ATTEMPT_SECONDS = 60  # one attempt is one call of the SDK, which repeats a post after a 5xx
+# The pause between two attempts doubles from the first value to the second.
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1, 15
 TRANSIENT_STATUS = (408, 425, 429, *range(500, 600))
-TAKE_PAUSE_SECONDS = 1.0  # after an error; the SDK's other loop, for stop signals, waits as long
+TAKE_PAUSE_SECONDS = 1.0  # the SDK's loop for stop signals waits as long after an error
 
 log = RunPodLogger()
 
@@ -35,8 +38,8 @@ def install(shutdown: Shutdown, shutdown_seconds: float) -> None:
     After SIGTERM running jobs get `shutdown_seconds`.
     """
 
-    class Scaler(rp_scale.JobScaler):
-        def __init__(self, config: dict):
+    class Scaler(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no types
+        def __init__(self, config: dict[str, Any]):
             super().__init__(config)
             self.jobs_fetcher = get_jobs
 
@@ -48,19 +51,24 @@ def install(shutdown: Shutdown, shutdown_seconds: float) -> None:
     rp_job.send_result = partial(send_result, shutdown)
 
 
-async def get_jobs(session: ClientSession, number: int) -> list[dict] | None:
+async def get_jobs(session: ClientSession, number: int) -> list[dict[str, Any]] | None:
     """The SDK's `get_job`, with a pause after an error. Its errors pass through."""
     try:
-        return await rp_job.get_job(session, number)
+        jobs: list[dict[str, Any]] | None = await rp_job.get_job(session, number)
     except TooManyRequests:  # the SDK makes a pause after this one
         raise
     except Exception:
         await asyncio.sleep(TAKE_PAUSE_SECONDS)
         raise
+    return jobs
 
 
 async def send_result(
-    shutdown: Shutdown, session: ClientSession, result: dict, job: dict, is_stream: bool = False
+    shutdown: Shutdown,
+    session: ClientSession,
+    result: dict[str, Any],
+    job: dict[str, Any],
+    is_stream: bool = False,
 ) -> None:
     """Post a job's result as the SDK does, and again until the platform has taken or refused it.
 
@@ -81,11 +89,12 @@ async def send_result(
 
 
 async def _sent(session: ClientSession, url: str, body: str, job_id: str) -> None:
-    """Raises ClientResponseError where the platform refuses the post."""
+    """Post until the platform takes it. Raises ClientResponseError where it refuses the post."""
     for pause in _pauses():
         try:
             async with asyncio.timeout(MAX_ATTEMPT_SECONDS):
-                return await rp_http._transmit(session, url, body)
+                await rp_http._transmit(session, url, body)
+            return
         except ClientResponseError as error:
             if error.status not in TRANSIENT_STATUS:
                 raise
@@ -97,6 +106,6 @@ async def _sent(session: ClientSession, url: str, body: str, job_id: str) -> Non
 
 
 def _pauses() -> Iterator[float]:
-    """Seconds, without end."""
+    """Seconds to wait before each further attempt, without end."""
     growing = (MIN_PAUSE_SECONDS * 2**i for i in range(4))
     return chain(growing, repeat(MAX_PAUSE_SECONDS))

@@ -15,8 +15,9 @@ from math import inf
 
 from runpod import RunPodLogger
 
-MAX_CLOSE_SECONDS = 100  # after the jobs' time; the SDK alone waits up to 90 s for its last polls
-WATCH_SECONDS = 0.5  # between two looks at the clock, because the end may be brought forward
+# The process must end this long after its jobs; the SDK alone waits 90 s for its last polls.
+MAX_CLOSE_SECONDS = 100
+WATCH_SECONDS = 0.5  # the clock is looked at this often, because the end may be brought forward
 
 log = RunPodLogger()
 
@@ -32,7 +33,7 @@ class Shutdown:
     """When the worker ends. One for the process."""
 
     def __init__(self) -> None:
-        self.jobs_end = inf  # on the monotonic clock; by then every job must have ended
+        self.jobs_end = inf  # every job must end by this time of the monotonic clock
         self._begun = threading.Event()
         self._bounds: set[_Bound] = set()
 
@@ -88,6 +89,7 @@ class Shutdown:
         while time.monotonic() < self.jobs_end + MAX_CLOSE_SECONDS:
             time.sleep(WATCH_SECONDS)
         log.error("the worker did not end in time: its process is ended now")
-        for child in multiprocessing.active_children():  # else the SDK's pings would go on
+        # The SDK's pings come from a child process, which would go on without the worker.
+        for child in multiprocessing.active_children():
             child.kill()
         os._exit(1)

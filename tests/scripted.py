@@ -1,11 +1,15 @@
-"""Recordings with a scripted model, for speech that the tiny checkpoints cannot recognise: they know 36 English words.
+"""Recordings with a scripted model, for speech that the tiny checkpoints cannot recognise: they
+know 36 English words.
 
-The audio is noise with pauses, and no stretch of it occurs twice. So the script that replaces vLLM's `generate` finds by the
-samples which stretch of the recording a decode covers. It answers with the words of that stretch, or with what a scenario
-puts in their place. Token counts follow the real tokenizer, and an answer is cut off at its max_tokens, as by vLLM. The
-aligner's forward pass is scripted too; its units are those of the qwen-asr package. All other code is the worker's.
+The audio is noise with pauses, and no stretch of it occurs twice. So the script that replaces
+vLLM's `generate` finds by the samples which stretch of the recording a decode covers. It answers
+with the words of that stretch, or with what a scenario puts in their place. Token counts follow the
+real tokenizer, and an answer is cut off at its max_tokens, as by vLLM. The aligner's forward pass
+is scripted too; its units are those of the qwen-asr package. All other code is the worker's.
 """
 
+import functools
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,12 +20,10 @@ import numpy as np
 from recording.chunk import SAMPLE_RATE
 
 SECTION_SECONDS, GAP_SECONDS, PAUSE_SECONDS, SENTENCE_SECONDS = 56.0, 2.0, 0.5, 6.0
-LOUD, HISS = (
-    3000,
-    3,
-)  # standard deviation of the samples; to the voice detector LOUD is speech and HISS is silence
+# Standard deviations of the samples. To the voice detector LOUD is speech and HISS is silence.
+LOUD, HISS = 3000, 3
 
-# tokens per word, measured with the real tokenizer; a word of Thai or Japanese is a few characters here
+# Tokens per word, measured with the real tokenizer. A word of Thai or Japanese is a few characters.
 TOKENS = {
     "English": 1.1,
     "German": 1.6,
@@ -33,145 +35,30 @@ TOKENS = {
     "Chinese": 1.6,
 }
 VOCABULARY = {
-    "English": [
-        "the",
-        "river",
-        "was",
-        "high",
-        "after",
-        "three",
-        "days",
-        "of",
-        "rain",
-        "and",
-        "nobody",
-        "in",
-        "town",
-        "could",
-        "remember",
-        "such",
-        "a",
-        "spring",
-        "before",
-        "this",
-        "one",
-        "came",
-        "along",
-    ],
-    "Greek": [
-        "η",
-        "κυβέρνηση",
-        "ανακοίνωσε",
-        "σήμερα",
-        "νέα",
-        "μέτρα",
-        "για",
-        "την",
-        "αντιμετώπιση",
-        "των",
-        "πυρκαγιών",
-        "στην",
-        "Πελοπόννησο",
-        "ενώ",
-        "κάτοικοι",
-        "εγκαταλείπουν",
-        "χωριά",
-    ],
-    "Hindi": [
-        "प्रधानमंत्री",
-        "ने",
-        "आज",
-        "सुबह",
-        "नई",
-        "दिल्ली",
-        "में",
-        "कहा",
-        "कि",
-        "सरकार",
-        "किसानों",
-        "के",
-        "लिए",
-        "विशेष",
-        "योजना",
-        "लाएगी",
-        "और",
-        "सभी",
-        "राज्यों",
-        "को",
-        "सहायता",
-        "मिलेगी",
-    ],
-    "Thai": [
-        "วันนี้",
-        "รัฐบาล",
-        "ประกาศ",
-        "มาตรการ",
-        "ใหม่",
-        "เพื่อ",
-        "ช่วยเหลือ",
-        "ประชาชน",
-        "ที่",
-        "ได้รับ",
-        "ผลกระทบ",
-        "จาก",
-        "น้ำท่วม",
-        "ใน",
-        "ภาคเหนือ",
-    ],
-    "Persian": [
-        "رئیس",
-        "جمهور",
-        "امروز",
-        "در",
-        "تهران",
-        "گفت",
-        "که",
-        "دولت",
-        "برنامه",
-        "تازه",
-        "ای",
-        "برای",
-        "حمایت",
-        "از",
-        "کشاورزان",
-        "ارائه",
-        "خواهد",
-        "کرد",
-    ],
-    "Japanese": [
-        "今日",
-        "は",
-        "東京",
-        "で",
-        "新しい",
-        "博物館",
-        "が",
-        "開き",
-        "多く",
-        "の",
-        "人",
-        "が",
-        "朝",
-        "から",
-        "並んで",
-        "いました",
-    ],
-    "Chinese": [
-        "今天",
-        "上午",
-        "我们",
-        "在",
-        "公园",
-        "里",
-        "看到",
-        "很多",
-        "孩子",
-        "放",
-        "风筝",
-        "天气",
-        "非常",
-        "好",
-    ],
+    language: words.split()
+    for language, words in {
+        "English": (
+            "the river was high after three days of rain and nobody in town could remember such a "
+            "spring before this one came along"
+        ),
+        "Greek": (
+            "η κυβέρνηση ανακοίνωσε σήμερα νέα μέτρα για την αντιμετώπιση των πυρκαγιών στην "
+            "Πελοπόννησο ενώ κάτοικοι εγκαταλείπουν χωριά"
+        ),
+        "Hindi": (
+            "प्रधानमंत्री ने आज सुबह नई दिल्ली में कहा कि सरकार किसानों के लिए विशेष योजना लाएगी "
+            "और सभी राज्यों को सहायता मिलेगी"
+        ),
+        "Thai": (
+            "วันนี้ รัฐบาล ประกาศ มาตรการ ใหม่ เพื่อ ช่วยเหลือ ประชาชน ที่ ได้รับ ผลกระทบ จาก น้ำท่วม ใน ภาคเหนือ"
+        ),
+        "Persian": (
+            "رئیس جمهور امروز در تهران گفت که دولت برنامه تازه ای برای حمایت از کشاورزان ارائه "
+            "خواهد کرد"
+        ),
+        "Japanese": "今日 は 東京 で 新しい 博物館 が 開き 多く の 人 が 朝 から 並んで いました",
+        "Chinese": "今天 上午 我们 在 公园 里 看到 很多 孩子 放 风筝 天气 非常 好",
+    }.items()
 }
 UNSPACED = ("Thai", "Japanese", "Chinese")
 
@@ -210,16 +97,13 @@ class Section:
 
     language: str = "English"
     words: list[Said] = field(default_factory=list)
-    sounds: list[tuple[float, float]] = field(
-        default_factory=list
-    )  # (start, end) of what is no silence
+    # Pairs (start, end) of all that is not silent.
+    sounds: list[tuple[float, float]] = field(default_factory=list)
     voiced: float = 1.0  # share of each word that is loud enough for the detector
-    model: Callable[[Stretch], str | None] = lambda stretch: (
-        None
-    )  # the answer for a stretch; None: the words, "": no text
-    piled_from: float = float(
-        "inf"
-    )  # in a chunk over 40 s the aligner gives words behind this second no time of their own
+    # The answer for a stretch: None stands for its words, "" for no text.
+    model: Callable[[Stretch], str | None] = lambda stretch: None
+    # In a chunk over 40 s the aligner gives words behind this second no time of their own.
+    piled_from: float = float("inf")
 
     def talk(
         self, until: float, words_per_minute: float = 150, text: list[str] | None = None
@@ -248,7 +132,9 @@ class Section:
         return self
 
     def play(self, until: float, pause: float = PAUSE_SECONDS) -> "Section":
-        """Append sound without speech, such as music or applause, up to second `until` of the section."""
+        """Append sound without speech, such as music or applause, up to second `until` of the
+        section.
+        """
         self.sounds.append((self.end + pause, until))
         return self
 
@@ -264,20 +150,29 @@ def shuffled(language: str) -> Iterator[str]:
         yield rng.choice(VOCABULARY[language])
 
 
+@functools.cache
+def noise_of(seconds: int) -> np.ndarray:
+    """(samples,) float32 of standard normal noise. Most recordings are of the same length."""
+    return np.random.default_rng(5).standard_normal(seconds * SAMPLE_RATE, np.float32)
+
+
 class Recording:
-    """Sections in a row with a longer pause between. Replaces `engine.generate` and the aligner's `_marks`."""
+    """Sections in a row with a longer pause between.
+
+    Replaces `engine.generate` and the aligner's `_marks`.
+    """
 
     def __init__(self, sections: list[Section]):
         self.sections, self.starts, at = sections, [], 0.0
         for section in sections:
             self.starts.append(at)
             at += section.end - PAUSE_SECONDS + GAP_SECONDS
-        rng = np.random.default_rng(5)
-        pcm = rng.normal(0, HISS, round(at * SAMPLE_RATE))
+        noise = noise_of(math.ceil(at))[: round(at * SAMPLE_RATE)]
+        pcm = HISS * noise
         for begin, section in zip(self.starts, sections):
             for start, end in section.sounds:
                 a, b = (round((begin + t) * SAMPLE_RATE) for t in (start, end))
-                pcm[a:b] = rng.normal(0, LOUD, b - a)
+                pcm[a:b] = LOUD * noise[a:b]
         self.pcm = pcm.clip(-32768, 32767).astype(np.int16)
         self._bytes = self.pcm.tobytes()
         self.words = [
@@ -309,7 +204,10 @@ class Recording:
         stretch = Stretch(start - begin, end - begin, words, context, sampling.temperature)
         text = section.model(stretch)
         text = stretch.text() if text is None else text
-        raw = f"language {section.language if text else 'None'}<asr_text>{written(text, section.language)}"
+        raw = (
+            "language "
+            f"{section.language if text else 'None'}<asr_text>{written(text, section.language)}"
+        )
         tokens = 4 + round(TOKENS[section.language] * len(text.split()))
         finish = "stop"
         if tokens > sampling.max_tokens:
@@ -324,7 +222,10 @@ class Recording:
         )
 
     def marks(self, batch):
-        """For each clip the start and end of each unit in ms. A unit that was not said gets the last time, as by the real aligner."""
+        """For each clip the start and end of each unit in ms.
+
+        A unit that was not said gets the last time, as by the real aligner.
+        """
         for task in batch:
             begin, section = self._section_at(task.chunk.start, task.chunk.end)
             last = begin + section.piled_from if task.chunk.duration > 40 else float("inf")
@@ -375,9 +276,11 @@ def written(text: str, language: str) -> str:
 def loops(
     event: float, phrase: str = "ha ", cured_by_sampling: bool = False, cured_under: float = 0
 ):
-    """The words up to second `event`, then `phrase` until the answer is cut off; only where the stretch holds `event` and 6 s more.
+    """The words up to second `event`, then `phrase` until the answer is cut off; only where the
+    stretch holds `event` and 6 s more.
 
-    A stretch of at most `cured_under` seconds is answered correctly, and so is another sampling with `cured_by_sampling`.
+    A stretch of at most `cured_under` seconds is answered correctly, and so is another sampling
+    with `cured_by_sampling`.
     """
 
     def model(stretch: Stretch) -> str | None:
@@ -395,7 +298,9 @@ def loops(
 
 
 def loops_and_ends(event: float, phrase: str = "ha "):
-    """Like `loops`, but the loop ends before the cap, after more than anyone can say in the time; then come the words behind it."""
+    """Like `loops`, but the loop ends before the cap, after more than anyone can say in the time;
+    then come the words behind it.
+    """
 
     def model(stretch: Stretch) -> str | None:
         if stretch.start > event or stretch.end < event + 6:

@@ -1,7 +1,8 @@
 """500 short jobs of mixed kinds, 8 at once, on the real worker: bash tests/run.sh tests/soak.py -s
 
-Every job is answered exactly once (a cancelled one never), and what the worker holds is the same after 100 jobs and after
-500: memory, file descriptors, threads, temp files, child processes. Takes some minutes, so `bash tests/run.sh` leaves it out.
+Every job is answered exactly once (a cancelled one never), and what the worker holds is the same
+after 100 jobs and after 500: memory, file descriptors, threads, temp files, child processes. Takes
+some minutes, so `bash tests/run.sh` leaves it out.
 """
 
 import gc
@@ -20,10 +21,12 @@ from standin import until
 from test_runpod import Worker, started
 
 JOBS, EARLY, AT_ONCE = 500, 100, 8
-GROWTH_BYTES = (
-    50 * 2**20
-)  # allowed, of the worker's process: allocators do not return all freed memory
-GROWTH_OF_ALL = 1.15  # allowed, of all processes: on a CPU torch keeps kernels for each new batch shape, up to a few hundred
+# Growth allowed in the worker's process: allocators do not return all freed memory.
+GROWTH_BYTES = 50 * 2**20
+# Growth allowed in all processes together: on a CPU torch keeps kernels for each new batch shape,
+# up to a few hundred.
+GROWTH_OF_ALL = 1.15
+# Percent of the jobs.
 KINDS = {
     "short": 60,
     "big": 10,
@@ -32,7 +35,7 @@ KINDS = {
     "missing": 5,
     "web page": 5,
     "cancelled": 10,
-}  # percent
+}
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,13 @@ class Held:
         own = psutil.Process(worker.process.pid)
         family = [own, *worker.children()]
         return cls(
-            own.memory_full_info().uss, sum(p.memory_full_info().uss for p in family), own.num_fds(), own.num_threads(),
-            sum(len(names) for _, _, names in os.walk(worker.temporary)), len(family) - 1,
-        )  # fmt: skip
+            own.memory_full_info().uss,
+            sum(p.memory_full_info().uss for p in family),
+            own.num_fds(),
+            own.num_threads(),
+            sum(len(names) for _, _, names in os.walk(worker.temporary)),
+            len(family) - 1,
+        )
 
 
 def test_five_hundred_jobs_are_answered_once_each_and_nothing_grows(tmp_path, file_server):
@@ -108,18 +115,22 @@ def test_five_hundred_jobs_are_answered_once_each_and_nothing_grows(tmp_path, fi
         for job_id, kind in sent.items():
             job = platform.jobs[job_id]
             if kind == "cancelled" and job.status == "CANCELLED":
-                assert (
-                    job.answers == 0 or job.results[0].at > job.finished
-                )  # its result may have been on its way
+                # Its result may have been on its way when it was cancelled.
+                assert job.answers == 0 or job.results[0].at > job.finished
                 continue
             assert job.answers == 1 and len(job.results) == 1, (kind, job)
             assert job.shown["output"].get("error_code") == codes.get(kind), (kind, job.shown)
         print(
-            f"\n{JOBS} jobs in {seconds:.0f} s: {dict(Counter(platform.jobs[i].status for i in sent))}"
+            f"\n{JOBS} jobs in {seconds:.0f} s: "
+            f"{dict(Counter(platform.jobs[i].status for i in sent))}"
         )
         for number, what in held.items():
-            print(f"after {number}: {what.own_memory / 2**20:.0f} MiB in its process, {what.memory / 2**20:.0f} MiB in all, {what.descriptors} descriptors, {what.threads} threads, "
-                  f"{what.files} temp files, {what.children} children")  # fmt: skip
+            print(
+                f"after {number}: {what.own_memory / 2**20:.0f} MiB in its process, "
+                f"{what.memory / 2**20:.0f} MiB in all, {what.descriptors} descriptors, "
+                f"{what.threads} threads, "
+                f"{what.files} temp files, {what.children} children"
+            )
         early, late = held[EARLY], held[JOBS]
         assert (
             late.own_memory - early.own_memory < GROWTH_BYTES

@@ -1,27 +1,34 @@
 """Stand-in for the RunPod Serverless platform on loopback, for a real worker and real clients.
 
-Requests of a worker, GET where no method is named (runpod SDK 1.12.0: rp_job.py, rp_http.py, rp_ping.py, rp_scale.py):
+Requests of a worker, GET where no method is named (runpod SDK 1.12.0: rp_job.py, rp_http.py,
+rp_ping.py, rp_scale.py):
     job-take/{worker}                         long poll: 200 with a job, 204 without
-    job-take-batch/{worker}?batch_size=N      long poll: 200 with a list of up to N jobs, 204 without
+    job-take-batch/{worker}?batch_size=N      long poll: 200 with up to N jobs, 204 without
     job-stop/{worker}                         long poll: {"jobsToStop": [id, …]} or 204
-    POST job-done/{worker}/{job}              {"output", "error", "stopPod"}, each optional: the job's end;
-                                              {"status": "IN_PROGRESS", "output"}: progress, shown by /status
+    POST job-done/{worker}/{job}              {"output", "error", "stopPod"}, each optional: the
+                                              job's end. {"status": "IN_PROGRESS", "output"}:
+                                              progress, shown by /status
     POST job-stream/{worker}/{job}            {"output"}: one value that a generator yielded
     ping/{worker}?job_id=a,b                  the jobs that the worker holds
 
-Requests of a client (runpod SDK 1.12.0 endpoint/runner.py, npm runpod-sdk 1.1.2 src/index.ts, RunPod's "operation reference"):
-    POST run, POST runsync?wait=ms, status/{job}, status-sync/{job}?wait=ms, stream/{job}, POST cancel/{job}, health,
-    POST purge-queue. A job's body is {id, status, delayTime, executionTime, output?, error?, workerId?}, times in ms.
+Requests of a client (runpod SDK 1.12.0 endpoint/runner.py, npm runpod-sdk 1.1.2 src/index.ts,
+RunPod's "operation reference"):
+    POST run, POST runsync?wait=ms, status/{job}, status-sync/{job}?wait=ms, stream/{job},
+    POST cancel/{job}, health, POST purge-queue.
+A job's body is {id, status, delayTime, executionTime, output?, error?, workerId?}, times in ms.
 
-Known behaviour of the platform, the same here: a job-done that is too large gets 400, and its job is COMPLETED without output;
-an `error` makes a job FAILED; the worker takes 4xx as final and repeats after 5xx (three attempts in all). Assumed, because it
-is not documented: a post about a job that has ended is recorded, answered 200 and changes nothing;
-a body that is not JSON gets 400, and its job stays IN_PROGRESS; a job whose worker dies stays
-IN_PROGRESS. Not implemented: `ttl`, rate limits, request size limits.
+Known behaviour of the platform, the same here: a job-done that is too large gets 400, and its job
+is COMPLETED without output; an `error` makes a job FAILED; the worker takes 4xx as final and
+repeats after 5xx (three attempts in all). Assumed, because it is not documented: a post about a job
+that has ended is recorded, answered 200 and changes nothing; a body that is not JSON gets 400, and
+its job stays IN_PROGRESS; a job whose worker dies stays IN_PROGRESS. Not implemented: `ttl`, rate
+limits, request size limits.
 
-When a job ends, its `webhook` is sent what /status shows. Without a 200 it is sent twice more, here without the pause of 10 s.
+When a job ends, its `webhook` is sent what /status shows. Without a 200 it is sent twice more, here
+without the pause of 10 s.
 
-Under bucket_url there is the part of S3 that boto3's put_object, upload_file, get_object and presigned GETs need.
+Under bucket_url there is the part of S3 that boto3's put_object, upload_file, get_object and
+presigned GETs need.
 """
 
 import asyncio
@@ -42,15 +49,16 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
-WORKDIR = (
-    Path(__file__).parent.parent / "src"
-)  # of a worker, as in the image; the test_input.json there is ignored on RunPod
+# A worker's folder, as in the image. The test_input.json there is ignored on RunPod.
+WORKDIR = Path(__file__).parent.parent / "src"
 ENDPOINT = "ep1"
 WORKER = "worker1"
-KEY = "key1"  # of the worker; clients may send any
+KEY = "key1"  # the worker sends it; clients may send any
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 WORKER_CALLS = ("job-take", "job-take-batch", "job-stop", "job-done", "job-stream", "ping")
-POLL_SECONDS = 1.5  # RunPod holds a poll much longer; short here, because a stopped worker ends only after its last polls
+# RunPod holds a poll much longer. Here it is short, because a stopped worker ends only after its
+# last polls.
+POLL_SECONDS = 1.5
 TICK_SECONDS = 0.02
 CLIENT_WAIT_MS = 1_000, 90_000, 300_000  # least, default, most of ?wait
 REPLY_LIMIT = (
@@ -62,7 +70,9 @@ CALL_SECONDS = 10  # bound for a call into the server's thread that does not wai
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """What a worker posted about a job: time (monotonic seconds), body (a str where it is not JSON), HTTP status of the answer."""
+    """What a worker posted about a job: time (monotonic seconds), body (a str where it is not
+    JSON), HTTP status of the answer.
+    """
 
     at: float
     body: dict | str
@@ -71,7 +81,9 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """One answered job-take: how many jobs were asked for, the ids that were given; `key` is the Authorization header."""
+    """One answered job-take: how many jobs were asked for, the ids that were given; `key` is the
+    Authorization header.
+    """
 
     at: float
     worker: str
@@ -97,7 +109,7 @@ class Ping:
 
 @dataclass(slots=True)
 class Job:
-    """One job with everything posted about it; times are monotonic seconds, None until the event."""
+    """One job and all that is posted about it. Times: monotonic seconds, None until the event."""
 
     id: str
     request: dict  # {"input": …} and the client's fields beside it: policy, s3Config, webhook
@@ -142,7 +154,8 @@ class Job:
 
 
 class Platform:
-    """One endpoint with its queue, on a port that the system chose; a thread of its own serves it until close().
+    """One endpoint with its queue, on a port that the system chose; a thread of its own serves it
+    until close().
 
     Tests read jobs by id, as platform.jobs[id].results.
     reply_limit, fail_results, lose_answers and outage may be set at any time.
@@ -153,7 +166,7 @@ class Platform:
         self.fail_results = 0  # how many of the next result posts get a 500
         # how many of the next result posts count, but their connection breaks before the answer
         self.lose_answers = 0
-        # of what workers call: an HTTP status, "reset", or "hang" until it is over
+        # What workers are answered: an HTTP status, "reset", or "hang" until it is over.
         self.outage: int | str | None = None
         self.refused: list[Refusal] = []  # calls during outages
         self.jobs: dict[str, Job] = {}  # in the order of submission
@@ -185,18 +198,26 @@ class Platform:
 
     @property
     def bucket_url(self) -> str:
-        """The S3 endpoint. Every bucket exists, all credentials are accepted; objects are in store.objects["bucket/key"]."""
+        """The S3 endpoint.
+
+        Every bucket exists, all credentials are accepted; objects are in
+        store.objects["bucket/key"].
+        """
         return f"{self._origin}/s3"
 
     def worker_environment(self) -> dict[str, str]:
-        """Environment of a worker: RunPod's variables, and those that switch off the SDK's checks and this machine's settings."""
+        """Environment of a worker:
+
+        RunPod's variables, and those that switch off the SDK's checks and this machine's settings.
+        """
         return {
             # the SDK appends &…: every address has its ? already
             "RUNPOD_WEBHOOK_GET_JOB": f"{self.url}/job-take/$ID?gpu=SIM",
             "RUNPOD_WEBHOOK_POST_OUTPUT": f"{self.url}/job-done/$RUNPOD_POD_ID/$ID?gpu=SIM",
             "RUNPOD_WEBHOOK_POST_STREAM": f"{self.url}/job-stream/$RUNPOD_POD_ID/$ID?gpu=SIM",
             "RUNPOD_WEBHOOK_PING": f"{self.url}/ping/$RUNPOD_POD_ID?gpu=SIM",
-            "RUNPOD_PING_INTERVAL": "1000",  # ms; below 1000 it is 0 to the SDK, which then pings without pause
+            # Milliseconds. Below 1000 it is 0 to the SDK, which then pings without pause.
+            "RUNPOD_PING_INTERVAL": "1000",
             "RUNPOD_AI_API_KEY": KEY,
             "RUNPOD_POD_ID": WORKER,
             "RUNPOD_ENDPOINT_ID": ENDPOINT,
@@ -208,11 +229,16 @@ class Platform:
         }
 
     def submit(self, input: Any, **top_level: Any) -> str:
-        """Queue a job as POST /run does; `top_level`: fields beside the input (policy, s3Config, webhook). Returns its id."""
+        """Queue a job as POST /run does; `top_level`: fields beside the input (policy, s3Config,
+        webhook). Returns its id.
+        """
         return self._call(self._queue({"input": input} | top_level)).id
 
     def wait(self, job_id: str, timeout: float = 30) -> dict:
-        """The job's body once it has ended. Raises TimeoutError, with the current body, after `timeout` seconds."""
+        """The job's body once it has ended.
+
+        Raises TimeoutError, with the current body, after `timeout` seconds.
+        """
         job = self.jobs[job_id]
         if not self._call(
             self._until(lambda: job.status in FINAL, timeout), timeout + CALL_SECONDS
@@ -221,7 +247,10 @@ class Platform:
         return job.body()
 
     def cancel(self, job_id: str) -> dict:
-        """As POST /cancel: a queued job is removed, a running one is stopped by its worker. Returns its body."""
+        """As POST /cancel: a queued job is removed, a running one is stopped by its worker.
+
+        Returns its body.
+        """
         return self._call(self._cancel(self.jobs[job_id]))
 
     def close(self) -> None:
@@ -424,7 +453,10 @@ class Platform:
         return await self._ended(self._job(request), request)
 
     async def _on_stream(self, request: web.Request) -> web.Response:
-        """Values yielded since the last call. A long poll, because the JavaScript client asks again without a pause."""
+        """Values yielded since the last call.
+
+        A long poll, because the JavaScript client asks again without a pause.
+        """
         job = self._job(request)
         await self._until(
             lambda: job.status in FINAL or len(job.chunks) > job.streamed, POLL_SECONDS
@@ -467,14 +499,16 @@ class Platform:
 
 
 async def _posted(request: web.Request) -> dict | str:
-    """The body parsed as strict JSON, else as a str: NaN and Infinity, which Python's json reads, are refused."""
+    """The body parsed as strict JSON, else as a str:
+
+    NaN and Infinity, which Python's json reads, are refused.
+    """
 
     def refuse(constant: str):
         raise ValueError(constant)
 
-    text = (await request.read()).decode(
-        errors="replace"
-    )  # its Content-Type says form, yet it is JSON
+    # Its Content-Type says form, yet it is JSON.
+    text = (await request.read()).decode(errors="replace")
     try:
         return json.loads(text, parse_constant=refuse)
     except ValueError:
@@ -494,7 +528,8 @@ def _recorded(posts: list[Post], body: dict | str, answer: int) -> web.Response:
 
 
 class ObjectStore:
-    """S3 with path-style addresses and without signatures: PUT, GET, HEAD, and the three calls of a multipart upload.
+    """S3 with path-style addresses and without signatures: PUT, GET, HEAD, and the three calls of a
+    multipart upload.
 
     The SDK's rp_upload uses multipart uploads from 25 KB on.
     """
@@ -528,7 +563,10 @@ class ObjectStore:
         if "uploads" in request.query:
             upload = uuid.uuid4().hex
             self._parts[upload], self.content_types[name] = {}, request.content_type
-            answer = f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
+            answer = (
+                f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId>"
+                "</InitiateMultipartUploadResult>"
+            )
         else:
             parts = self._parts.pop(request.query["uploadId"])
             self.objects[name] = b"".join(parts[number] for number in sorted(parts))
@@ -545,7 +583,9 @@ class ObjectStore:
 def running_worker(
     platform: Platform, command: Sequence[str | Path], log: Path, **environment: str
 ) -> Iterator[subprocess.Popen]:
-    """A worker process of `platform` in its own session; processes that are left of that session at the end are killed."""
+    """A worker process of `platform` in its own session; processes that are left of that session at
+    the end are killed.
+    """
     with open(log, "wb") as out:
         process = subprocess.Popen(
             command,
@@ -559,9 +599,8 @@ def running_worker(
         yield process
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(
-                process.pid, signal.SIGKILL
-            )  # the SDK's ping process outlives a worker that was killed
+            # The SDK's ping process outlives a worker that was killed.
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(CALL_SECONDS)
 
 

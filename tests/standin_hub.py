@@ -1,7 +1,9 @@
-"""Stand-in for the model hub on loopback: the requests that huggingface_hub 0.36 makes to fetch a snapshot.
+"""Stand-in for the model hub on loopback: what huggingface_hub 0.36 asks for to fetch a snapshot.
 
-GET api/models/{name}/revision/{revision}?blobs=true    commit and files, with size, git hash and, of weights, SHA-256
-HEAD, GET {name}/resolve/{commit}/{file}                headers and content; a Range is honoured
+GET api/models/{name}/revision/{revision}?blobs=true
+    The commit and its files, with their sizes and git hashes, and the SHA-256 of weights.
+HEAD, GET {name}/resolve/{commit}/{file}
+    Headers and content. A Range is honoured.
 """
 
 import functools
@@ -18,10 +20,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """`with Hub() as hub`: serves the tiny checkpoints as tiny/asr and tiny/aligner, both with one revision, main.
+    """`with Hub() as hub`: serves the tiny checkpoints as tiny/asr and tiny/aligner, both with one
+    revision, main.
 
-    `requests` are (method, path, Authorization, Range) in order. With `tells_hashes = False` the list of files has no sizes and
-    hashes. Each GET of weights uses up one of `faults`: "cut" ends the connection halfway, "wrong" sends other bytes.
+    `requests` are (method, path, Authorization, Range) in order. With `tells_hashes = False` the
+    list of files has no sizes and hashes. Each GET of weights uses up one of `faults`: "cut" ends
+    the connection halfway, "wrong" sends other bytes.
     """
 
     def __init__(self) -> None:
@@ -58,21 +62,20 @@ class _Answers(http.server.BaseHTTPRequestHandler):
             (self.command, self.path, self.headers.get("Authorization"), self.headers.get("Range"))
         )
         path = self.path.partition("?")[0]
-        if (match := re.fullmatch(r"/api/models/(.+)/revision/(.+)", path)) and match[
-            1
-        ] in self.hub.repositories:
+        known = self.hub.repositories
+        match = re.fullmatch(r"/api/models/(.+)/revision/(.+)", path)
+        if match and match[1] in known:
             if match[2] not in ("main", COMMIT):
-                return self._answer(404, {"X-Error-Code": "RevisionNotFound"})
-            files = [
-                self._described(file) for file in sorted(self.hub.repositories[match[1]].iterdir())
-            ]
-            return self._answer(
-                200, {}, json.dumps({"id": match[1], "sha": COMMIT, "siblings": files}).encode()
-            )
-        if (match := re.fullmatch(rf"/(.+)/resolve/{COMMIT}/([\w.]+)", path)) and match[
-            1
-        ] in self.hub.repositories:
-            return self._send(self.hub.repositories[match[1]] / match[2])
+                self._answer(404, {"X-Error-Code": "RevisionNotFound"})
+                return
+            files = [self._described(file) for file in sorted(known[match[1]].iterdir())]
+            described = {"id": match[1], "sha": COMMIT, "siblings": files}
+            self._answer(200, {}, json.dumps(described).encode())
+            return
+        match = re.fullmatch(rf"/(.+)/resolve/{COMMIT}/([\w.]+)", path)
+        if match and match[1] in known:
+            self._send(self.hub.repositories[match[1]] / match[2])
+            return
         self._answer(404, {"X-Error-Code": "RepoNotFound"})
 
     def _described(self, file: Path) -> dict:

@@ -44,7 +44,7 @@ PHASES = (
 CANCELLED = 300
 AT_ONCE = 8  # jobs; their decoders alone take all cores of a small machine
 MAX_DELAY_SECONDS = 0.15  # between the start of the phase and the cancellation
-HANG_SECONDS = 20  # a job that has not ended so long after its cancellation hangs
+HANG_SECONDS = 20  # a job that has not ended by then after its cancellation hangs
 MAX_ATTEMPTS = 30  # for a cancellation in a phase that a job may end before
 SETTLE_SECONDS = 10
 RECORDING_SECONDS = 60
@@ -168,9 +168,8 @@ class Tally:
     cancelled: Counter = field(default_factory=Counter)
     hung: Counter = field(default_factory=Counter)
     left: Counter = field(default_factory=Counter)
-    wrong: list = field(
-        default_factory=list
-    )  # jobs that ended before the phase, with another output than alone
+    # Jobs that ended before the phase, and those with another output than alone.
+    wrong: list = field(default_factory=list)
     hung_at: Counter = field(default_factory=Counter)
 
     def table(self) -> str:

@@ -1,4 +1,6 @@
-"""The gate for the chunks of all jobs: never more inside than places, early chunks first, fair over jobs, no place lost."""
+"""The gate for the chunks of all jobs: never more inside than places, early chunks first, fair over
+jobs, no place lost.
+"""
 
 import asyncio
 import random
@@ -15,7 +17,9 @@ async def settle() -> None:
 
 
 class Visitors:
-    """Lets chunks, named by job and index, wait at a gate; `order` is the order in which they entered."""
+    """Lets chunks, named by job and index, wait at a gate; `order` is the order in which they
+    entered.
+    """
 
     def __init__(self, gate: Gate):
         self.gate, self.order, self.tasks, self.holders = gate, [], [], {}
@@ -54,7 +58,9 @@ async def test_the_chunk_that_is_earliest_in_its_recording_is_next():
 
 
 async def test_among_later_chunks_the_job_with_the_fewest_inside_is_next():
-    """Position in the recording does not count, so a long recording does not wait for one that began later."""
+    """Position in the recording does not count, so a long recording does not wait for one that
+    began later.
+    """
     visitors = Visitors(Gate(3))
     for index in (20, 21, 22):
         await visitors.come("late", index)

@@ -176,9 +176,8 @@ def test_a_text_that_the_packages_splitter_cannot_read_fails_for_a_known_reason_
     monkeypatch.setattr(worker.aligner._model.aligner_processor, "encode_timestamp", breaks)
     with pytest.raises(AlignError, match="KeyError") as failed:
         asyncio.run(worker.aligner.align(chunk_of(ENGLISH[0].pcm), ENGLISH[0].text, "English"))
-    assert (
-        not failed.value.unexplained
-    )  # the fault is in the text, so it does not count against the GPU
+    # The fault is in the text, so it does not count against the GPU.
+    assert not failed.value.unexplained
 
 
 def test_a_text_whose_times_cannot_be_made_fails_alone_fault_injected(worker, monkeypatch):
@@ -222,7 +221,7 @@ def test_an_exception_in_a_batch_fails_its_clips_and_the_next_batch_is_aligned_f
 
 @pytest.fixture
 def own_aligner():
-    """A function: keyword arguments → an aligner of its own with the tiny checkpoint, not started."""
+    """A function: keyword arguments → an aligner with the tiny checkpoint, not yet started."""
     made = []
 
     def make(device="cpu", dtype="float32", batch_seconds=32, max_chunk_seconds=8, gpu_share=1.0):

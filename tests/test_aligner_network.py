@@ -1,4 +1,6 @@
-"""The aligner's forward pass against that of qwen-asr's package, its windows, its memory, and what it reads back."""
+"""The aligner's forward pass against that of qwen-asr's package, its windows, its memory, and what
+it reads back.
+"""
 
 import contextlib
 import json
@@ -64,7 +66,9 @@ def full_attention(tower, mel: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def the_packages_own_mask(tower) -> Iterator[None]:
-    """The package makes this mask for attention that does not read `cu_seqlens`, and never applies it."""
+    """The package makes this mask for attention that does not read `cu_seqlens`, and never applies
+    it.
+    """
 
     def with_mask(_, args, kwargs):
         mask = tower._prepare_attention_mask(kwargs["hidden_states"], kwargs["cu_seqlens"])
@@ -117,7 +121,7 @@ def test_the_number_of_blocks_convolved_together_changes_no_feature(package, tow
     """The checkpoint's own number is 500."""
     mel = spectrum(package, ENGLISH[:40], 60)
     by_30 = encoded(tower, mel)
-    monkeypatch.setattr(aligner_network, "BLOCKS_CONVOLVED_TOGETHER", 500)
+    monkeypatch.setattr(aligner_network, "ALIGNER_BLOCKS_CONVOLVED", 500)
     assert torch.allclose(encoded(tower, mel), by_30, atol=1e-5)
 
 
@@ -159,7 +163,9 @@ def test_the_classes_of_a_batch_are_those_of_the_package_for_each_clip_alone(pac
 
 @pytest.fixture
 def without_autocast(monkeypatch):
-    """The package's rotary embedding turns autocast off, which torch does not know for the meta device."""
+    """The package's rotary embedding turns autocast off, which torch does not know for the meta
+    device.
+    """
     monkeypatch.setattr(torch, "autocast", lambda **_: contextlib.nullcontext())
 
 
@@ -248,7 +254,10 @@ class LiveBytes(TorchDispatchMode):
 
 
 def attention_without_its_matrix(query, key, value, **_):
-    """What a fused kernel allocates. On the meta device torch would take the one that is not fused."""
+    """What a fused kernel allocates.
+
+    On the meta device torch would take the one that is not fused.
+    """
     return torch.empty_like(query)
 
 

@@ -1,4 +1,6 @@
-"""The recogniser's prompt, its parsing, its errors, on the real engine; faults are injected at `engine.generate`."""
+"""The recogniser's prompt, its parsing, its errors, on the real engine; faults are injected at
+`engine.generate`.
+"""
 
 import asyncio
 import re
@@ -21,7 +23,9 @@ SPECIAL = ("<|im_start|>", "<|im_end|>", "<asr_text>", "<timestamp>")
 
 
 class Prompts:
-    """Replaces `engine.generate`: records each prompt with its sampling and gives the next of `answers`, then the engine's own."""
+    """Replaces `engine.generate`: records each prompt with its sampling and gives the next of
+    `answers`, then the engine's own.
+    """
 
     def __init__(self, recogniser, answers=None):
         self.seen, self.sampling = [], []

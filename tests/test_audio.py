@@ -1,4 +1,7 @@
-"""Files → samples: formats, start times, declared lengths, damage, limits. Each test starts real decoder processes and leaves none."""
+"""Files → samples: formats, start times, declared lengths, damage, limits.
+
+Each test starts real decoder processes and leaves none.
+"""
 
 import asyncio
 import os
@@ -22,7 +25,7 @@ from material import ENGLISH, silence
 from recording import pcm_stream
 from recording.chunk import SAMPLE_RATE, AudioChunk, waveform
 from recording.pcm_stream import BLOCK_BYTES, decode
-from track import Resampler
+from resampler import Resampler
 
 SPEECH = np.concatenate([u.pcm for u in ENGLISH[:12]])[: 10 * SAMPLE_RATE]
 LOSSLESS_LAG, LOSSY_LAG = 0.002, 0.030  # seconds
@@ -58,7 +61,7 @@ def decoded(path: Path) -> np.ndarray:
 def decoded_while_it_grows(
     content: bytes, folder: Path, told: bool, pieces: int = 40
 ) -> np.ndarray:
-    """Decode a file while it is written in `pieces`; `told`: whether the decoder is given its size."""
+    """Decode a file while it is written in `pieces`. With `told` the decoder is given its size."""
     path, whole = folder / "growing", folder / "growing.whole"
 
     async def grow():
@@ -104,7 +107,10 @@ def refusal(path: Path, error: type[DecodeError] = DecodeError, **limits) -> str
 
 
 def lag(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """(seconds by which `b` is later than `a`, correlation of the two there: 1 where they differ in loudness only)."""
+    """(seconds by which `b` is later than `a`, correlation of the two there:
+
+    1 where they differ in loudness only).
+    """
     n = min(len(a), len(b))
     a, b = a[:n].astype(float), b[:n].astype(float)
     correlation = np.fft.irfft(np.fft.rfft(b, 2 * n) * np.fft.rfft(a, 2 * n).conj())
@@ -217,7 +223,10 @@ def test_every_sample_format_is_decoded(tmp_path, container, subtype):
     "options", [dict(rate=44_100), dict(rate=48_000), dict(rate=44_100, channels=2)], ids=str
 )
 def test_a_second_mp3_behind_the_first_is_decoded_at_its_own_rate_and_layout(tmp_path, options):
-    """Two files joined byte by byte. The header of the second one is decoded as a frame of silence between them."""
+    """Two files joined byte by byte.
+
+    The header of the second one is decoded as a frame of silence between them.
+    """
     for name, how in {"a.mp3": dict(rate=44_100), "b.mp3": options}.items():
         media.encode(SPEECH, tmp_path / name, bitrate=64_000, **how)
     (tmp_path / "c.mp3").write_bytes(
@@ -292,10 +301,11 @@ def test_times_count_from_the_start_of_the_pictures(tmp_path, suffix, base):
 def test_an_edit_list_that_also_cuts_the_encoders_delay_neither_adds_nor_drops_samples(tmp_path):
     media.encode_film(SPEECH, tmp_path / "a.mp4", late=2.0)
     data = (tmp_path / "a.mp4").read_bytes()
+    # Each edit is its milliseconds and its first sample, or -1.
     empty, sound = (
         data.rfind(b"elst") + 12,
         data.rfind(b"elst") + 24,
-    )  # edits: milliseconds, first sample or -1
+    )
     assert data[empty + 4 : empty + 8] == b"\xff" * 4
     patched = (
         data[:empty]
@@ -367,9 +377,8 @@ def declaring(path: Path, size: int) -> Path:
 def test_a_truncated_file_warns_of_declared_and_held_seconds(tmp_path, suffix):
     held, warning = sound_and_warning(cut(made(tmp_path, suffix), 0.5))
     assert 15 < held < 45
-    assert (
-        warning
-        == f"The file declares 60.0 seconds of audio, but holds only {held:.1f}; the rest is missing."
+    assert warning == (
+        f"The file declares 60.0 seconds of audio, but holds only {held:.1f}; the rest is missing."
     )
 
 
@@ -471,9 +480,8 @@ def test_a_declared_length_slightly_over_the_limit_is_not_refused(tmp_path):
 
 
 def test_pictures_longer_than_the_limit_do_not_refuse_a_shorter_audio_track(tmp_path):
-    media.encode_film(
-        silence(20), tmp_path / "a.mkv", pictures=60
-    )  # the bytes of these could be sound
+    # The bytes of these could be sound.
+    media.encode_film(silence(20), tmp_path / "a.mkv", pictures=60)
     assert abs(sound_and_warning(tmp_path / "a.mkv", max_seconds=21)[0] - 20) < 0.1
 
 
@@ -519,9 +527,8 @@ def test_a_file_that_is_not_a_recording_is_refused(tmp_path, name):
 def test_a_recording_with_scattered_wrong_bytes_is_refused_as_damaged(tmp_path, suffix):
     media.encode(SPEECH, tmp_path / f"a{suffix}")
     data, chance = bytearray((tmp_path / f"a{suffix}").read_bytes()), random.Random(1)
-    for at in chance.sample(
-        range(1000, len(data) * 8 // 10), 300
-    ):  # not in the index of the M4A, which is at its end
+    # Not in the index of the M4A, which is at its end.
+    for at in chance.sample(range(1000, len(data) * 8 // 10), 300):
         data[at] = chance.randrange(256)
     (tmp_path / "a").write_bytes(data)
     assert "damaged" in refusal(tmp_path / "a")
@@ -560,11 +567,21 @@ def watched_server(tmp_path):
 
 
 PLAYLISTS = {
-    "a.m3u8": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{target}\n#EXT-X-ENDLIST\n",
-    "b.m3u8": '#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="a",URI="{target}"\n#EXT-X-STREAM-INF:BANDWIDTH=1,AUDIO="a"\n{target}\n',
+    "a.m3u8": (
+        "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{target}\n"
+        "#EXT-X-ENDLIST\n"
+    ),
+    "b.m3u8": (
+        '#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="a",URI="{target}"\n'
+        '#EXT-X-STREAM-INF:BANDWIDTH=1,AUDIO="a"\n{target}\n'
+    ),
     "a.ffconcat": "ffconcat version 1.0\nfile '{target}'\n",
-    "a.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio {port} RTP/AVP 0\na=control:{target}\n",
-    "a.mpd": '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet><Representation id="1">'
+    "a.sdp": (
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio {port} RTP/AVP "
+        "0\na=control:{target}\n"
+    ),
+    "a.mpd": '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" '
+    'type="static"><Period><AdaptationSet><Representation id="1">'
     "<BaseURL>{target}</BaseURL></Representation></AdaptationSet></Period></MPD>",
 }
 
@@ -612,9 +629,8 @@ def damaged(path: Path, share: float, at: float = 0.5) -> Path:
 def test_light_damage_becomes_silence_and_what_follows_keeps_its_time(tmp_path, suffix, rate):
     recording = np.tile(SPEECH, 8)
     media.encode(recording, tmp_path / f"a{suffix}", rate=rate)
-    pcm = decoded(
-        damaged(tmp_path / f"a{suffix}", 0.002 if suffix == ".ogg" else 0.01, at=0.506)
-    )  # Ogg loses whole pages
+    # Ogg loses whole pages.
+    pcm = decoded(damaged(tmp_path / f"a{suffix}", 0.002 if suffix == ".ogg" else 0.01, at=0.506))
     assert abs(seconds(pcm) - seconds(recording)) <= 0.1
     half_a_minute = 30 * SAMPLE_RATE
     late, match = lag(recording[-half_a_minute:], pcm[len(recording) - half_a_minute :])

@@ -1,4 +1,6 @@
-"""The tools of the benchmarks: sides in turn, medians, tables, long recordings, and a reference worker that drops no sound."""
+"""The tools of the benchmarks: sides in turn, medians, tables, long recordings, and a reference
+worker that drops no sound.
+"""
 
 import json
 import sys
@@ -37,7 +39,10 @@ def test_the_sides_take_turns_and_the_median_of_each_counts():
 
 
 def test_the_cost_of_a_process_is_that_of_its_children_too():
-    work = "import subprocess, sys, json; subprocess.run([sys.executable, '-c', 'import time; sum(range(5_000_000)); time.sleep(1)']); print(json.dumps({'said': 1}))"
+    work = (
+        "import subprocess, sys, json; subprocess.run([sys.executable, '-c', 'import time; "
+        "sum(range(5_000_000)); time.sleep(1)']); print(json.dumps({'said': 1}))"
+    )
     cost, said = cost_of(["-c", work])
     assert said == {"said": 1} and cost.cpu > 0 and cost.peak > 5
 

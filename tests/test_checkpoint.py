@@ -82,7 +82,9 @@ def test_shards_pass_where_all_in_the_index_are_there(copy):
 
 
 def shard(folder: Path, *names: str) -> None:
-    """Replace the weights in `folder` by shards with these names and an index; each shard is a copy of all weights."""
+    """Replace the weights in `folder` by shards with these names and an index; each shard is a copy
+    of all weights.
+    """
     for name in names:
         shutil.copy(folder / "model.safetensors", folder / name)
     (folder / "model.safetensors").unlink()

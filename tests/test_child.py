@@ -21,7 +21,7 @@ from recording.pcm_stream import decode
 from recording.shield import to_the_end
 
 HANG_SECONDS = 30  # what is not done by then never ends
-CANCELLED_STEPS = 8  # of the event loop, after which a job is cancelled
+CANCELLED_STEPS = 8  # a job is cancelled after up to 8 steps of the event loop
 FILL_SECONDS, STEP_SECONDS = 2.5, 0.02  # for which the event loop is held
 
 

@@ -1,4 +1,6 @@
-"""The rights and descriptors that a confined decoder has left: read from outside in /proc, and tried from inside."""
+"""The rights and descriptors that a confined decoder has left: read from outside in /proc, and
+tried from inside.
+"""
 
 import asyncio
 import json
@@ -16,7 +18,8 @@ from recording.pcm_stream import decode
 from sandbox import NOBODY
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-AS_USER = "import os\nif {user}:\n    os.setgroups([]), os.setgid({user}), os.setuid({user})\n"  # after the imports, because root's Python may be readable by root alone
+# after the imports, because root's Python may be readable by root alone
+AS_USER = "import os\nif {user}:\n    os.setgroups([]), os.setgid({user}), os.setuid({user})\n"
 TRIES = """
 import encodings.idna, json, os, socket, sys
 sys.path.insert(0, {src!r})
@@ -52,7 +55,7 @@ NO_MORE = "OSError"  # EMFILE
 
 @pytest.fixture
 def confined(tmp_path, monkeypatch):
-    """The contents of /proc/PID, by name, of a decoder that waits for the rest of a growing file."""
+    """Name → content in /proc/PID of a decoder that waits for the rest of a growing file."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
     media.encode(silence(60), tmp_path / "a.wav")
     os.truncate(tmp_path / "a.wav", 30 * 2 * SAMPLE_RATE)

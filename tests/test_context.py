@@ -1,4 +1,6 @@
-"""How `initial_context`, `use_previous_context` and `vocabulary` reach the engine, read from its prompts."""
+"""How `initial_context`, `use_previous_context` and `vocabulary` reach the engine, read from its
+prompts.
+"""
 
 import asyncio
 
@@ -7,6 +9,7 @@ import pytest
 import soundfile
 import speech.faults as faults
 import speech.tail as tail
+from conftest import succeeded
 from contract.errors import InvalidRequest
 from material import ENGLISH, chunk_of, silence
 from recording.chunk import SAMPLE_RATE, AudioChunk
@@ -16,7 +19,7 @@ from test_asr import Prompts
 
 @pytest.fixture(scope="module")
 def url(file_server) -> str:
-    """A recording of at least three chunks: utterances with pauses that are long enough to cut in."""
+    """A recording of at least three chunks, with pauses that are long enough to cut in."""
     parts = [part for u in ENGLISH[:5] for part in (u.pcm, silence(0.5))]
     soundfile.write(file_server.folder / "context.wav", np.concatenate(parts), SAMPLE_RATE)
     return file_server.url("context.wav")
@@ -28,11 +31,16 @@ def job(worker, url, monkeypatch):
     monkeypatch.setattr(tail, "TAIL_SECONDS", 1e9)
 
     def run(*answers, **fields):
-        """(output, system messages of the prompts in their order); `answers` replace those of the engine, in turn."""
+        """(output, system messages of the prompts in their order); `answers` replace those of the
+        engine, in turn.
+        """
         prompts = Prompts(worker.asr, answers)
         monkeypatch.setattr(worker.asr._engine, "generate", prompts)
-        output = asyncio.run(worker.handler({"id": "test", "input": {"audio_url": url, **fields}}))
-        return output, [p.split("system\n")[1].split("<|im_end|>")[0] for p in prompts.seen]
+        job_input = {"audio_url": url, **fields}
+        output = asyncio.run(worker.handler({"id": "test", "input": job_input}))
+        return succeeded(output), [
+            p.split("system\n")[1].split("<|im_end|>")[0] for p in prompts.seen
+        ]
 
     return run
 
@@ -93,16 +101,17 @@ SAID = ("language English<asr_text>Alpha.", "stop")
 def test_a_prompt_holds_the_vocabulary_and_on_the_next_line_the_context(
     job, vocabulary, listed, initial, previous
 ):
-    """The context is the initial one in the first chunk, and in later ones the text before, with use_previous_context."""
+    """The context is the initial one in the first chunk, and in later ones the text before, with
+    use_previous_context.
+    """
     _, contexts = job(
         *[SAID] * 9, vocabulary=vocabulary, initial_context=initial, use_previous_context=previous
     )
     expected = [initial, *["Alpha." if previous else ""] * (len(contexts) - 1)]
     assert len(contexts) > 2
     wanted = ["\n".join(filter(None, [listed, context])) for context in expected]
-    assert (
-        contexts == wanted if previous else sorted(contexts) == sorted(wanted)
-    )  # else they come in any order
+    # Else they come in any order.
+    assert contexts == wanted if previous else sorted(contexts) == sorted(wanted)
 
 
 def test_a_vocabulary_stays_whole_and_shortens_the_context_at_its_beginning(job, worker):
@@ -136,7 +145,10 @@ def test_a_vocabulary_that_just_fits_is_accepted_and_one_more_term_is_refused_wi
         most.append("zulu")
     with pytest.raises(
         InvalidRequest,
-        match=rf"^vocabulary is longer than the 512 tokens allowed.* vocabulary\[{len(most)}\], 'žižek'",
+        match=(
+            rf"^vocabulary is longer than the 512 tokens allowed.* vocabulary\[{len(most)}\], "
+            r"'žižek'"
+        ),
     ):
         worker.asr.vocabulary([*most, "žižek", "tango"])
 

@@ -1,6 +1,10 @@
-"""Results within RunPod's limit: measured as they are sent, reduced in fixed steps, valid JSON, uploaded whole to a bucket."""
+"""Results within RunPod's limit: measured as they are sent, and reduced in fixed steps.
+
+What is sent is valid JSON. The whole result goes to a bucket.
+"""
 
 import asyncio
+import http.server
 import json
 import os
 import socket
@@ -10,16 +14,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
+import result.bucket as bucket_module
 import result.delivery as delivery
 from contract.errors import ResultTooLarge
 from contract.request import Request
 from contract.settings import Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from result.delivery import Bucket, bucket_for, deliver, encoded, size_of
+from result.bucket import Bucket, bucket_for
+from result.delivery import deliver, size_of
 from result.transcript import merge
 from test_trust import chunk_result
 
@@ -33,7 +38,8 @@ S3 = {
     "bucketName": "talks",
 }
 BUCKET = Bucket("https://s3.example.com", "id", "secret", "talks")
-SRC = Path(delivery.__file__).parent
+SRC = Path(delivery.__file__).parent.parent
+PUBLIC = "93.184.215.14"
 SETTINGS = Settings(model_name="m", aligner_name="a")
 USAGE = {"chunks": 60}
 
@@ -131,33 +137,6 @@ def test_the_size_is_that_of_the_bytes_the_sdk_sends():
     assert size_of(output) == len(json.dumps({"output": output}, ensure_ascii=False).encode())
 
 
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)
-    | st.text(st.characters(codec="utf-8")),
-    lambda inner: (
-        st.lists(inner, max_size=5)
-        | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=5)
-    ),
-)
-
-
-@given(st.dictionaries(st.text(st.characters(codec="utf-8")), JSON, max_size=5))
-def test_the_pieces_of_json_join_to_the_bytes_that_the_sdk_sends(output):
-    with patch.object(delivery, "ENCODED_AT_ONCE", 2):
-        assert b"".join(encoded(output)) == json.dumps(output, ensure_ascii=False).encode()
-
-
-def test_ten_hours_are_encoded_in_pieces_of_under_200_kb():
-    whole = merge(
-        [replace(chunk, start=chunk.start + 3600 * h) for h in range(10) for chunk in HOUR], 36_000
-    ).to_output()
-    pieces = list(map(len, encoded(whole | {"text": ""})))
-    assert sum(pieces) > 5_000_000 and max(pieces) < 200_000
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"], ids=repr)
 def test_a_value_that_is_not_valid_json_is_refused(value):
     with pytest.raises(ValueError):
@@ -221,7 +200,7 @@ def hanging(monkeypatch) -> Iterator[list]:
         over.wait(60)
         return "http://url"
 
-    monkeypatch.setattr(delivery, "_upload", hang)
+    monkeypatch.setattr(delivery, "upload", hang)
     yield begun
     over.set()
 
@@ -248,18 +227,21 @@ async def test_uploads_that_hang_take_no_thread_from_other_work_fault_injected(h
 
 
 async def test_an_upload_that_succeeds_gives_its_url_text_injected(monkeypatch):
-    monkeypatch.setattr(delivery, "_upload", lambda *_: "http://url")
+    monkeypatch.setattr(delivery, "upload", lambda *_: "http://url")
     assert (await deliver_small())["result_url"] == "http://url"
 
 
 def test_a_process_ends_although_an_upload_hangs(tmp_path):
     """The bucket accepts the connection and never answers."""
     program = """
-import asyncio, delivery
-bucket = delivery.Bucket("http://127.0.0.1:%d", "id", "secret", "talks", trusted=True)
+import asyncio
+from functools import partial
+from result import bucket as module, delivery
+bucket = module.Bucket("http://127.0.0.1:%d", "id", "secret", "talks", trusted=True)
 async def main():
     async with asyncio.timeout(1):
-        await delivery._in_own_thread(delivery._upload, {"a": "b" * 100_000}, bucket, "job.json")
+        upload = partial(module.upload, b"b" * 100_000, bucket, "job.json")
+        await delivery._in_own_thread(upload)
 try:
     asyncio.run(main())
 except TimeoutError:
@@ -272,7 +254,98 @@ except TimeoutError:
 
 
 def test_a_result_that_fits_is_not_uploaded(monkeypatch):
-    monkeypatch.setattr(delivery, "_upload", lambda *_: pytest.fail("uploaded"))
+    monkeypatch.setattr(delivery, "upload", lambda *_: pytest.fail("uploaded"))
     assert (
         delivered(2**30, bucket=Bucket("https://s3.example.com", "id", "secret", "talks")) == WHOLE
     )
+
+
+# a client's bucket
+
+
+class Received(http.server.BaseHTTPRequestHandler):
+    """Answers each PUT with the next of the server's statuses, and keeps what it got."""
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received.append((self.path.partition("?")[0], self.headers["Host"], content))
+        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def private_server() -> Iterator[http.server.ThreadingHTTPServer]:
+    """A bucket on loopback: its address is private."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Received)
+    server.received, server.statuses = [], []
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def clients_bucket(server: http.server.ThreadingHTTPServer, host: str = "127.0.0.1") -> Bucket:
+    return Bucket(f"http://{host}:{server.server_port}", "id", "secret", "talks")
+
+
+@pytest.fixture
+def dialled(monkeypatch) -> list[str]:
+    """bucket.example is public when it is looked up first, and loopback from then on.
+
+    The addresses that the process connects to; none of them is reached, because connections to
+    other machines fail here.
+    """
+    monkeypatch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", raising=False)
+    look_up, answers, addresses = socket.getaddrinfo, [PUBLIC], []
+    connect = socket.socket.connect
+
+    def answer(host: str, *args: object, **kwargs: object) -> list:
+        if host == "bucket.example":
+            host = answers.pop() if answers else "127.0.0.1"
+        return look_up(host, *args, **kwargs)
+
+    def watched(self: socket.socket, address: tuple) -> None:
+        addresses.append(address[0])
+        if address[0] == PUBLIC:
+            raise ConnectionRefusedError
+        connect(self, address)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    monkeypatch.setattr(socket.socket, "connect", watched)
+    return addresses
+
+
+def test_a_name_whose_second_look_up_is_private_is_connected_at_its_first_address(
+    dialled, private_server
+):
+    output = delivered(SMALLER, bucket=clients_bucket(private_server, "bucket.example"))
+    assert dialled == [PUBLIC] and private_server.received == []
+    assert "could not be uploaded" in output["warnings"][-1]
+
+
+def test_a_clients_bucket_gets_the_whole_result_under_the_jobs_name(private_server):
+    output = delivered(SMALLER, bucket=clients_bucket(private_server, "localhost"))
+    ((path, host, content),) = private_server.received
+    assert (path, host) == ("/talks/job.json", f"localhost:{private_server.server_port}")
+    assert json.loads(content) == WHOLE
+    assert output["result_url"].startswith(f"http://{host}{path}?X-Amz-Algorithm=")
+
+
+def test_an_upload_is_repeated_after_a_5xx(private_server, monkeypatch):
+    monkeypatch.setattr(bucket_module, "PAUSE_SECONDS", 0)
+    private_server.statuses = [503, 500]
+    output = delivered(SMALLER, bucket=clients_bucket(private_server))
+    assert "result_url" in output and len(private_server.received) == 3
+
+
+def test_a_bucket_that_refuses_is_asked_once_and_gives_a_warning(private_server):
+    private_server.statuses = [403]
+    output = delivered(SMALLER, bucket=clients_bucket(private_server))
+    assert "could not be uploaded" in output["warnings"][-1] and "result_url" not in output
+    assert len(private_server.received) == 1

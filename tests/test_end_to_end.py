@@ -1,9 +1,11 @@
-"""Whole jobs: the real handler, a real download from loopback, real vLLM, the real aligner; recordings of 5 minutes
-with known words, known word times and pauses of 0.2-1.5 s, cut at 8 s.
+"""Whole jobs: the real handler, a real download from loopback, real vLLM, the real aligner;
+recordings of 5 minutes with known words, known word times and pauses of 0.2-1.5 s, cut at 8 s.
 """
 
 import asyncio
+import string
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import clips
 import media
@@ -12,24 +14,30 @@ import pytest
 import speech.word_times as timing
 import srt
 import webvtt
+from conftest import succeeded
 from material import CHINESE, ENGLISH, chunk_of
 from recording.chunk import AudioChunk
 from recording.pcm_stream import decode
 from recording.vad import CutRules, split_at_pauses
+from result.subtitles import cues_of, to_srt, to_vtt
+from result.transcript import Transcript
 from result.usage import Usage
 from scoring import matched
-from speech.models.recogniser import EMPTY_VOCABULARY
+from speech.models.recogniser import EMPTY_VOCABULARY, Hypothesis
 from utterance import Utterance, plain
 
 POOLS = {"English": ENGLISH, "Chinese": CHINESE}
 SECONDS, SEED = 320, 11
+SHORT_SECONDS = 80  # the length of the recordings that are compared in all formats
+CHUNKS_ALONE = 8  # about as many chunks of each recording are transcribed alone
 FORMATS = {  # as recordings come: suffix → rate, channels, bit rate
     "wav": (16_000, 1, None),
     "mp3": (44_100, 2, 128_000),
     "m4a": (44_100, 2, 128_000),
     "opus": (48_000, 1, 64_000),
 }
-# mean distance of word boundaries from the truth in the recordings of tests/models/README.md, cut by a simple splitter
+# The mean distance of word boundaries from the truth in the recordings of tests/models/README.md,
+# cut by a simple splitter.
 MEAN_OFF_MS = {"English": 56, "Chinese": 50}
 
 per_language = pytest.mark.parametrize("language", POOLS)
@@ -37,10 +45,14 @@ per_language = pytest.mark.parametrize("language", POOLS)
 
 @dataclass(frozen=True)
 class Case:
+    """A recording in WAV, what the worker made of it, and what its models said meanwhile."""
+
     whole: Utterance
-    outputs: dict[str, dict]  # by format
+    output: dict
+    transcript: Transcript
     chunks: list[AudioChunk]
-    engine_calls: dict[str, int]  # by format
+    answers: dict[int, Hypothesis]  # the recogniser's last, by the chunk's first sample
+    engine_calls: int
 
     @property
     def said(self) -> list[str]:
@@ -48,7 +60,7 @@ class Case:
 
     @property
     def heard(self) -> list[str]:
-        return words_of(self.outputs["wav"])
+        return words_of(self.output)
 
 
 def words_of(output: dict) -> list[str]:
@@ -59,40 +71,69 @@ def run(worker, url: str, **fields) -> dict:
     return asyncio.run(worker.handler({"id": "test", "input": {"audio_url": url, **fields}}))
 
 
-def case_of(worker, file_server, language: str, formats: dict) -> Case:
-    """A recording in that language, transcribed by the whole worker in each format; one of them must be WAV."""
-    generate, calls = worker.asr._engine.generate, []
+def served(file_server, whole: Utterance, name: str, suffix: str = "wav") -> str:
+    """The URL of a recording in one of the formats."""
+    rate, channels, bitrate = FORMATS[suffix]
+    path = file_server.folder / f"{name}.{suffix}"
+    media.encode(whole.pcm, path, rate=rate, channels=channels, bitrate=bitrate)
+    return file_server.url(path.name)
+
+
+async def chunks_of(worker, path: Path) -> list[AudioChunk]:
+    settings = worker.settings
+    rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
+    async with decode(path, 3600) as pcm:
+        return [c async for c in split_at_pauses(pcm, rules)]
+
+
+def case_of(worker, file_server, language: str, seconds: float = SECONDS) -> Case:
+    """A recording in that language, transcribed by the whole worker."""
+    whole = clips.recording(POOLS[language], seconds, SEED)
+    url = served(file_server, whole, language)
+    generate, transcribe, deliver = (
+        worker.asr._engine.generate,
+        worker.asr.transcribe,
+        worker.deliver,
+    )
+    calls, answers, transcripts = [], {}, []
 
     def counted(*args, **kwargs):
         calls.append(1)
         return generate(*args, **kwargs)
 
-    async def chunks_of(path):
-        rules = CutRules(
-            worker.settings.chunk_target_seconds,
-            worker.settings.chunk_limit_seconds,
-            worker.settings.vad_mode,
-        )
-        async with decode(path, 3600) as pcm:
-            return [c async for c in split_at_pauses(pcm, rules)]
+    async def kept(chunk, *args, **options):
+        answers[chunk.offset] = await transcribe(chunk, *args, **options)
+        return answers[chunk.offset]
 
-    whole, outputs, engine_calls = clips.recording(POOLS[language], SECONDS, SEED), {}, {}
+    async def noted(transcript, *args):
+        transcripts.append(transcript)
+        return await deliver(transcript, *args)
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(worker.asr._engine, "generate", counted)
-        for suffix, (rate, channels, bitrate) in formats.items():
-            path = file_server.folder / f"{language}.{suffix}"
-            media.encode(whole.pcm, path, rate=rate, channels=channels, bitrate=bitrate)
-            calls.clear()
-            outputs[suffix] = run(worker, file_server.url(path.name))
-            engine_calls[suffix] = len(calls)
-    return Case(
-        whole, outputs, asyncio.run(chunks_of(file_server.folder / f"{language}.wav")), engine_calls
-    )
+        patched.setattr(worker.asr, "transcribe", kept)
+        patched.setattr(worker, "deliver", noted)
+        output = succeeded(run(worker, url))
+    chunks = asyncio.run(chunks_of(worker, file_server.folder / f"{language}.wav"))
+    return Case(whole, output, transcripts[0], chunks, answers, len(calls))
 
 
 @pytest.fixture(scope="module")
 def cases(worker, file_server) -> dict[str, Case]:
-    return {language: case_of(worker, file_server, language, FORMATS) for language in POOLS}
+    return {language: case_of(worker, file_server, language) for language in POOLS}
+
+
+@pytest.fixture(scope="module")
+def in_formats(worker, file_server) -> dict[str, dict[str, dict]]:
+    """Language → format → the output for the same short recording."""
+    found = {}
+    for language, pool in POOLS.items():
+        short = clips.recording(pool, SHORT_SECONDS, SEED)
+        urls = {
+            suffix: served(file_server, short, f"{language}-short", suffix) for suffix in FORMATS
+        }
+        found[language] = {suffix: succeeded(run(worker, url)) for suffix, url in urls.items()}
+    return found
 
 
 def drawn(whole: Utterance, pool: list[Utterance]) -> list[Utterance]:
@@ -101,10 +142,18 @@ def drawn(whole: Utterance, pool: list[Utterance]) -> list[Utterance]:
     while at < len(whole.words):
         rest = whole.words[at:]
         u = next(
-            u for u in pool
-            if all(a.text == b.text and abs((a.end - a.start) - (b.end - b.start)) < 1e-6 for a, b in zip(u.words, rest))
-            and len(u.words) <= len(rest) and abs((u.words[-1].end - u.words[0].start) - (rest[len(u.words) - 1].end - rest[0].start)) < 1e-6
-        )  # fmt: skip
+            u
+            for u in pool
+            if all(
+                a.text == b.text and abs((a.end - a.start) - (b.end - b.start)) < 1e-6
+                for a, b in zip(u.words, rest)
+            )
+            and len(u.words) <= len(rest)
+            and abs(
+                (u.words[-1].end - u.words[0].start) - (rest[len(u.words) - 1].end - rest[0].start)
+            )
+            < 1e-6
+        )
         found.append(u)
         at += len(u.words)
     return found
@@ -113,33 +162,35 @@ def drawn(whole: Utterance, pool: list[Utterance]) -> list[Utterance]:
 @per_language
 def test_the_recording_has_five_minutes_and_over_forty_chunks(cases, worker, language):
     case = cases[language]
-    assert (
-        case.whole.duration >= 300
-        and worker.settings.chunk_limit_seconds == 8
-        and len(case.chunks) > 40
-    )
+    assert case.whole.duration >= 300 and len(case.chunks) > 40
+    assert worker.settings.chunk_limit_seconds == 8
 
 
 @per_language
-def test_the_output_keeps_the_contract(cases, language):
+def test_the_output_keeps_the_contract(cases, in_formats, language):
     case = cases[language]
-    for output in case.outputs.values():
-        assert set(output) == {
-            "language_detected",
-            "language_code",
-            "languages",
-            "duration",
-            "text",
-            "segments",
-            "usage",
-        }
-        assert output["language_detected"] == language
-        end = 0.0
-        for segment in output["segments"]:
-            assert set(segment) - {"estimated"} == {"start", "end", "text", "offset", "length"}
-            assert end <= segment["start"] < segment["end"] <= case.whole.duration + 0.1
-            assert segment["text"] == output["text"][segment["offset"] :][: segment["length"]]
-            end = segment["end"]
+    assert_contract(case.output, language, case.whole.duration)
+    for output in in_formats[language].values():
+        assert_contract(output, language, output["duration"])
+
+
+def assert_contract(output: dict, language: str, duration: float) -> None:
+    assert set(output) == {
+        "language_detected",
+        "language_code",
+        "languages",
+        "duration",
+        "text",
+        "segments",
+        "usage",
+    }
+    assert output["language_detected"] == language
+    end = 0.0
+    for segment in output["segments"]:
+        assert set(segment) - {"estimated"} == {"start", "end", "text", "offset", "length"}
+        assert end <= segment["start"] < segment["end"] <= duration + 0.1
+        assert segment["text"] == output["text"][segment["offset"] :][: segment["length"]]
+        end = segment["end"]
 
 
 @per_language
@@ -168,7 +219,8 @@ def test_word_errors_are_within_half_a_point_of_the_same_utterances_one_by_one(
     together, _ = matched(case.said, case.heard)
     rate_alone, rate_together = 100 * alone / len(case.said), 100 * together / len(case.said)
     print(
-        f"\n{language}: {len(case.said)} words, errors {rate_together:.2f} % in the recording, {rate_alone:.2f} % one by one"
+        f"\n{language}: {len(case.said)} words, errors {rate_together:.2f} % in the "
+        f"recording, {rate_alone:.2f} % one by one"
     )
     assert rate_together <= rate_alone + 0.5
 
@@ -195,7 +247,9 @@ def assert_words_are_whole_at_every_cut(case: Case) -> None:
 def test_word_boundaries_are_as_close_as_the_models_allow(cases, language):
     off = boundaries_off_ms(cases[language])
     print(
-        f"\n{language}: {len(cases[language].chunks)} chunks, boundaries off by mean {off.mean():.1f} ms, median {np.median(off):.0f}, 90 % under {np.quantile(off, 0.9):.0f}"
+        f"\n{language}: {len(cases[language].chunks)} chunks, boundaries off by mean "
+        f"{off.mean():.1f} ms, median {np.median(off):.0f}, 90 % under "
+        f"{np.quantile(off, 0.9):.0f}"
     )
     assert off.mean() <= MEAN_OFF_MS[language]
 
@@ -203,7 +257,7 @@ def test_word_boundaries_are_as_close_as_the_models_allow(cases, language):
 def boundaries_off_ms(case: Case) -> np.ndarray:
     """Of the starts and ends of all words that were heard right."""
     _, pairs = matched(case.said, case.heard)
-    truth, found = case.whole.words, case.outputs["wav"]["segments"]
+    truth, found = case.whole.words, case.output["segments"]
     return 1000 * np.array(
         [
             abs(x - y)
@@ -217,12 +271,9 @@ def boundaries_off_ms(case: Case) -> np.ndarray:
 def test_the_repair_moves_boundaries_no_further_from_the_truth(cases, worker, language):
     """Compares the model's raw marks, the package's repair of them, and ours."""
     case = cases[language]
-
-    async def heard():
-        return await asyncio.gather(*(worker.asr.transcribe(c, None, "") for c in case.chunks))
-
     off = {"the model's marks": [], "upstream's repair": [], "ours": []}
-    for chunk, hypothesis in zip(case.chunks, asyncio.run(heard())):
+    for chunk in case.chunks:
+        hypothesis = case.answers[chunk.offset]
         true = [w for w in case.whole.words if chunk.start <= w.start < chunk.end]
         task = worker.aligner._prepared(chunk, hypothesis.text, language, hypothesis.spectrum)
         units, (marks,) = task.units, worker.aligner._marks([task])
@@ -250,71 +301,67 @@ def test_the_repair_moves_boundaries_no_further_from_the_truth(cases, worker, la
 @per_language
 def test_healthy_audio_costs_one_engine_call_a_chunk(cases, language):
     case = cases[language]
-    assert case.engine_calls["wav"] == len(case.chunks)
-    assert not [output for output in case.outputs.values() if "retries" in output]
+    assert case.engine_calls == len(case.chunks)
+    assert "retries" not in case.output
 
 
 @per_language
 def test_every_merged_time_is_the_chunks_own_time_plus_its_offset(cases, worker, language):
-    """Each chunk is transcribed once more as a recording of its own."""
+    """Chunks from all over the recording are transcribed once more as recordings of their own."""
     case = cases[language]
+    chunks = case.chunks[:: len(case.chunks) // CHUNKS_ALONE]
 
     models = worker.watched_models(Usage())
 
     async def alone():
-        own = [replace(c, offset=0) for c in case.chunks]
+        own = [replace(c, offset=0) for c in chunks]
         return await asyncio.gather(
             *(worker.transcribe_chunk(c, None, "", EMPTY_VOCABULARY, models) for c in own)
         )
 
-    expected = [
-        (round(1000 * w.start) + chunk.offset // 16, round(1000 * w.end) + chunk.offset // 16)
-        for chunk, results in zip(case.chunks, asyncio.run(alone()))
-        for result in results
-        for w in result.words
-    ]
-    assert all(chunk.offset % 16 == 0 for chunk in case.chunks)
-    found = [(s["start"], s["end"]) for s in case.outputs["wav"]["segments"]]
-    assert found == [(a / 1000, b / 1000) for a, b in expected]
+    assert all(chunk.offset % 16 == 0 for chunk in chunks)
+    found = [(s["start"], s["end"]) for s in case.output["segments"]]
+    for chunk, results in zip(chunks, asyncio.run(alone())):
+        offset_ms = chunk.offset // 16
+        times = [(w.start, w.end) for result in results for w in result.words]
+        expected = [tuple((round(1000 * t) + offset_ms) / 1000 for t in pair) for pair in times]
+        assert expected == [pair for pair in found if chunk.start <= pair[0] < chunk.end]
 
 
 @per_language
-def test_the_same_file_in_every_format_gives_the_same_words(cases, language):
-    outputs = cases[language].outputs
+def test_the_same_file_in_every_format_gives_the_same_words(in_formats, language):
+    outputs = in_formats[language]
+    assert len(words_of(outputs["wav"])) > 50
     for suffix, output in outputs.items():
         assert words_of(output) == words_of(outputs["wav"]), suffix
 
 
 @per_language
-def test_subtitles_hold_the_words_of_the_json_at_their_times(worker, file_server, cases, language):
-    """Read by strict parsers; the words of a cue are those that begin in it."""
-    whole = cases[language].outputs["wav"]
-    url = file_server.url(f"{language}.wav")
+def test_subtitles_hold_the_words_of_the_json_at_their_times(cases, language):
+    """Read by strict parsers. The words of a cue are those that begin in it."""
+    case = cases[language]
+    cues = cues_of(list(case.transcript.words(punctuation=True)), case.transcript.end)
     captions = [
-        (c.start.total_seconds(), c.end.total_seconds(), c.content)
-        for c in srt.parse(run(worker, url, output_format="srt")["srt"])
+        (c.start.total_seconds(), c.end.total_seconds(), c.content) for c in srt.parse(to_srt(cues))
     ]
-    vtt = webvtt.from_string(run(worker, url, output_format="vtt")["vtt"]).captions
+    vtt = webvtt.from_string(to_vtt(cues)).captions
     assert [c.raw_text for c in vtt] == [text for *_, text in captions]
-    assert "".join("".join(text for *_, text in captions).split()) == "".join(whole["text"].split())
-    starts = {segment["start"] for segment in whole["segments"]}
-    letters = lambda text: "".join(filter(str.isalnum, text))
+    together = "".join(text for *_, text in captions)
+    assert "".join(together.split()) == "".join(case.output["text"].split())
+    starts = {segment["start"] for segment in case.output["segments"]}
     for start, end, text in captions:
         assert start in starts
-        within = [segment for segment in whole["segments"] if start <= segment["start"] < end]
-        assert letters(text) == letters(
-            "".join(segment["text"] for segment in within)
-        ) and end >= min(within[-1]["end"], start + 7)
+        within = [s for s in case.output["segments"] if start <= s["start"] < end]
+        assert letters(text) == letters("".join(s["text"] for s in within))
+        assert end >= min(within[-1]["end"], start + 7)
+
+
+def letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text))
 
 
 def test_the_text_of_chunks_is_joined_with_spaces_in_english_and_without_in_chinese(cases):
-    english, chinese = (
-        cases["English"].outputs["wav"]["text"],
-        cases["Chinese"].outputs["wav"]["text"],
-    )
-    assert (
-        ". " in english
-        and "  " not in english
-        and not any(f".{letter}" in english for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    )
+    english, chinese = cases["English"].output["text"], cases["Chinese"].output["text"]
+    assert ". " in english and "  " not in english
+    assert not any(f".{letter}" in english for letter in string.ascii_uppercase)
     assert " " not in chinese

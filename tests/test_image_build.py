@@ -1,4 +1,5 @@
-"""The Dockerfile, built as it is by Docker or Buildah on a stub of its base image: order, arguments, secret, contents.
+"""The Dockerfile, built as it is by Docker or Buildah on a stub of its base image: order,
+arguments, secret, contents.
 
 The stub has a shell and a python3 that records its calls. A build takes about two seconds.
 """
@@ -18,6 +19,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DEADLINE_SECONDS = 300
 TOKEN = "hf_never_in_a_layer"
+CHANGED = ("handler.py", "contract/settings.py")
 COMMANDS = (
     "sh",
     "cat",
@@ -28,12 +30,13 @@ COMMANDS = (
     "sed",
 )  # of this machine, with their libraries
 PYTHON3 = """#!/bin/sh
-echo "python3 $* | index ${PIP_INDEX_URL-none} | hub ${HF_ENDPOINT-none} | token ${HF_TOKEN:+of ${#HF_TOKEN} letters}" >>/calls
+token=${HF_TOKEN:+of ${#HF_TOKEN} letters}
+echo "python3 $* | index ${PIP_INDEX_URL-none} | hub ${HF_ENDPOINT-none} | token $token" >>/calls
 case "$*" in
 *"-m venv"*) mkdir -p /opt/worker ;;
 *"pip list"*) echo torch==2.11.0+cu129; echo vllm==0.21.0; echo numpy==2.3.5 ;;
 *"--constraint"*) cat constraints.txt >/constraints; cat others.txt >/others ;;
-*fetch_models.py) mkdir -p /models; cat /tmp/fetch/src/contract/settings.py >/models/settings.py ;;
+*fetch_models.py) mkdir -p /models; cat /tmp/fetch/src/contract/*.py >/models/contract.py ;;
 esac
 """
 
@@ -60,7 +63,7 @@ class Builder:
     """Docker or Buildah, with the options that keep its images apart from the machine's own."""
 
     command: list[str]
-    options: list[str]  # of `build`
+    options: list[str]  # what is passed to `build`
     name: str
 
     def build(self, tag: str, context: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -134,7 +137,7 @@ def find_builder(folder: Path) -> Builder:
 
 
 def write_stub(folder: Path) -> None:
-    """The context of a base image that holds COMMANDS, the libraries that these load, and PYTHON3."""
+    """The context of a base image with COMMANDS, the libraries that they load, and PYTHON3."""
     binaries = [Path(shutil.which(name)) for name in COMMANDS]
     alone = {"PATH": os.environ["PATH"]}  # without the LD_PRELOAD that vLLM sets in its process
     loaded = subprocess.check_output(["ldd", *binaries], text=True, env=alone)
@@ -167,7 +170,10 @@ def write_context(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Iterator[dict[str, Image]]:
-    """Three images: "mirrors" with every argument and the secret; "plain" with none; "changed" like plain, but for src/."""
+    """Three images.
+
+    "mirrors" has every argument and the secret, "plain" none. "changed" is plain with another src/.
+    """
     folder = tmp_path_factory.mktemp("image")
     builder = find_builder(folder)
     (folder / "stub").mkdir()
@@ -179,22 +185,28 @@ def images(tmp_path_factory) -> Iterator[dict[str, Image]]:
         pytest.skip(f"{builder.name} cannot build here: {base.stderr.strip().splitlines()[-1]}")
     more = {
         "mirrors": [
-            "--secret", "id=HF_TOKEN,env=HF_TOKEN", "--build-arg", "PIP_INDEX_URL=http://pip.example/simple",
-            "--build-arg", "HF_ENDPOINT=http://hub.example", "--build-arg", "VERSION=1.2.3", "--build-arg", "SOURCE=http://git.example",
-            "--build-arg", "MODEL_NAME=Qwen/Qwen3-ASR-1.7B",
+            "--secret",
+            "id=HF_TOKEN,env=HF_TOKEN",
+            "--build-arg",
+            "PIP_INDEX_URL=http://pip.example/simple",
+            "--build-arg",
+            "HF_ENDPOINT=http://hub.example",
+            "--build-arg",
+            "VERSION=1.2.3",
+            "--build-arg",
+            "SOURCE=http://git.example",
+            "--build-arg",
+            "MODEL_NAME=Qwen/Qwen3-ASR-1.7B",
         ],
         "plain": [],
         "changed": [],
-    }  # fmt: skip
+    }
     built = {}
     try:
         for tag, arguments in more.items():
             if tag == "changed":
-                (context / "src" / "vad.py").write_text("# another\n")
-                with (context / "src" / "contract" / "settings.py").open(
-                    "a"
-                ) as settings:  # the models are named in this file
-                    settings.write("# another\n")
+                for name in CHANGED:
+                    (context / "src" / name).write_text("# another\n")
             run = builder.build(
                 tag, context, "--build-arg", f"BASE_IMAGE={builder.tag('base')}", *arguments
             )
@@ -208,9 +220,15 @@ def images(tmp_path_factory) -> Iterator[dict[str, Image]]:
 def test_packages_are_installed_and_checked_before_the_weights_are_fetched(images):
     steps = [re.match(r"python3 (?:-m )?(\S+ ?\S*)", call)[1] for call in images["plain"].calls]
     assert steps == [
-        "venv --system-site-packages", "pip list", "pip install", "pip install", "check_image.py requirements.txt",
-        "/tmp/fetch/builder/fetch_models.py |", "-c import", "compileall -q",
-    ]  # fmt: skip
+        "venv --system-site-packages",
+        "pip list",
+        "pip install",
+        "pip install",
+        "check_image.py requirements.txt",
+        "/tmp/fetch/builder/fetch_models.py |",
+        "-c import",
+        "compileall -q",
+    ]
 
 
 def test_torch_and_vllm_stay_the_base_images(images):
@@ -263,9 +281,8 @@ def test_the_mirrors_are_not_in_the_environment_of_the_worker(images):
 
 
 def test_the_folder_of_the_worker_holds_src_and_nothing_else(images):
-    wanted = {
-        f"app/{path.name}": path.read_bytes() for path in (ROOT / "src").iterdir() if path.is_file()
-    }
+    sources = (ROOT / "src").rglob("*.py")
+    wanted = {f"app/{path.relative_to(ROOT / 'src')}": path.read_bytes() for path in sources}
     assert {
         name: content for name, content in images["plain"].files.items() if name.startswith("app/")
     } == wanted
@@ -297,14 +314,9 @@ def test_the_image_says_what_it_is(images):
     assert (labels["version"], labels["source"]) == ("1.2.3", "http://git.example")
 
 
-def test_of_the_settings_the_build_reads_the_default_models_only(images):
-    lines = images["plain"].files["models/settings.py"].decode().splitlines()
-    assert [line.split(":")[0].strip() for line in lines] == [
-        "model_name",
-        "aligner_name",
-        "model_revision",
-        "aligner_revision",
-    ]
+def test_of_the_contract_the_build_reads_the_default_models_only(images):
+    defaults = (ROOT / "src" / "contract" / "defaults.py").read_bytes()
+    assert images["plain"].files["models/contract.py"] == defaults
 
 
 def test_without_an_argument_the_worker_takes_its_default_model(images):
@@ -323,5 +335,5 @@ def test_a_model_chosen_for_the_build_is_in_the_workers_environment(images):
 def test_a_change_in_the_code_rebuilds_its_own_layer_and_none_before_it(images):
     """The layer behind it, with the bytecode, changes too."""
     differ = [a != b for a, b in zip(images["plain"].ids, images["changed"].ids, strict=True)]
-    code = [("app/vad.py" in layer) for layer in images["changed"].layers].index(True)
+    code = [("app/handler.py" in layer) for layer in images["changed"].layers].index(True)
     assert not any(differ[:code]) and differ[code]

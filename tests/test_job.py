@@ -49,8 +49,22 @@ def test_the_margin_is_a_fifth_of_the_timeout_and_at_most_five_seconds(milliseco
     assert seconds_allowed({"policy": {"executionTimeout": milliseconds}}) == seconds
 
 
-@pytest.mark.parametrize("policy", [None, [], "fast", {}, {"executionTimeout": None}, {"executionTimeout": "10"}, {"executionTimeout": True},
-                                    {"executionTimeout": 0}, {"executionTimeout": -5}, {"executionTimeout": float("nan")}], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    "policy",
+    [
+        None,
+        [],
+        "fast",
+        {},
+        {"executionTimeout": None},
+        {"executionTimeout": "10"},
+        {"executionTimeout": True},
+        {"executionTimeout": 0},
+        {"executionTimeout": -5},
+        {"executionTimeout": float("nan")},
+    ],
+    ids=repr,
+)
 def test_a_policy_without_a_timeout_limits_nothing(policy):
     assert seconds_allowed({"policy": policy}) is None and run(0, policy=policy) == "done"
 

@@ -1,4 +1,6 @@
-"""Whole jobs with unusual input or injected faults: each has its own error or the right result, and leaves nothing behind."""
+"""Whole jobs with unusual input or injected faults: each has its own error or the right result, and
+leaves nothing behind.
+"""
 
 import asyncio
 import base64
@@ -19,17 +21,19 @@ import pytest
 import soundfile
 import speech.health as health
 import speech.models.aligner as align
-import speech.models.recogniser as asr
 import torch
+from conftest import succeeded
 from contract.errors import AlignError, RecognitionError
 from material import ENGLISH, noise, silence
 from recording.chunk import SAMPLE_RATE
 from speech.admission import Gate
 from speech.health import Health
+from speech.models import recogniser
 from speech.words import ChunkResult
 from test_asr import Prompts
 from vllm.v1.engine.exceptions import EngineDeadError
 
+SRC = Path(__file__).parent.parent / "src"
 NOTHING = {
     "language_detected": None,
     "language_code": None,
@@ -131,7 +135,7 @@ def test_silence_in_a_forced_language_has_no_language(run, serve):
 
 def test_a_tenth_of_a_second_of_speech_is_a_result_within_its_bounds(run, serve):
     start = round(ENGLISH[0].words[0].start * SAMPLE_RATE)
-    output = run({"audio_url": serve("short.wav", ENGLISH[0].pcm[start : start + 1600])})
+    output = succeeded(run({"audio_url": serve("short.wav", ENGLISH[0].pcm[start : start + 1600])}))
     assert all(0 <= s["start"] < s["end"] <= 0.1 for s in output["segments"])
 
 
@@ -227,7 +231,7 @@ def test_a_failed_alignment_keeps_the_text_with_estimated_times_fault_injected(
 
     monkeypatch.setattr(worker.aligner, "align", fails)
     u = ENGLISH[0]
-    output = run({"audio_url": serve("unaligned.wav", u.pcm)})
+    output = succeeded(run({"audio_url": serve("unaligned.wav", u.pcm)}))
     assert output["text"] == u.text and len(output["segments"]) == len(u.words)
 
 
@@ -262,14 +266,17 @@ def test_an_aligner_without_an_answer_costs_times_not_text_fault_injected(
         "generate",
         Prompts(worker.asr, [(f"language English<asr_text>{ENGLISH[0].text}", "stop")]),
     )
-    output = run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)})
+    output = succeeded(run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)}))
     assert output["text"] == ENGLISH[0].text and all(s["estimated"] for s in output["segments"])
     assert output["warnings"] == ["Some times are estimated. The aligner did not answer in time."]
 
 
 @pytest.fixture
 def gave_up(worker, monkeypatch) -> list[str]:
-    """Fresh counts of failures. Giving up adds to this list, and does not end the engine that all tests share."""
+    """Fresh counts of failures.
+
+    Giving up adds to this list, and does not end the engine that all tests share.
+    """
     told = []
     monkeypatch.setattr(
         worker, "health", Health(worker.fitness_check, lambda: told.append("given up"))
@@ -330,7 +337,9 @@ def test_aligner_errors_with_a_known_reason_do_not_count_fault_injected(
 def test_an_engine_that_refuses_every_chunk_is_noticed_fault_injected(
     run, serve, worker, monkeypatch, gave_up
 ):
-    """A chunk is refused twice before its job fails, so the third refusal comes with the second job."""
+    """A chunk is refused twice before its job fails, so the third refusal comes with the second
+    job.
+    """
 
     def refuses(*_, **__):
         raise ValueError("injected")
@@ -347,7 +356,7 @@ def test_the_process_that_is_killed_on_giving_up_is_the_engines(worker):
 
 
 def test_the_engines_process_is_started_by_spawn(worker):
-    assert asr.ENVIRONMENT["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert recogniser.ENVIRONMENT["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
@@ -388,7 +397,21 @@ def test_all_jobs_together_have_no_more_chunks_in_flight_than_the_gate_lets_in(
             *(worker.handler({"id": str(i), "input": {"audio_url": url}}) for i in range(4))
         )
 
-    assert [output["text"] for output in asyncio.run(jobs())] == [""] * 4 and most == 3
+    assert [succeeded(output)["text"] for output in asyncio.run(jobs())] == [""] * 4 and most == 3
+
+
+def test_a_job_with_a_chunk_whose_results_are_lost_fails_fault_injected(
+    run, serve, worker, monkeypatch
+):
+    transcribe, chunks = worker.transcribe_chunk, []
+
+    async def loses_the_second(chunk, *more):
+        chunks.append(chunk)
+        return [] if len(chunks) == 2 else await transcribe(chunk, *more)
+
+    monkeypatch.setattr(worker, "transcribe_chunk", loses_the_second)
+    output = run({"audio_url": serve("lost.wav", np.concatenate([u.pcm for u in ENGLISH[:6]]))})
+    assert output["error_code"] == "internal_error" and len(chunks) > 2
 
 
 def test_a_job_whose_chunk_waits_at_the_gate_decodes_no_further(serve, worker, monkeypatch):
@@ -472,7 +495,7 @@ def test_an_unexpected_error_is_reported_and_logged_without_its_message_fault_in
 
 def test_logs_hold_no_text_no_context_and_no_url(run, serve, capfd):
     url = serve("logged.wav", ENGLISH[0].pcm)
-    output = run({"audio_url": f"{url}?token=abc", "initial_context": "hush"})
+    output = succeeded(run({"audio_url": f"{url}?token=abc", "initial_context": "hush"}))
     logged = "".join(capfd.readouterr())
     assert output["text"] and "done in" in logged
     assert not [

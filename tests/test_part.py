@@ -1,4 +1,6 @@
-"""Parts of a recording and single channels: the samples and times of the whole, and nothing decoded behind the end of the part."""
+"""Parts of a recording and single channels: the samples and times of the whole, and nothing decoded
+behind the end of the part.
+"""
 
 import asyncio
 import random
@@ -11,7 +13,7 @@ import media
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, FileServer, _QuietFiles
+from conftest import ROOT, FileServer, _QuietFiles, succeeded
 from contract.errors import AudioTooLong, DecodeError, EmptyAudio, InvalidRequest
 from contract.request import Request, parse_request
 from hypothesis import given, settings
@@ -21,8 +23,9 @@ from material import CHINESE, ENGLISH, silence
 from recording.chunk import SAMPLE_RATE
 from recording.pcm_stream import decode
 from recording.vad import CutRules, Splitter
+from result.account import coverage
 from result.delivery import output_of
-from result.transcript import coverage, merge
+from result.transcript import merge
 from result.usage import Usage
 from speech.models.recogniser import Recogniser
 from speech.words import ChunkResult, Word
@@ -57,8 +60,8 @@ def decoded(path: Path, max_seconds: float = 3600, **how) -> tuple[np.ndarray, s
             blocks = [block async for block in pcm]
             assert pcm.samples == sum(map(len, blocks)) and all(map(len, blocks))
             assert (pcm.start, pcm.end) == (
-                pcm.first / SAMPLE_RATE,
-                (pcm.first + pcm.samples) / SAMPLE_RATE,
+                pcm.offset / SAMPLE_RATE,
+                (pcm.offset + pcm.samples) / SAMPLE_RATE,
             )
             return np.concatenate(blocks), pcm.warning
 
@@ -227,10 +230,10 @@ def test_a_channel_that_ends_before_the_part_is_refused(tmp_path):
 
 
 def test_the_chunks_of_a_part_have_their_places_in_the_file():
-    rules, first = CutRules(4.8, 8, 2), 12_345
-    alone, part = Splitter(rules), Splitter(rules, first)
+    rules, offset = CutRules(4.8, 8, 2), 12_345
+    alone, part = Splitter(rules), Splitter(rules, offset)
     chunks = [[*splitter.push(MINUTE), *splitter.finish()] for splitter in (alone, part)]
-    assert len(chunks[0]) > 5 and [c.offset + first for c in chunks[0]] == [
+    assert len(chunks[0]) > 5 and [c.offset + offset for c in chunks[0]] == [
         c.offset for c in chunks[1]
     ]
     assert all(np.array_equal(a.pcm, b.pcm) and a.speech == b.speech for a, b in zip(*chunks))
@@ -277,7 +280,7 @@ def demo(file_server) -> str:
 
 @pytest.fixture(scope="module")
 def of_the_whole(worker, demo) -> list[dict]:
-    return run(worker, demo)["segments"]
+    return succeeded(run(worker, demo))["segments"]
 
 
 @pytest.mark.parametrize("start, end", IN_PAUSES, ids=str)
@@ -285,7 +288,7 @@ def test_the_words_of_a_part_are_those_of_the_whole_at_their_times_in_the_file(
     worker, demo, of_the_whole, start, end
 ):
     there = [s for s in of_the_whole if start <= s["start"] and (end is None or s["end"] <= end)]
-    output = run(worker, demo, start=start, end=end)
+    output = succeeded(run(worker, demo, start=start, end=end))
     assert words_of(output) == [plain(s["text"]) for s in there]
     off = [
         abs(a[edge] - b[edge])
@@ -293,7 +296,8 @@ def test_the_words_of_a_part_are_those_of_the_whole_at_their_times_in_the_file(
         for edge in ("start", "end")
     ]
     print(
-        f"\n{len(there)} words, boundaries off by mean {np.mean([0, *off]):.3f} s, most {max([0, *off]):.3f}"
+        f"\n{len(there)} words, boundaries off by mean {np.mean([0, *off]):.3f} s, most "
+        f"{max([0, *off]):.3f}"
     )
     assert np.mean([0, *off]) <= MEAN_OFF_SECONDS
     assert all(start <= s["start"] < s["end"] <= (end or 3600) for s in output["segments"])
@@ -342,7 +346,7 @@ def test_a_job_does_not_wait_for_what_lies_behind_its_part(
     worker, stuck_server, demo, of_the_whole
 ):
     shutil.copy(ROOT / "tests" / "recordings" / DEMO, stuck_server.folder)
-    output = run(worker, stuck_server.url(DEMO), start=6, end=22.5)
+    output = succeeded(run(worker, stuck_server.url(DEMO), start=6, end=22.5))
     assert words_of(output) == [plain(s["text"]) for s in of_the_whole if 6 <= s["start"] < 22.5]
 
 
@@ -364,7 +368,7 @@ def test_a_download_ends_with_the_decoder_while_chunks_are_still_recognised(
     monkeypatch.setattr(worker, "recording", watched)
     monkeypatch.setattr(worker, "transcribe_chunk", waits)
     shutil.copy(ROOT / "tests" / "recordings" / DEMO, stuck_server.folder)
-    assert run(worker, stuck_server.url(DEMO), start=6, end=22.5)["segments"] == []
+    assert succeeded(run(worker, stuck_server.url(DEMO), start=6, end=22.5))["segments"] == []
 
 
 def test_two_who_speak_at_once_are_transcribed_by_channel(worker, file_server):
@@ -375,7 +379,9 @@ def test_two_who_speak_at_once_are_transcribed_by_channel(worker, file_server):
         np.stack([np.pad(u.pcm, (0, length - len(u.pcm))) for u in speakers], axis=1),
         SAMPLE_RATE,
     )
-    outputs = [run(worker, file_server.url("call.wav"), channel=channel) for channel in (0, 1)]
+    outputs = [
+        succeeded(run(worker, file_server.url("call.wav"), channel=channel)) for channel in (0, 1)
+    ]
     assert [words_of(output) for output in outputs] == [
         [plain(w.text) for w in u.words] for u in speakers
     ]

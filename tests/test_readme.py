@@ -1,4 +1,6 @@
-"""The READMEs say what the code does, both say the same, their snippets are valid and their links lead somewhere."""
+"""The READMEs say what the code does, both say the same, their snippets are valid and their links
+lead somewhere.
+"""
 
 import json
 import re
@@ -24,7 +26,6 @@ READMES = {
 }
 DOCUMENTS = [*READMES, "tests/README.md", "tests/bench/README.md", "tests/models/README.md"]
 ONLY_IN_CHINESE = "## 在中国大陆构建和运行"
-NEVER_IN_A_RESPONSE = {"settings_invalid", "alignment_failed", "recognition_failed"}
 
 in_each = pytest.mark.parametrize("readme", READMES)
 
@@ -32,7 +33,8 @@ in_each = pytest.mark.parametrize("readme", READMES)
 def rows(readme: str, *heads: str, after: str = "") -> dict[str, list[str]]:
     """The first table, behind a line that matches `after`, whose head begins with one of `heads`.
 
-    Each name in backticks in the first cell of a row → the other cells. `.c` behind `a.b` is the name a.c.
+    Each name in backticks in the first cell of a row → the other cells. `.c` behind `a.b` is the
+    name a.c.
     """
     text = (
         re.split(f"^{after}$", READMES[readme], maxsplit=1, flags=re.MULTILINE)[1]
@@ -91,10 +93,7 @@ def test_every_error_code_stands_in_the_table_with_what_to_do(readme):
     table = rows(readme, "`error_code`")
     assert all(len(cells) == 3 and all(cells) for cells in table.values())
     told = {code: retryable == "yes" for code, (retryable, _, _) in table.items()}
-    assert told == {
-        e.code: e.retryable for e in tree(errors.WorkerError) if e.code not in NEVER_IN_A_RESPONSE
-    }
-    assert all(f"`{code}`" in READMES[readme] for code in NEVER_IN_A_RESPONSE)
+    assert told == {error.code: error.retryable for error in tree(errors.WorkerError)}
 
 
 @in_each
@@ -112,7 +111,9 @@ def test_every_field_of_a_request_stands_in_the_table(readme):
 
 
 def every_output() -> list[dict]:
-    """Outputs in all formats that together have every field: two languages, an estimated word, a retry, a failure, a warning."""
+    """Outputs in all formats that together have every field: two languages, an estimated word, a
+    retry, a failure, a warning.
+    """
     words = Word("one", 0, 1, 0, estimated=True), Word("two", 1, 2, 4)
     chunks = [
         ChunkResult(
@@ -252,7 +253,9 @@ def test_every_link_leads_to_a_file_and_to_a_heading_in_it(document):
 
 
 def anchors(text: str) -> set[str]:
-    """Of the headings, as GitHub makes them: lower case, spaces to hyphens, other punctuation dropped."""
+    """Of the headings, as GitHub makes them: lower case, spaces to hyphens, other punctuation
+    dropped.
+    """
     prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -262,7 +265,8 @@ def anchors(text: str) -> set[str]:
 def test_every_file_and_folder_named_is_there(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     named = re.findall(
-        r"`((?:src|builder|tests|\.runpod|\.github)/[\w./-]*)`|(?:bash|python) ((?:src|builder|tests)/[^\s`]+)",
+        r"`((?:src|builder|tests|\.runpod|\.github)/[\w./-]*)`|(?:bash|python) "
+        r"((?:src|builder|tests)/[^\s`]+)",
         text,
     )
     for path in {p for match in named for p in match if p}:

@@ -82,9 +82,18 @@ def test_the_vocabulary_has_the_published_ids(tokenizer):
     published_ids = {
         "language English<asr_text>": [11528, 6364, 151704],
         "language Chinese<asr_text>甚至出现交易几乎停滞的情况。": [
-            11528, 8453, 151704, 100636, 100347, 99886, 100740, 118083, 102072, 1773,
+            11528,
+            8453,
+            151704,
+            100636,
+            100347,
+            99886,
+            100740,
+            118083,
+            102072,
+            1773,
         ],
-    }  # fmt: skip
+    }
     assert {text: tokenizer.encode(text) for text in published_ids} == published_ids
 
 
@@ -335,9 +344,8 @@ def test_the_aligner_s_words_are_split_as_the_published_tokenizer_splits_them(
     of_words = [
         list(group) for is_mark, group in itertools.groupby(ids, TIMESTAMP.__eq__) if not is_mark
     ]
-    of_words[0] = of_words[0][
-        1 + AUDIO_TOKENS_PER_SECOND + 1 :
-    ]  # behind the audio's start, padding and end
+    # These come after the audio's start, padding and end.
+    of_words[0] = of_words[0][1 + AUDIO_TOKENS_PER_SECOND + 1 :]
     assert of_words == [published.encode(unit) for unit in task.units]
 
 

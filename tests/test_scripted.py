@@ -1,7 +1,9 @@
-"""Speech that the tiny checkpoints cannot recognise, as scripted recordings: laughter, chants, music, other languages, loops.
+"""Speech that the tiny checkpoints cannot recognise, as scripted recordings: laughter, chants,
+music, other languages, loops.
 
-Each scenario is the first, a middle or the last chunk of a recording of three minutes; the rest is plain English. No job may
-fail and no spoken word may be missing. Healthy speech costs no further decode, a loop at most twice its audio.
+Each scenario is the first, a middle or the last chunk of a recording of three minutes; the rest is
+plain English. No job may fail and no spoken word may be missing. Healthy speech costs no further
+decode, a loop at most twice its audio.
 
     bash tests/run.sh tests/test_scripted.py -s      prints the table
 """
@@ -26,9 +28,9 @@ MINUTE = SECTION_SECONDS
 class Scenario:
     section: Callable[[], Section]
     extra: float = 0  # seconds of audio that further decodes may cost
-    outcomes: tuple[str, ...] = ()  # of the output's retries, in order
+    outcomes: tuple[str, ...] = ()  # what the output's retries say, in order
     added: str = ""  # delivered but not said
-    fields: dict = None  # of the request
+    fields: dict = None  # more fields for the request
 
 
 def section(language: str = "English", **fields) -> Section:
@@ -146,10 +148,16 @@ MIXED = [
 ]
 
 HEALTHY = {
-    **{f"{language} at {rate} words a minute": rated(language, rate) for language in ("Greek", "Hindi", "Thai", "Persian", "Japanese") for rate in (110, 220)},
+    **{
+        f"{language} at {rate} words a minute": rated(language, rate)
+        for language in ("Greek", "Hindi", "Thai", "Persian", "Japanese")
+        for rate in (110, 220)
+    },
     "English at 220 words a minute": rated("English", 220),
     "a laugh": Scenario(lambda: section().talk(24).say(["ha"] * 12, 4).talk(MINUTE)),
-    "a laugh of half a minute": Scenario(lambda: section().talk(12).say(["ha"] * 120, 30).talk(MINUTE)),
+    "a laugh of half a minute": Scenario(
+        lambda: section().talk(12).say(["ha"] * 120, 30).talk(MINUTE)
+    ),
     "no, no, no": Scenario(lambda: section().say(["no,"] * 8, 3).talk(MINUTE)),
     "a chanted slogan": Scenario(lambda: section().talk(12).say(["USA!"] * 60, 40)),
     "lyrics with a refrain": Scenario(lambda: section().talk(MINUTE, 120, text=HYMN)),
@@ -163,32 +171,93 @@ HEALTHY = {
     "whispering": Scenario(lambda: section(voiced=0.3).talk(MINUTE, 110)),
     "quiet speech": Scenario(lambda: section(voiced=0.6).talk(MINUTE)),
     "two languages in a sentence": Scenario(lambda: section().talk(MINUTE, text=MIXED)),
-    "forty German phrases": Scenario(lambda: section("German").talk(MINUTE, 60, text=["ja", "genau", "so", "ist", "es"])),
-}  # fmt: skip
+    "forty German phrases": Scenario(
+        lambda: section("German").talk(MINUTE, 60, text=["ja", "genau", "so", "ist", "es"])
+    ),
+}
 DOUBTED = {
     "a jingle behind speech": Scenario(lambda: section().talk(36).play(MINUTE), extra=22),
     "applause at the end": Scenario(lambda: section().talk(48).play(MINUTE), extra=10),
-    "an early stop": Scenario(lambda: section(model=scripted.stops_early(24)).talk(MINUTE), extra=MINUTE, outcomes=("mended",)),
-    "an early stop in Chinese": Scenario(lambda: section("Chinese", model=scripted.stops_early(24)).talk(MINUTE), extra=MINUTE, outcomes=("mended",)),
-    "last words that the aligner cannot place": Scenario(lambda: section(piled_from=30).talk(30).play(44).talk(MINUTE), extra=22, outcomes=("mended",)),
-    "hardly a word of Hindi": Scenario(lambda: section("Hindi", model=scripted.stops_early(2, cured_by_sampling=True)).talk(MINUTE), extra=MINUTE, outcomes=("mended",)),
-    "thanks for music": Scenario(lambda: section(model=scripted.thanks).play(MINUTE), extra=MINUTE + 2, outcomes=("kept",), added="Thank you for watching."),
-    "thanks behind speech": Scenario(lambda: section(model=scripted.thanks).talk(36).play(MINUTE), extra=22, outcomes=("kept",)),
+    "an early stop": Scenario(
+        lambda: section(model=scripted.stops_early(24)).talk(MINUTE),
+        extra=MINUTE,
+        outcomes=("mended",),
+    ),
+    "an early stop in Chinese": Scenario(
+        lambda: section("Chinese", model=scripted.stops_early(24)).talk(MINUTE),
+        extra=MINUTE,
+        outcomes=("mended",),
+    ),
+    "last words that the aligner cannot place": Scenario(
+        lambda: section(piled_from=30).talk(30).play(44).talk(MINUTE),
+        extra=22,
+        outcomes=("mended",),
+    ),
+    "hardly a word of Hindi": Scenario(
+        lambda: section("Hindi", model=scripted.stops_early(2, cured_by_sampling=True)).talk(
+            MINUTE
+        ),
+        extra=MINUTE,
+        outcomes=("mended",),
+    ),
+    "thanks for music": Scenario(
+        lambda: section(model=scripted.thanks).play(MINUTE),
+        extra=MINUTE + 2,
+        outcomes=("kept",),
+        added="Thank you for watching.",
+    ),
+    "thanks behind speech": Scenario(
+        lambda: section(model=scripted.thanks).talk(36).play(MINUTE), extra=22, outcomes=("kept",)
+    ),
     "an echoed context": Scenario(
-        lambda: section(model=scripted.echoes).talk(MINUTE), extra=2 * MINUTE, outcomes=("mended",), fields={"initial_context": "Alpha bravo charlie delta.", "use_previous_context": True}
+        lambda: section(model=scripted.echoes).talk(MINUTE),
+        extra=2 * MINUTE,
+        outcomes=("mended",),
+        fields={"initial_context": "Alpha bravo charlie delta.", "use_previous_context": True},
     ),
-}  # fmt: skip
+}
 LOOPING = {
-    "a loop to the cap": Scenario(lambda: section(model=scripted.loops(24.5)).talk(24).play(38).talk(MINUTE), outcomes=("mended", "kept", "mended"), added="ha"),
-    "a loop of a long phrase": Scenario(
-        lambda: section(model=scripted.loops(24.5, "and that is what I think about it, ")).talk(24).play(38).talk(MINUTE), outcomes=("mended", "kept", "mended"), added="and that is what I think about it"
+    "a loop to the cap": Scenario(
+        lambda: section(model=scripted.loops(24.5)).talk(24).play(38).talk(MINUTE),
+        outcomes=("mended", "kept", "mended"),
+        added="ha",
     ),
-    "a loop that pieces mend": Scenario(lambda: section(model=scripted.loops(24.5, cured_under=32)).talk(24).play(38).talk(MINUTE), outcomes=("mended", "mended")),
-    "a loop that another sampling mends": Scenario(lambda: section(model=scripted.loops(24.5, cured_by_sampling=True)).talk(MINUTE), outcomes=("mended",) * 3),
-    "a loop that ends": Scenario(lambda: section(model=scripted.loops_and_ends(24.5)).talk(24).play(38).talk(MINUTE), outcomes=("mended", "kept", "mended"), added="ha"),
-    "a loop in Chinese": Scenario(lambda: section("Chinese", model=scripted.loops(24.5, "像 ")).talk(24).play(38).talk(MINUTE), outcomes=("mended", "kept", "mended"), added="像"),
-    "a loop at the start": Scenario(lambda: section(model=scripted.loops(0)).play(14, pause=0).talk(MINUTE), outcomes=("kept", "mended", "mended"), added="ha"),
-}  # fmt: skip
+    "a loop of a long phrase": Scenario(
+        lambda: (
+            section(model=scripted.loops(24.5, "and that is what I think about it, "))
+            .talk(24)
+            .play(38)
+            .talk(MINUTE)
+        ),
+        outcomes=("mended", "kept", "mended"),
+        added="and that is what I think about it",
+    ),
+    "a loop that pieces mend": Scenario(
+        lambda: section(model=scripted.loops(24.5, cured_under=32)).talk(24).play(38).talk(MINUTE),
+        outcomes=("mended", "mended"),
+    ),
+    "a loop that another sampling mends": Scenario(
+        lambda: section(model=scripted.loops(24.5, cured_by_sampling=True)).talk(MINUTE),
+        outcomes=("mended",) * 3,
+    ),
+    "a loop that ends": Scenario(
+        lambda: section(model=scripted.loops_and_ends(24.5)).talk(24).play(38).talk(MINUTE),
+        outcomes=("mended", "kept", "mended"),
+        added="ha",
+    ),
+    "a loop in Chinese": Scenario(
+        lambda: (
+            section("Chinese", model=scripted.loops(24.5, "像 ")).talk(24).play(38).talk(MINUTE)
+        ),
+        outcomes=("mended", "kept", "mended"),
+        added="像",
+    ),
+    "a loop at the start": Scenario(
+        lambda: section(model=scripted.loops(0)).play(14, pause=0).talk(MINUTE),
+        outcomes=("kept", "mended", "mended"),
+        added="ha",
+    ),
+}
 SCENARIOS = HEALTHY | DOUBTED | LOOPING
 
 
@@ -262,7 +331,8 @@ def test_every_word_that_was_said_is_delivered(run, name, position):
         for r in retried
     )
     print(
-        f"\n| {name}, {position} | {len(recording.words)} | {len(missing)} | {' '.join(added)} | {len(recording.asked)} | {extra:.0f} | {told} |",
+        f"\n| {name}, {position} | {len(recording.words)} | {len(missing)} | "
+        f"{' '.join(added)} | {len(recording.asked)} | {extra:.0f} | {told} |",
         end="",
     )
     assert missing == [], output["text"]

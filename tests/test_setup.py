@@ -11,12 +11,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SETUP = ROOT / "builder" / "setup.sh"
 ABSENT = "libabsent.so.1"  # a library that no system has
-(NAME, VERSION), = re.findall(r"^LIBNUMA_WHEEL=(\S+)==(\S+)", SETUP.read_text(), flags=re.M)  # fmt: skip
+
+((NAME, VERSION),) = re.findall(r"^LIBNUMA_WHEEL=(\S+)==(\S+)", SETUP.read_text(), flags=re.M)
 
 
 @pytest.fixture
 def wheels(tmp_path) -> Path:
-    """A folder with a wheel of that name and version. In the place of libnuma, where auditwheel puts it, is libsndfile."""
+    """A folder with a wheel of that name and version.
+
+    In the place of libnuma, where auditwheel puts it, is libsndfile.
+    """
     import _soundfile_data
 
     (library,) = Path(_soundfile_data.__file__).parent.glob("libsndfile*.so")
@@ -44,9 +48,14 @@ def wheels(tmp_path) -> Path:
 def find_libnuma(
     name: str, root: Path, then: str = "true", **environ: str
 ) -> subprocess.CompletedProcess:
-    """setup.sh's find_libnuma for the library `name`, for a checkout in `root`, and a command after it, offline."""
+    """setup.sh's find_libnuma for the library `name`, for a checkout in `root`, and a command after
+    it, offline.
+    """
     environment = os.environ | {"UV_OFFLINE": "1"} | environ
-    script = f'source "{SETUP}" && ROOT="{root}" LD_LIBRARY_PATH=/before && find_libnuma {name} && echo "$LD_LIBRARY_PATH" && {then}'
+    script = (
+        f'source "{SETUP}" && ROOT="{root}" LD_LIBRARY_PATH=/before && find_libnuma {name} && '
+        f'echo "$LD_LIBRARY_PATH" && {then}'
+    )
     return subprocess.run(
         ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120
     )

@@ -1,4 +1,6 @@
-"""The stand-in platform with the real SDK in a toy worker, the Python client and the JavaScript client."""
+"""The stand-in platform with the real SDK in a toy worker, the Python client and the JavaScript
+client.
+"""
 
 import json
 import shutil
@@ -8,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
@@ -110,29 +112,6 @@ def hold(tmp_path) -> Iterator[tuple[dict, Callable]]:
     gate = tmp_path / "gate"
     yield {"until": str(gate)}, gate.touch
     gate.touch()
-
-
-@pytest.fixture
-def hook() -> Iterator[tuple[str, list[dict], list[int]]]:
-    """(URL, the bodies posted to it, the statuses that it answers next; 200 after those)."""
-    bodies, statuses = [], []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(statuses.pop(0) if statuses else 200)
-            self.end_headers()
-
-        def log_message(self, *_) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/hook", bodies, statuses
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 # -- one job
@@ -331,15 +310,14 @@ def test_closing_leaves_no_thread_though_a_poll_is_open():
 
 
 def test_sigterm_lets_the_running_job_finish_and_ends_with_0(alone, tmp_path):
-    for process in connected(alone, tmp_path, TOY):
+    with contextmanager(connected)(alone, tmp_path, TOY) as process:
         job_id = alone.submit({"until": str(tmp_path / "gate"), "return": {"a": 1}})
         until(lambda: alone.jobs[job_id].taken)
         until(lambda: job_id in last_ping(alone))
         taken = len(alone.takes)
         process.send_signal(signal.SIGTERM)
-        until(
-            lambda: len(alone.takes) > taken
-        )  # the poll that was open is answered: the worker asks no more
+        # The poll that was open is answered, and the worker asks no more.
+        until(lambda: len(alone.takes) > taken)
         (tmp_path / "gate").touch()
         assert alone.wait(job_id)["output"] == {"a": 1} and alone.jobs[job_id].answers == 1
         assert process.wait(30) == 0
@@ -375,9 +353,8 @@ def test_the_python_client_runs_follows_and_cancels(platform, endpoint, hold):
     held = client.run({"input": do})
     assert held.cancel()["status"] == "CANCELLED" and held.status() == "CANCELLED"
     assert client.health()["jobs"]["completed"] >= 2
-    assert (
-        client.run_sync({"input": {"return": {"error": "no"}}}, timeout=30) is None
-    )  # the client drops the reason
+    # The client drops the reason.
+    assert client.run_sync({"input": {"return": {"error": "no"}}}, timeout=30) is None
 
 
 def test_the_javascript_client_runs_follows_and_cancels(platform, hold):

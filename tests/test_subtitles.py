@@ -9,11 +9,11 @@ import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from result.subtitles import (
-    LINE_LETTERS,
-    LINE_WIDE,
+    MAX_LETTERS,
     MAX_SECONDS,
+    MAX_WIDE,
+    MIN_PAUSE_SECONDS,
     MIN_SECONDS,
-    PAUSE_SECONDS,
     Cue,
     cues_of,
     to_srt,
@@ -90,7 +90,7 @@ def test_every_word_is_in_one_cue_whole_and_in_order_within_the_limits(words):
         assert cue.end - cue.start <= max(MAX_SECONDS, starts[cue.start].end - cue.start) + 1e-6
         for line in cue.lines:
             length = sum(unicodedata.category(c) not in ("Mn", "Me", "Cf") for c in line)
-            assert length <= (LINE_WIDE if is_wide(line) else LINE_LETTERS)
+            assert length <= (MAX_WIDE if is_wide(line) else MAX_LETTERS)
 
 
 @settings(max_examples=200)
@@ -115,7 +115,10 @@ def test_strict_parsers_read_every_cue_back(words):
 
 
 def test_a_sentence_is_a_cue_and_a_long_one_breaks_behind_its_clauses():
-    text = "We came early. When the train had left the station, nobody was there to meet us, so we walked along the river to the old town."
+    text = (
+        "We came early. When the train had left the station, nobody was there to meet us, so "
+        "we walked along the river to the old town."
+    )
     assert lines(cues_of(said(text), 99)) == [
         ("We came early.",),
         ("When the train had left the station,", "nobody was there to meet us,"),
@@ -124,7 +127,7 @@ def test_a_sentence_is_a_cue_and_a_long_one_breaks_behind_its_clauses():
 
 
 def test_a_pause_ends_a_cue_and_is_where_a_full_one_breaks():
-    words = words_of([("one", 0.4, PAUSE_SECONDS + 0.1), ("two", 0.4, 0.1)])
+    words = words_of([("one", 0.4, MIN_PAUSE_SECONDS + 0.1), ("two", 0.4, 0.1)])
     assert lines(cues_of(words, 99)) == [("one",), ("two",)]
     spoken = [(f"word{i:02}", 0.3, 0.5 if i == 7 else 0.02) for i in range(14)]
     assert lines(cues_of(words_of(spoken), 99))[0][-1].endswith("word07")

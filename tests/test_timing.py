@@ -29,13 +29,11 @@ def longest_length(values: list[int]) -> int:
 
 
 marks_of_any_kind = st.one_of(
-    st.lists(st.integers(0, 5), max_size=60),  # ties
+    st.lists(st.integers(0, 5), max_size=60),
     st.lists(st.integers(-1000, 400_000), max_size=60),
     st.lists(st.integers(0, 20_000), max_size=60).map(sorted),
     st.lists(st.integers(0, 20_000), max_size=60).map(lambda x: sorted(x, reverse=True)),
-    st.lists(
-        st.sampled_from([0, 0, 0, 80, 160, 8000, 399_920]), max_size=60
-    ),  # zeros, plateaus, the last class
+    st.lists(st.sampled_from([0, 0, 0, 80, 160, 8000, 399_920]), max_size=60),
 )
 
 
@@ -76,11 +74,12 @@ def test_words_piled_on_one_time_share_the_gap_by_their_characters():
     times = repair([0, 800, 800, 800, 800, 800, 800, 1400], 2000, [4, 2, 2, 6])
     assert times[0] == (0, 800, False)
     assert [e for *_, e in times[1:]] == [True] * 3 and times[-1][1] == 1400
+    # Each gets 20 ms, and the rest is shared 2:2:6.
     assert [end - start for start, end, _ in times[1:]] == [
         128,
         128,
         344,
-    ]  # 20 ms each and the rest 2:2:6
+    ]
 
 
 def test_marks_beyond_the_chunk_are_spread_within_it():

@@ -1,4 +1,6 @@
-"""Chunks → transcript: how texts join, which language wins, what the units of a text are, what the output holds."""
+"""Chunks → transcript: how texts join, which language wins, what the units of a text are, what the
+output holds.
+"""
 
 import json
 import unicodedata

@@ -29,7 +29,9 @@ PCM = np.concatenate([part for u in ENGLISH[:5] for part in (u.pcm, silence(0.5)
 
 @pytest.fixture
 def job(worker, file_server, monkeypatch):
-    """Run a job on five utterances; gives (output, [(prompt tokens, answer tokens)] of the engine's calls)."""
+    """Run a job on five utterances; gives (output, [(prompt tokens, answer tokens)] of the engine's
+    calls).
+    """
     soundfile.write(file_server.folder / "usage.wav", PCM, SAMPLE_RATE)
     monkeypatch.setattr(tail, "TAIL_SECONDS", 1e9)
 
@@ -60,9 +62,10 @@ def test_the_counts_of_a_job_are_those_of_the_engine_and_of_the_recording(job):
         sum(language["seconds"] for language in output["languages"])
     )
     assert usage["chunks"] == usage["recognitions"] == len(decodes) > 2 and usage["retries"] == 0
+    # The audio alone takes 13 tokens a second.
     assert (
         usage["input_tokens"] == sum(given for given, _ in decodes) > 13 * (len(PCM) // SAMPLE_RATE)
-    )  # of audio alone
+    )
     assert usage["output_tokens"] == sum(said for _, said in decodes) > len(output["text"].split())
 
 

@@ -69,7 +69,7 @@ def test_samples_in_no_chunk_are_silence_to_the_detector(pcm):
 @settings(max_examples=40)
 def test_the_size_of_the_blocks_changes_nothing(pcm, block):
     def spans(chunks):
-        return [(c.offset, len(c.pcm), c.speech_seconds, c.forced_cut) for c in chunks]
+        return [(c.offset, len(c.pcm), c.speech) for c in chunks]
 
     assert spans(split(pcm, block=max(block, len(pcm) // 200 + 1))) == spans(
         split(pcm, block=len(pcm) + 1)
@@ -89,17 +89,12 @@ def test_the_longest_pause_near_the_target_wins():
     assert 3.0 + 0.4 + 1.5 < cut < 3.0 + 0.4 + 1.5 + 0.7
 
 
-def test_speech_without_a_pause_is_cut_at_its_quietest_point_and_marked():
+def test_speech_without_a_pause_is_cut_at_its_quietest_point():
     pcm = voice(12)
     dip = slice(round(6.1 * SAMPLE_RATE), round(6.25 * SAMPLE_RATE))  # too short for a pause
     pcm[dip] //= 50
     first, *_ = split(pcm)
-    assert first.forced_cut and 6.1 <= first.end <= 6.25
-
-
-def test_cuts_in_pauses_are_not_marked_forced():
-    pcm = np.concatenate([voice(4.5), silence(0.5), voice(4.5)])
-    assert [c.forced_cut for c in split(pcm)] == [False, False]
+    assert 6.1 <= first.end <= 6.25
 
 
 def test_silence_gives_no_chunk():

@@ -28,15 +28,29 @@ def word(text: str, start: float, **more: object) -> dict:
 RESULT = {
     "language_detected": "English",
     "language_code": "en",
-    "text": "Hello there. </script><img src=x onerror=alert(1)> & you. 你好，世界。 مرحبا بالعالم. The end.",
+    "text": (
+        "Hello there. </script><img src=x onerror=alert(1)> & you. 你好，世界。 مرحبا بالعالم. The "
+        "end."
+    ),
     "segments": [
-        word("Hello", 0.2), word("there", 0.8),
-        word("script", 3.0, estimated=True), word("img", 3.5, estimated=True), word("src", 4.0), word("x", 4.5),
-        word("onerror", 5.0), word("alert", 5.5), word("1", 6.0), word("you", 6.5),
-        word("你", 8.0, language="Chinese"), word("好", 8.5, language="Chinese"),
-        word("世", 9.0, language="Chinese"), word("界", 9.5, language="Chinese"),
-        word("مرحبا", 11.0, language="Arabic"), word("بالعالم", 11.5, language="Arabic"),
-        word("The", 17.0), word("end", 17.5),
+        word("Hello", 0.2),
+        word("there", 0.8),
+        word("script", 3.0, estimated=True),
+        word("img", 3.5, estimated=True),
+        word("src", 4.0),
+        word("x", 4.5),
+        word("onerror", 5.0),
+        word("alert", 5.5),
+        word("1", 6.0),
+        word("you", 6.5),
+        word("你", 8.0, language="Chinese"),
+        word("好", 8.5, language="Chinese"),
+        word("世", 9.0, language="Chinese"),
+        word("界", 9.5, language="Chinese"),
+        word("مرحبا", 11.0, language="Arabic"),
+        word("بالعالم", 11.5, language="Arabic"),
+        word("The", 17.0),
+        word("end", 17.5),
     ],
     "failed_spans": [{"start": 13.0, "end": 16.0, "reason": "timeout"}],
     "retries": [
@@ -45,7 +59,7 @@ RESULT = {
         {"start": 13.0, "end": 16.0, "reasons": ["timeout"], "outcome": "failed"},
     ],
     "warnings": ["Some times are <estimated>."],
-}  # fmt: skip
+}
 STARTS = [s["start"] for s in RESULT["segments"]]
 ARABIC = [i for i, s in enumerate(RESULT["segments"]) if s.get("language") == "Arabic"]
 
@@ -95,7 +109,7 @@ def test_the_page_lies_beside_the_result_and_holds_the_recording(tmp_path, recor
 
 
 def test_a_large_recording_is_linked_by_its_relative_path(tmp_path, recording, monkeypatch, capsys):
-    monkeypatch.setattr(view, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(view, "MAX_EMBEDDED_BYTES", 1000)
     (tmp_path / "pages").mkdir()
     file = tmp_path / "a talk.wav"
     file.write_bytes(recording.read_bytes())
@@ -229,9 +243,15 @@ def test_failed_spans_and_retries_stand_at_their_times():
         view.render(RESULT, "t"),
     )
     assert [(kind, float(at)) for kind, at, _ in blocks] == [
-        ("s", 0.2), ("note mended", 3.9), ("s", 3.0), ("s", 8.0),
-        ("note kept", 10.5), ("s", 11.0), ("note failed", 13.0), ("s", 17.0),
-    ]  # fmt: skip
+        ("s", 0.2),
+        ("note mended", 3.9),
+        ("s", 3.0),
+        ("s", 8.0),
+        ("note kept", 10.5),
+        ("s", 11.0),
+        ("note failed", 13.0),
+        ("s", 17.0),
+    ]
     assert (
         blocks[6][2] == "to 0:16.0: not transcribed (timeout)"
         and "too_much, language" in blocks[4][2]
@@ -328,7 +348,8 @@ def test_the_current_word_is_highlighted_and_in_view_and_none_in_a_pause(page, t
         page.until(f"{NOW} === {i}")
         page.until("words[last].getBoundingClientRect().bottom <= innerHeight")
         page.until(
-            "words[last].getBoundingClientRect().top >= $('timeline').getBoundingClientRect().bottom"
+            "words[last].getBoundingClientRect().top >= "
+            "$('timeline').getBoundingClientRect().bottom"
         )
     page.value("audio.currentTime = 14.5")
     page.until(f"{NOW} === -1")
@@ -337,7 +358,8 @@ def test_the_current_word_is_highlighted_and_in_view_and_none_in_a_pause(page, t
 def test_the_highlight_follows_while_it_plays_at_every_frame(page):
     """The browser's timeupdate comes four times a second, and a word may be shorter than that."""
     page.value(
-        "window.moves = window.updates = 0, audio.addEventListener('timeupdate', () => window.updates++), 0"
+        "window.moves = window.updates = 0, audio.addEventListener('timeupdate', () => "
+        "window.updates++), 0"
     )
     page.value(
         "new MutationObserver(() => window.moves++).observe($('head'), { attributes: true })"
@@ -412,7 +434,8 @@ def test_on_a_phone_nothing_overflows_and_targets_are_large_enough(page, tmp_pat
     assert page.value("document.documentElement.scrollWidth") == 360
     for selector, pixels in (("#play, label, #position", 44), (".t", 24)):
         heights = page.value(
-            f"[...document.querySelectorAll('{selector}')].map(e => e.getBoundingClientRect().height)"
+            f"[...document.querySelectorAll('{selector}')].map(e => "
+            "e.getBoundingClientRect().height)"
         )
         assert min(heights) >= pixels, selector
 
@@ -428,7 +451,7 @@ def test_without_a_recording_the_words_can_still_be_selected(tab, tmp_path):
 
 
 def test_a_recording_that_cannot_be_played_is_reported(tab, tmp_path, recording, monkeypatch):
-    monkeypatch.setattr(view, "EMBEDDED_BYTES", 0)
+    monkeypatch.setattr(view, "MAX_EMBEDDED_BYTES", 0)
     file = tmp_path / "gone.wav"
     file.write_bytes(recording.read_bytes())
     view.write(tmp_path / "page.html", RESULT, file, "A talk")

@@ -1,4 +1,7 @@
-"""Where the worker finds a model, with a stand-in hub on loopback. `-s` prints each case with its place or its error."""
+"""Where the worker finds a model, with a stand-in hub on loopback.
+
+`-s` prints each case with its place or its error.
+"""
 
 import os
 import re
@@ -18,25 +21,30 @@ DEADLINE_SECONDS = 120
 OLDER = "89abcdef0123456789abcdef0123456789abcdef"
 FIND = """
 import sys
-import speech.models.weights as weights
 from pathlib import Path
+from speech.models import weights
 weights.PAUSES_SECONDS = ()
 name, revision, root = sys.argv[1:]
 try:
-    print(weights.find("recogniser", name, revision, print, Path(root, "image"), Path(root, "volume")))
+    image, volume = Path(root, "image"), Path(root, "volume")
+    print(weights.find("recogniser", name, revision, print, image, volume))
 except weights.WeightsError as error:
     sys.exit(f"error: {error}")
 """
 
 
 class Place:
-    """A machine of its own: the image's cache, the network volume's, the hub's cache, and a stand-in hub."""
+    """A machine of its own: the image's cache, the network volume's, the hub's cache, and a
+    stand-in hub.
+    """
 
     def __init__(self, root: Path, hub: Hub):
         self.root, self.hub = root, hub
 
     def put(self, cache: str, model: str, commit: str = COMMIT, main: str = COMMIT) -> Path:
-        """The snapshot of a complete checkpoint, in the hub's layout; `main` is the commit that refs/main names, "" for none."""
+        """The snapshot of a complete checkpoint, in the hub's layout; `main` is the commit that
+        refs/main names, "" for none.
+        """
         repository = self.root / cache / f"models--{model.replace('/', '--')}"
         (repository / "refs").mkdir(parents=True, exist_ok=True)
         if main:
@@ -56,8 +64,11 @@ class Place:
         }
         run = subprocess.run(
             [sys.executable, "-c", FIND, name, revision, str(self.root)],
-            env=clean | hub | environ, capture_output=True, text=True, timeout=DEADLINE_SECONDS,
-        )  # fmt: skip
+            env=clean | hub | environ,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+        )
         assert "Traceback" not in run.stderr, run.stderr
         lines = (
             (run.stdout if run.returncode == 0 else run.stderr)
@@ -164,13 +175,18 @@ def a_revision_that_is_wrong(place: Place) -> str:
 
 
 MISSES = "no such local folder; not in /image; not in /volume; not in /cache; "
-ADVICE = " Set MODEL_NAME and MODEL_REVISION to a model that is available or to a local folder, or build an image with this one."
+ADVICE = (
+    " Set MODEL_NAME and MODEL_REVISION to a model that is available or to a local folder, or "
+    "build an image with this one."
+)
 CANT = "error: The recogniser tiny/asr, revision main, is not available: "
 CASES = {  # case → (that line, requests that the hub gets: 0 or "some")
     in_a_folder: ("a local folder", 0),
     half_a_folder: (
-        "error: MODEL_NAME names the folder /mine, which holds no complete recogniser: /mine/model.safetensors is missing;"
-        " it must hold weights of the checkpoint.", 0,
+        "error: MODEL_NAME names the folder /mine, which holds no complete recogniser: "
+        "/mine/model.safetensors is missing;"
+        " it must hold weights of the checkpoint.",
+        0,
     ),
     baked: (f"commit {COMMIT}, baked into the image", 0),
     baked_by_commit: (f"commit {OLDER}, baked into the image", 0),
@@ -182,19 +198,42 @@ CASES = {  # case → (that line, requests that the hub gets: 0 or "some")
     nowhere_but_on_the_hub: (f"commit {COMMIT}, fetched from the hub", "some"),
     half_a_download_in_the_image: (f"commit {COMMIT}, fetched from the hub", "some"),
     half_a_download_in_the_cache_and_no_hub: (
-        CANT + "no such local folder; not in /image; not in /volume; incomplete in /cache, /cache/models--tiny--asr/blobs/ab12.incomplete"
-        " is an incomplete download; the hub was not asked, because HF_HUB_OFFLINE is set." + ADVICE, 0,
+        CANT + "no such local folder; not in /image; not in /volume; incomplete in /cache, "
+        "/cache/models--tiny--asr/blobs/ab12.incomplete"
+        " is an incomplete download; the hub was not asked, because HF_HUB_OFFLINE is set."
+        + ADVICE,
+        0,
     ),
     offline: (CANT + MISSES + "the hub was not asked, because HF_HUB_OFFLINE is set." + ADVICE, 0),
     a_hub_that_is_down: (
-        CANT + MISSES + "http://127.0.0.1:N did not deliver it, ConnectionRefusedError: [Errno 111] Connection refused." + ADVICE, 0,
+        CANT
+        + MISSES
+        + (
+            "http://127.0.0.1:N did not deliver it, ConnectionRefusedError: [Errno 111] "
+            "Connection refused."
+        )
+        + ADVICE,
+        0,
     ),
     a_name_that_is_wrong: (
-        CANT.replace("asr", "asr-9000B") + MISSES + "HUB has no such model, or requires another HF_TOKEN." + ADVICE, "some",
+        CANT.replace("asr", "asr-9000B")
+        + MISSES
+        + "HUB has no such model, or requires another HF_TOKEN."
+        + ADVICE,
+        "some",
     ),
-    a_name_that_can_be_none: (CANT.replace("tiny/asr", "./models/asr") + MISSES + "this is not a valid name of a model on the hub." + ADVICE, 0),
-    a_revision_that_is_wrong: (CANT.replace("main", "v9") + MISSES + "HUB has the model, but not this revision." + ADVICE, "some"),
-}  # fmt: skip
+    a_name_that_can_be_none: (
+        CANT.replace("tiny/asr", "./models/asr")
+        + MISSES
+        + "this is not a valid name of a model on the hub."
+        + ADVICE,
+        0,
+    ),
+    a_revision_that_is_wrong: (
+        CANT.replace("main", "v9") + MISSES + "HUB has the model, but not this revision." + ADVICE,
+        "some",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.replace("_", " "))

@@ -1,30 +1,31 @@
-"""Every failure of a job, as one tree. The codes are part of the contract with clients and never change.
+"""The failures of a job, each with a code. The codes are part of the contract with clients.
 
 WorkerError
-├── SettingsError        settings_invalid
-├── InvalidRequest       input_invalid
-├── DownloadError        download_failed      retryable
-│   ├── AddressRefused   address_refused
-│   ├── HostNotFound     host_not_found
-│   ├── SourceRefused    source_refused
-│   ├── DownloadTooLarge download_too_large
-│   └── DownloadTimeout  download_timeout     retryable
-├── DecodeError          audio_undecodable
-│   ├── EmptyAudio       audio_empty
-│   └── AudioTooLong     audio_too_long
-├── RecognitionError     recognition_failed   retryable
-│   ├── EngineDead       engine_dead          retryable
-│   └── Incomplete       transcript_incomplete
-├── AlignError           alignment_failed     retryable
-├── DeadlineExceeded     deadline_exceeded    retryable
-├── WorkerFailed         worker_failed        retryable
-├── WorkerStopped        worker_stopped       retryable
-└── ResultTooLarge       result_too_large
+├── InvalidRequest
+├── DownloadError
+│   ├── AddressRefused
+│   ├── HostNotFound
+│   ├── SourceRefused
+│   ├── DownloadTooLarge
+│   └── DownloadTimeout
+├── DecodeError
+│   ├── EmptyAudio
+│   └── AudioTooLong
+├── EngineDead
+├── TranscriptIncomplete
+├── DeadlineExceeded
+├── WorkerFailed
+├── WorkerStopped
+└── ResultTooLarge
+
+SettingsError, RecognitionError and AlignError stay inside the worker and have no code.
 """
 
 import errno
+from typing import Any
 
-SHORTAGES = (  # of open files, memory, processes and disk space
+# A lack of open files, memory, processes or disk space.
+SHORTAGES = (
     errno.EMFILE,
     errno.ENFILE,
     errno.ENOMEM,
@@ -33,8 +34,10 @@ SHORTAGES = (  # of open files, memory, processes and disk space
     errno.EDQUOT,
     errno.EROFS,
 )
-NO_THREAD = "can't start new thread"  # the only sign in the RuntimeError that Python raises
-SPANS_IN_MESSAGE = 10  # the message names at most so many; `failed_spans` lists all
+# Python raises a plain RuntimeError for a lack of threads; only its message tells.
+NO_THREAD = "can't start new thread"
+# The message of TranscriptIncomplete stays short; its `failed_spans` lists all spans.
+MAX_SPANS_IN_MESSAGE = 10
 
 
 class WorkerError(Exception):
@@ -43,19 +46,13 @@ class WorkerError(Exception):
     code = "internal_error"
     retryable = False
 
-    def to_output(self) -> dict:
+    def to_output(self) -> dict[str, Any]:
         """The result of a failed job; RunPod marks a job with a top-level `error` FAILED."""
         return {"error": str(self), "error_code": self.code, "retryable": self.retryable}
 
 
-class SettingsError(WorkerError):
-    """The worker cannot start with the value of a setting, or the models do not fit the GPU."""
-
-    code = "settings_invalid"
-
-
 class InvalidRequest(WorkerError):
-    """A field of the job input is missing, has a wrong type or value, or names a channel that the recording does not have."""
+    """The job's input, or what it asks for in this recording, is not possible."""
 
     code = "input_invalid"
 
@@ -68,7 +65,7 @@ class DownloadError(WorkerError):
 
 
 class AddressRefused(DownloadError):
-    """The URL, or a redirect of it, leads to an address that is not public, or there are too many redirects."""
+    """The URL or one of its redirects is not a public address, or there are too many redirects."""
 
     code = "address_refused"
     retryable = False
@@ -82,7 +79,7 @@ class HostNotFound(DownloadError):
 
 
 class SourceRefused(DownloadError):
-    """The server does not have the file or refuses to send it (4xx), or sends it in a compression that is not supported."""
+    """The server does not send the file, or sends it in a compression that is not supported."""
 
     code = "source_refused"
     retryable = False
@@ -119,56 +116,40 @@ class AudioTooLong(DecodeError):
     code = "audio_too_long"
 
 
-class RecognitionError(WorkerError):
-    """A chunk could not be transcribed, after its retries."""
-
-    code = "recognition_failed"
-    retryable = True
-
-
-class EngineDead(RecognitionError):
+class EngineDead(WorkerError):
     """The vLLM engine has died; this worker must be replaced."""
 
     code = "engine_dead"
+    retryable = True
 
 
-class Incomplete(RecognitionError):
-    """Some spans of the recording got no answer from the engine, and the request does not allow a partial result.
+class TranscriptIncomplete(WorkerError):
+    """The engine gave no answer for a part of the recording, and the request wants all of it.
 
-    Retryable only after a timeout: a chunk that the engine has refused twice would be refused again.
+    Retryable only after a timeout: what the engine has refused twice, it would refuse again.
     """
 
     code = "transcript_incomplete"
-    retryable = False
 
-    spans: list[dict] = []
+    def __init__(self, message: str, spans: list[dict[str, Any]] | None = None):
+        """`spans`: [{"start", "end", "reason"}], seconds from the start of the recording."""
+        super().__init__(message)
+        self.spans = spans or []
+        self.retryable = any(span["reason"] == "timeout" for span in self.spans)
 
     @classmethod
-    def in_spans(cls, spans: list[dict]) -> "Incomplete":
-        """`spans`: [{"start", "end", "reason"}], seconds from the start of the recording."""
-        shown = ", ".join(
-            f"{s['start']:.3f}-{s['end']:.3f} s ({s['reason']})" for s in spans[:SPANS_IN_MESSAGE]
-        )
-        more = f" and {len(spans) - SPANS_IN_MESSAGE} more" if len(spans) > SPANS_IN_MESSAGE else ""
-        error = cls(f"Not all of the recording could be transcribed: {shown}{more}.")
-        error.spans = spans
-        error.retryable = any(span["reason"] == "timeout" for span in spans)
-        return error
+    def in_spans(cls, spans: list[dict[str, Any]]) -> "TranscriptIncomplete":
+        """The error for these `spans`, with a message that names the first of them."""
+        shown = ", ".join(map(_span_in_words, spans[:MAX_SPANS_IN_MESSAGE]))
+        not_shown = len(spans) - MAX_SPANS_IN_MESSAGE
+        more = f" and {not_shown} more" if not_shown > 0 else ""
+        return cls(f"Not all of the recording could be transcribed: {shown}{more}.", spans)
 
-    def to_output(self) -> dict:
-        return super().to_output() | ({"failed_spans": self.spans} if self.spans else {})
-
-
-class AlignError(WorkerError):
-    """The words of a chunk could not be aligned. Its text is kept, and the times of its words are estimated."""
-
-    code = "alignment_failed"
-    retryable = True
-
-    def __init__(self, sentence: str, unexplained: bool = False):
-        """`unexplained`: no cause is known in the chunk or its text, so the GPU may be broken."""
-        super().__init__(sentence)
-        self.unexplained = unexplained
+    def to_output(self) -> dict[str, Any]:
+        output = super().to_output()
+        if self.spans:
+            output["failed_spans"] = self.spans
+        return output
 
 
 class DeadlineExceeded(WorkerError):
@@ -201,8 +182,29 @@ class ResultTooLarge(WorkerError):
     code = "result_too_large"
 
 
+class SettingsError(Exception):
+    """The worker cannot start with the value of a setting, or the models do not fit the GPU."""
+
+
+class RecognitionError(Exception):
+    """The engine refused a chunk. Where its retries fail too, its span has no text."""
+
+
+class AlignError(Exception):
+    """The words of a chunk could not be aligned. Its text is kept, with estimated times."""
+
+    def __init__(self, message: str, unexplained: bool = False):
+        """`unexplained`: neither the chunk nor its text explains it, so the GPU may be broken."""
+        super().__init__(message)
+        self.unexplained = unexplained
+
+
 def is_shortage(error: BaseException) -> bool:
     """Whether this machine has run out of memory, processes, threads, disk space or open files."""
     if isinstance(error, OSError):
         return error.errno in SHORTAGES
     return isinstance(error, MemoryError) or str(error) == NO_THREAD
+
+
+def _span_in_words(span: dict[str, Any]) -> str:
+    return f"{span['start']:.3f}-{span['end']:.3f} s ({span['reason']})"

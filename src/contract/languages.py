@@ -1,22 +1,93 @@
 """The languages of Qwen3-ASR: their names, their codes, and which of them the aligner knows."""
 
-LANGUAGES = {  # that Qwen3-ASR transcribes: the name in its prompt → ISO 639 code
-    "Chinese": "zh", "English": "en", "Cantonese": "yue", "Japanese": "ja", "Korean": "ko", "French": "fr", "German": "de",
-    "Spanish": "es", "Portuguese": "pt", "Italian": "it", "Arabic": "ar", "Russian": "ru", "Thai": "th", "Vietnamese": "vi",
-    "Indonesian": "id", "Turkish": "tr", "Hindi": "hi", "Malay": "ms", "Dutch": "nl", "Swedish": "sv", "Danish": "da",
-    "Finnish": "fi", "Polish": "pl", "Czech": "cs", "Filipino": "fil", "Persian": "fa", "Greek": "el", "Romanian": "ro",
-    "Hungarian": "hu", "Macedonian": "mk",
-}  # fmt: skip
-OTHER_CODES = {  # ISO 639-3, 639-2/B and withdrawn codes. For Hong Kong and Macau Chinese is Cantonese, as in other speech services
-    "zho": "Chinese", "chi": "Chinese", "cmn": "Chinese", "eng": "English", "zh-yue": "Cantonese", "zh-hk": "Cantonese",
-    "zh-mo": "Cantonese", "jpn": "Japanese", "kor": "Korean", "fra": "French", "fre": "French", "deu": "German", "ger": "German",
-    "spa": "Spanish", "por": "Portuguese", "ita": "Italian", "ara": "Arabic", "arb": "Arabic", "rus": "Russian", "tha": "Thai",
-    "vie": "Vietnamese", "ind": "Indonesian", "in": "Indonesian", "tur": "Turkish", "hin": "Hindi", "msa": "Malay", "may": "Malay",
-    "zsm": "Malay", "nld": "Dutch", "dut": "Dutch", "swe": "Swedish", "dan": "Danish", "fin": "Finnish", "pol": "Polish",
-    "ces": "Czech", "cze": "Czech", "tl": "Filipino", "tgl": "Filipino", "fas": "Persian", "per": "Persian", "pes": "Persian",
-    "ell": "Greek", "gre": "Greek", "ron": "Romanian", "rum": "Romanian", "hun": "Hungarian", "mkd": "Macedonian", "mac": "Macedonian",
-}  # fmt: skip
-# of Qwen3-ForcedAligner
+import re
+
+# The names are those in Qwen3-ASR's prompt; the codes are ISO 639.
+LANGUAGES = {
+    "Chinese": "zh",
+    "English": "en",
+    "Cantonese": "yue",
+    "Japanese": "ja",
+    "Korean": "ko",
+    "French": "fr",
+    "German": "de",
+    "Spanish": "es",
+    "Portuguese": "pt",
+    "Italian": "it",
+    "Arabic": "ar",
+    "Russian": "ru",
+    "Thai": "th",
+    "Vietnamese": "vi",
+    "Indonesian": "id",
+    "Turkish": "tr",
+    "Hindi": "hi",
+    "Malay": "ms",
+    "Dutch": "nl",
+    "Swedish": "sv",
+    "Danish": "da",
+    "Finnish": "fi",
+    "Polish": "pl",
+    "Czech": "cs",
+    "Filipino": "fil",
+    "Persian": "fa",
+    "Greek": "el",
+    "Romanian": "ro",
+    "Hungarian": "hu",
+    "Macedonian": "mk",
+}
+# ISO 639-3, 639-2/B and withdrawn codes. For Hong Kong and Macau Chinese is Cantonese, as in other
+# speech services.
+OTHER_CODES = {
+    "zho": "Chinese",
+    "chi": "Chinese",
+    "cmn": "Chinese",
+    "eng": "English",
+    "zh-yue": "Cantonese",
+    "zh-hk": "Cantonese",
+    "zh-mo": "Cantonese",
+    "jpn": "Japanese",
+    "kor": "Korean",
+    "fra": "French",
+    "fre": "French",
+    "deu": "German",
+    "ger": "German",
+    "spa": "Spanish",
+    "por": "Portuguese",
+    "ita": "Italian",
+    "ara": "Arabic",
+    "arb": "Arabic",
+    "rus": "Russian",
+    "tha": "Thai",
+    "vie": "Vietnamese",
+    "ind": "Indonesian",
+    "in": "Indonesian",
+    "tur": "Turkish",
+    "hin": "Hindi",
+    "msa": "Malay",
+    "may": "Malay",
+    "zsm": "Malay",
+    "nld": "Dutch",
+    "dut": "Dutch",
+    "swe": "Swedish",
+    "dan": "Danish",
+    "fin": "Finnish",
+    "pol": "Polish",
+    "ces": "Czech",
+    "cze": "Czech",
+    "tl": "Filipino",
+    "tgl": "Filipino",
+    "fas": "Persian",
+    "per": "Persian",
+    "pes": "Persian",
+    "ell": "Greek",
+    "gre": "Greek",
+    "ron": "Romanian",
+    "rum": "Romanian",
+    "hun": "Hungarian",
+    "mkd": "Macedonian",
+    "mac": "Macedonian",
+}
+# The languages of Qwen3-ForcedAligner.
 ALIGNED_LANGUAGES = frozenset(
     (
         "Chinese",
@@ -32,3 +103,25 @@ ALIGNED_LANGUAGES = frozenset(
         "Spanish",
     )
 )
+_BY_NAME = {
+    **{name.lower(): name for name in LANGUAGES},
+    **{code: name for name, code in LANGUAGES.items()},
+    **OTHER_CODES,
+}
+# BCP 47 in lower case, without its extensions of one letter.
+_TAG = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")
+
+
+def language_named(text: str) -> str | None:
+    """The language with this name or code, in any case; None for an unknown one.
+
+    Of a tag like zh-Hant-HK a region may change the language, while a script never does.
+    """
+    name = text.lower().replace("_", "-")
+    if not _TAG.fullmatch(name):
+        return _BY_NAME.get(name)
+    language, *subtags = name.split("-")
+    for subtag in subtags:
+        if (code := f"{language}-{subtag}") in _BY_NAME:
+            return _BY_NAME[code]
+    return _BY_NAME.get(language)

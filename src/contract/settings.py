@@ -1,104 +1,126 @@
-"""Environment → one frozen `Settings`, checked before anything starts. The worker's other modules do not read its variables."""
+"""Environment → one frozen `Settings`, checked before anything starts.
+
+The worker's other modules do not read its variables.
+"""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from contract.defaults import ALIGNER_NAME, ALIGNER_REVISION, MODEL_NAME, MODEL_REVISION
 from contract.errors import SettingsError
 
-log = logging.getLogger(
-    __name__
-)  # the standard library's: this module does not import RunPod's SDK
-ALIGNER_LIMIT_SECONDS = 180  # the longest audio that Qwen3-ForcedAligner aligns reliably
+log = logging.getLogger(__name__)  # This module does not import RunPod's SDK, which has another.
+ALIGNER_LIMIT_SECONDS = 180  # Qwen3-ForcedAligner is not reliable on longer audio
+BUCKET_FIELDS = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
+RANGES = {  # (lowest, highest) value
+    "chunk_limit_seconds": (2, ALIGNER_LIMIT_SECONDS),
+    "chunk_target_seconds": (1, ALIGNER_LIMIT_SECONDS),
+    "vad_mode": (0, 3),
+    "max_audio_seconds": (1, 7 * 86_400),
+    "max_download_bytes": (1, 2**40),
+    "download_timeout_seconds": (1, 86_400),
+    "max_concurrency": (0, 1000),
+    "max_num_seqs": (0, 10_000),
+    "max_num_batched_tokens": (0, 2**20),
+    "gpu_memory_utilization": (0, 0.95),
+    "aligner_batch_seconds": (1, 10_000),
+    "chunk_timeout_seconds": (1, 86_400),
+    "shutdown_timeout_seconds": (0, 86_400),
+    "max_result_bytes": (10_000, 2**30),
+}
+CHOICES = {
+    "device": ("auto", "cuda", "cpu"),
+    "dtype": ("auto", "bfloat16", "float32"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Every setting; the environment variable is the field's name in capitals."""
 
-    model_name: str = MODEL_NAME  # a hub id or a local folder
+    # A model is a hub id or a local folder.
+    model_name: str = MODEL_NAME
     aligner_name: str = ALIGNER_NAME
     model_revision: str = MODEL_REVISION
     aligner_revision: str = ALIGNER_REVISION
-    device: str = "auto"  # "cuda", "cpu" (vLLM's CPU build: float32, no graphs) or "auto", the one that is available
-    dtype: str = "auto"  # "bfloat16", "float32", or "auto": bfloat16 on a GPU, float32 on a CPU
+
+    # The CPU is for vLLM's CPU build, without graphs. "auto" is the device that is there.
+    device: str = "auto"
+    dtype: str = "auto"  # "auto" is bfloat16 on a GPU and float32 on a CPU
+
     chunk_target_seconds: float = 60
     chunk_limit_seconds: float = ALIGNER_LIMIT_SECONDS
     vad_mode: int = 2  # webrtcvad's aggressiveness: 0 detects the most speech, 3 the least
     max_audio_seconds: float = 36_000
     max_download_bytes: int = 2 * 1024**3
-    allow_local_files: bool = (
-        False  # audio_url may be a path on this machine: only if every client may read every file
-    )
-    download_timeout_seconds: float = 600  # for the whole file, with redirects and retries
+    # With local files, every client can read every file of this machine that the worker can.
+    allow_local_files: bool = False
+    download_timeout_seconds: float = 600  # per file, with redirects and retries
+
     max_concurrency: int = 0  # jobs at once; 0: by the engine's capacity
-    max_num_seqs: int = 0  # chunks in one engine step; 0, here and in the next two: by the GPU's memory, see engine.py
+    # The next three are by the GPU's memory where they are 0; see engine_args.py.
+    max_num_seqs: int = 0  # chunks in one engine step
     max_num_batched_tokens: int = 0  # tokens in one engine step
     gpu_memory_utilization: float = 0  # vLLM's share; the aligner needs the rest
     aligner_batch_seconds: float = 480  # audio in one aligner batch
-    chunk_timeout_seconds: float = (
-        600  # for one call of the engine or the aligner, with the wait in its queue
-    )
-    shutdown_timeout_seconds: float = 300  # for the running jobs, after SIGTERM
-    max_result_bytes: int = (
-        9_500_000  # of JSON; RunPod takes 10 MB and drops larger results silently
-    )
-    bucket_endpoint_url: str = (
-        ""  # with the two keys: where results over max_result_bytes are stored
-    )
+
+    # Per call of the engine or the aligner, with the wait in its queue.
+    chunk_timeout_seconds: float = 600
+    shutdown_timeout_seconds: float = 300  # running jobs have this time after SIGTERM
+
+    # Bytes of JSON. RunPod takes 10 MB and drops larger results silently.
+    max_result_bytes: int = 9_500_000
+    # The bucket takes the results that are larger.
+    bucket_endpoint_url: str = ""
     bucket_access_key_id: str = ""
     bucket_secret_access_key: str = field(default="", repr=False)
     bucket_name: str = ""  # "": month and year, as in the SDK
+
     worker_version: str = "dev"  # shown in a result's usage; the image's build sets it
 
     def __post_init__(self) -> None:
-        low_high = {
-            "chunk_limit_seconds": (2, ALIGNER_LIMIT_SECONDS),
-            "chunk_target_seconds": (1, ALIGNER_LIMIT_SECONDS),
-            "vad_mode": (0, 3),
-            "max_audio_seconds": (1, 7 * 86_400),
-            "max_download_bytes": (1, 2**40),
-            "download_timeout_seconds": (1, 86_400),
-            "max_concurrency": (0, 1000),
-            "max_num_seqs": (0, 10_000),
-            "max_num_batched_tokens": (0, 2**20),
-            "gpu_memory_utilization": (0, 0.95),
-            "aligner_batch_seconds": (1, 10_000),
-            "chunk_timeout_seconds": (1, 86_400),
-            "shutdown_timeout_seconds": (0, 86_400),
-            "max_result_bytes": (10_000, 2**30),
-        }
-        for name, (low, high) in low_high.items():
+        self._check_ranges()
+        self._check_choices()
+        self._check_bucket()
+
+    def _check_ranges(self) -> None:
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise SettingsError(
                     f"{name.upper()} is {value:.16g}; it must be from {low:.16g} to {high:.16g}."
                 )
-        if self.device not in ("auto", "cuda", "cpu"):
-            raise SettingsError(f"DEVICE is {self.device!r}; it must be 'auto', 'cuda' or 'cpu'.")
-        if self.dtype not in ("auto", "bfloat16", "float32"):
-            raise SettingsError(
-                f"DTYPE is {self.dtype!r}; it must be 'auto', 'bfloat16' or 'float32'."
-            )
-        bucket = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
-        missing = [name.upper() for name in bucket if not getattr(self, name)]
-        if missing and len(missing) < len(bucket):
-            raise SettingsError(
-                f"{missing[0]} is not set; a bucket needs all of {', '.join(map(str.upper, bucket))}."
-            )
+
+    def _check_choices(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                *others, last = map(repr, choices)
+                expected = f"{', '.join(others)} or {last}"
+                raise SettingsError(f"{name.upper()} is {value!r}; it must be {expected}.")
+
+    def _check_bucket(self) -> None:
+        missing = [name.upper() for name in BUCKET_FIELDS if not getattr(self, name)]
+        if missing and len(missing) < len(BUCKET_FIELDS):
+            needed = ", ".join(BUCKET_FIELDS).upper()
+            raise SettingsError(f"{missing[0]} is not set; a bucket needs all of {needed}.")
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """Settings from environment variables; an empty value counts as not set.
 
-    A chunk target above the chunk limit is lowered to it with a warning, because RunPod's Hub page lets users change only one.
-    Raises SettingsError with the variable's name, its value and what is accepted.
+    A chunk target above the chunk limit is lowered to it with a warning, because RunPod's Hub page
+    lets users change only one. Raises SettingsError with the variable's name, its value and what is
+    accepted.
     """
-    given = {f.name: environ.get(f.name.upper(), "").strip() for f in fields(Settings)}
-    settings = Settings(
-        **{f.name: _parse(f.type, f.name, given[f.name]) for f in fields(Settings) if given[f.name]}
-    )
+    given: dict[str, Any] = {}
+    for setting in fields(Settings):
+        value = environ.get(setting.name.upper(), "").strip()
+        if value:
+            given[setting.name] = _parse(setting.type, setting.name, value)
+    settings = Settings(**given)
     target, limit = settings.chunk_target_seconds, settings.chunk_limit_seconds
     if target > limit:
         log.warning(
@@ -110,9 +132,22 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def _parse(kind: type, name: str, value: str) -> str | int | float | bool:
+def _parse(kind: object, name: str, value: str) -> str | int | float | bool:
+    """`value` as `kind`, the type of the field `name`."""
+    parse, expected = PARSERS[kind]
     try:
-        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        return parse(value)
     except (ValueError, KeyError):
-        expected = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise SettingsError(f"{name.upper()} is {value!r}; it must be {expected}.") from None
+
+
+def _boolean(value: str) -> bool:
+    return {"true": True, "false": False}[value.lower()]
+
+
+PARSERS: dict[object, tuple[Callable[[str], str | int | float | bool], str]] = {
+    str: (str, "a text"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: (_boolean, "true or false"),
+}

@@ -7,12 +7,11 @@ another thread, they hold it for about 0.1 s each, because a start holds the GIL
 """
 
 import asyncio
-import functools
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from recording.shield import to_the_end
 
@@ -25,7 +24,7 @@ _starter = ThreadPoolExecutor(1, "process-starter")
 class Child:
     """A running process. Its `stdout` is read by the event loop."""
 
-    def __init__(self, process: subprocess.Popen, stdout: asyncio.StreamReader):
+    def __init__(self, process: subprocess.Popen[bytes], stdout: asyncio.StreamReader):
         self.stdout = stdout
         self._process = process
 
@@ -44,7 +43,7 @@ class Child:
 
     def close_stdin(self) -> None:
         """Nothing is ever written to it; the process sees its end."""
-        self._process.stdin.close()
+        _close(self._process.stdin)
 
     async def wait(self) -> int:
         """The exit status, once the process has ended."""
@@ -55,7 +54,7 @@ class Child:
 
 @asynccontextmanager
 async def child_process(
-    command: Sequence[object], *, stderr: BinaryIO, descriptors: Sequence[int], buffer_bytes: int
+    command: Sequence[str], *, stderr: BinaryIO, descriptors: Sequence[int], buffer_bytes: int
 ) -> AsyncIterator[Child]:
     """Run `command` with an empty environment. The end of the context kills it, if it still runs.
 
@@ -63,8 +62,25 @@ async def child_process(
     stdout are read ahead. Raises OSError where it cannot be started. A cancellation during the
     start waits until the process is there, and ends it.
     """
-    start = functools.partial(
-        subprocess.Popen,
+    loop = asyncio.get_running_loop()
+    starting = loop.run_in_executor(_starter, _start, command, stderr, descriptors)
+    transport = None
+    try:
+        process = await asyncio.shield(starting)
+        stdout = asyncio.StreamReader(buffer_bytes)
+        protocol = asyncio.StreamReaderProtocol(stdout)
+        transport, _ = await loop.connect_read_pipe(lambda: protocol, process.stdout)
+        yield Child(process, stdout)
+    finally:
+        if transport is not None:
+            transport.close()
+        await to_the_end(_end(starting))
+
+
+def _start(
+    command: Sequence[str], stderr: BinaryIO, descriptors: Sequence[int]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         command,
         bufsize=0,
         stdin=subprocess.PIPE,
@@ -73,31 +89,24 @@ async def child_process(
         env={},
         pass_fds=descriptors,
     )
-    loop = asyncio.get_running_loop()
-    starting = loop.run_in_executor(_starter, start)
-    reading = None
-    try:
-        process = await asyncio.shield(starting)
-        stdout = asyncio.StreamReader(buffer_bytes)
-        protocol = asyncio.StreamReaderProtocol(stdout)
-        reading, _ = await loop.connect_read_pipe(lambda: protocol, process.stdout)
-        yield Child(process, stdout)
-    finally:
-        if reading is not None:
-            reading.close()
-        await to_the_end(_end(starting))
 
 
-async def _end(starting: asyncio.Future[subprocess.Popen]) -> None:
+async def _end(starting: asyncio.Future[subprocess.Popen[bytes]]) -> None:
     """Kill and reap the process, once its start has succeeded."""
     await asyncio.wait([starting])
     if starting.exception():
         return
     process = starting.result()
     process.kill()
-    process.stdin.close()
-    process.stdout.close()
+    _close(process.stdin)
+    _close(process.stdout)
     with suppress(TimeoutError):
         async with asyncio.timeout(MAX_KILL_SECONDS):
             while process.poll() is None:
                 await asyncio.sleep(POLL_SECONDS)
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    """Close a pipe of a process; Popen's type allows for processes without pipes."""
+    if pipe is not None:
+        pipe.close()

@@ -3,23 +3,23 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000  # Hz, everywhere in this worker
-MIN_SECONDS = 0.5  # shortest audio that the models were trained on
+MIN_SECONDS = 0.5  # the models were trained on no shorter audio
 HOP = 160  # samples between two mel frames of the models
+
+Samples = NDArray[np.int16]  # (samples,) mono at SAMPLE_RATE
 
 
 @dataclass(frozen=True, slots=True)
 class AudioChunk:
     """Consecutive samples of a recording, unchanged."""
 
-    index: int  # among the chunks of the recording, from 0
-    offset: int  # of the first sample in the recording
-    pcm: np.ndarray  # (samples,) int16 mono at SAMPLE_RATE
-    speech: tuple[
-        tuple[int, int], ...
-    ]  # (start, end) of speech by the detector, in samples of the chunk
-    forced_cut: bool = False  # it does not end in a pause
+    index: int  # the chunk's number in the recording, from 0
+    offset: int  # the sample of the recording with which the chunk begins
+    pcm: Samples
+    speech: tuple[tuple[int, int], ...]  # (start, end) of detected speech, in samples of the chunk
 
     @property
     def start(self) -> float:
@@ -38,44 +38,39 @@ class AudioChunk:
 
     @property
     def speech_seconds(self) -> float:
-        """Seconds of speech by the detector."""
+        """Seconds of detected speech."""
         return sum(end - start for start, end in self.speech) / SAMPLE_RATE
 
     def halves(self) -> tuple["AudioChunk", "AudioChunk"]:
-        """Two chunks that tile this one, cut in the longest pause of its middle half; without a pause, in the middle."""
+        """Two chunks that tile this one, cut in the longest pause of its middle half.
+
+        Without a pause there, they are cut in the middle.
+        """
         quarter = len(self.pcm) // 4
-        pauses = [
-            (a, b)
-            for (_, a), (b, _) in zip(self.speech, self.speech[1:])
-            if quarter <= (a + b) // 2 <= 3 * quarter
-        ]
-        return self.split(
-            sum(max(pauses, key=lambda p: p[1] - p[0])) // 2 if pauses else len(self.pcm) // 2
-        )
+        cut, longest = len(self.pcm) // 2, 0
+        for (_, start), (end, _) in zip(self.speech, self.speech[1:]):
+            middle = (start + end) // 2
+            if quarter <= middle <= 3 * quarter and end - start > longest:
+                cut, longest = middle, end - start
+        return self.split(cut)
 
     def split(self, cut: int) -> tuple["AudioChunk", "AudioChunk"]:
         """Two chunks that tile this one; the second begins at this one's sample `cut`."""
-        before = tuple((a, min(b, cut)) for a, b in self.speech if a < cut)
-        after = tuple((max(a, cut) - cut, b - cut) for a, b in self.speech if b > cut)
+        before = tuple((start, min(end, cut)) for start, end in self.speech if start < cut)
+        after = tuple((max(start, cut) - cut, end - cut) for start, end in self.speech if end > cut)
         return (
-            AudioChunk(
-                self.index,
-                self.offset,
-                self.pcm[:cut],
-                before,
-                forced_cut=any(a < cut < b for a, b in self.speech),
-            ),
-            AudioChunk(self.index, self.offset + cut, self.pcm[cut:], after, self.forced_cut),
+            AudioChunk(self.index, self.offset, self.pcm[:cut], before),
+            AudioChunk(self.index, self.offset + cut, self.pcm[cut:], after),
         )
 
 
-def waveform(chunk: AudioChunk) -> np.ndarray:
-    """The chunk for a model: (samples,) float32 in [-1, 1) at SAMPLE_RATE, zero-padded to MIN_SECONDS and to whole hops.
+def waveform(chunk: AudioChunk) -> NDArray[np.float32]:
+    """The chunk for a model: (samples,) float32 in [-1, 1) at SAMPLE_RATE.
 
-    vLLM pads to whole hops, the aligner's package does not; padded here, both models get the same frames.
+    It is zero-padded to MIN_SECONDS and to whole hops. vLLM pads to whole hops and the aligner's
+    package does not; padded here, both models get the same frames.
     """
-    wave = np.zeros(
-        max(-(-len(chunk.pcm) // HOP) * HOP, round(MIN_SECONDS * SAMPLE_RATE)), np.float32
-    )
+    whole_hops = -(-len(chunk.pcm) // HOP) * HOP
+    wave = np.zeros(max(whole_hops, round(MIN_SECONDS * SAMPLE_RATE)), np.float32)
     np.multiply(chunk.pcm, np.float32(1 / 32768), out=wave[: len(chunk.pcm)])
     return wave

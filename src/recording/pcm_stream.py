@@ -1,7 +1,8 @@
-"""File → one stream of 16 kHz mono int16, decoded once, in a child process. Knows nothing of URLs, pauses or models.
+"""File → one stream of 16 kHz mono int16, decoded once, in a child process.
 
-A broken file must not crash the worker, and a hostile one must not take control of it. So the child, decoder/, can be killed, gets
-the open file and an empty environment, and gives up its rights (decoder/sandbox.py).
+A broken file must not crash the worker, and a hostile one must not take control of it. So the
+child, decoder/, can be killed, gets the open file and an empty environment, and gives up its
+rights (decoder/sandbox.py). Knows nothing of URLs, pauses or models.
 """
 
 import asyncio
@@ -12,24 +13,21 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from contract.errors import AudioTooLong, DecodeError, EmptyAudio, InvalidRequest, WorkerFailed
 from recording.child import Child, child_process
-from recording.chunk import SAMPLE_RATE
+from recording.chunk import SAMPLE_RATE, Samples
 
-BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # 8 s; largest block of the stream
+BLOCK_BYTES = SAMPLE_RATE * 2 * 8  # the stream's largest block holds 8 s
 DECODER = Path(__file__).parent / "decoder"  # a folder with a __main__.py
-STALL_SECONDS = 60  # a decoder that has the whole file and writes nothing for so long is stuck
+STALL_SECONDS = 60  # a decoder that has the whole file and is silent for this long is stuck
 STALL_LOOKS = 60  # STALL_SECONDS are counted in this many waits
 POLL_SECONDS = 0.02  # between two looks whether the file is complete
 STUCK = "The audio decoder got stuck on this file."
-ERRORS = {
-    "empty": EmptyAudio,
-    "too long": AudioTooLong,
-    "no channel": InvalidRequest,
-}  # kinds in the decoder's report; others: DecodeError
+# The kinds in the decoder's report; all others are a DecodeError.
+ERRORS = {"empty": EmptyAudio, "too long": AudioTooLong, "no channel": InvalidRequest}
 
 
 class PcmStream:
@@ -39,15 +37,14 @@ class PcmStream:
         self,
         child: Child,
         report: BinaryIO,
-        first: int,
+        offset: int,
         max_seconds: float,
         complete_marker: Path | None,
     ):
-        self.first = first  # sample of the recording with which the part begins
+        self.offset = offset  # the sample of the recording with which the part begins
         self.samples = 0  # yielded so far
-        self.warning: str | None = (
-            None  # set at the end of the iteration, where the file holds less than it declares
-        )
+        # Set at the end of the iteration, where the file holds less than it declares.
+        self.warning: str | None = None
         self._child = child
         self._report = report
         self._max_seconds = max_seconds
@@ -56,48 +53,54 @@ class PcmStream:
 
     @property
     def duration(self) -> float:
-        """Seconds yielded so far; after the iteration the length of the recording, or of its part."""
+        """Seconds yielded so far; in the end the length of the recording, or of its part."""
         return self.samples / SAMPLE_RATE
 
     @property
     def start(self) -> float:
         """Seconds from the start of the recording to the first sample of the part."""
-        return self.first / SAMPLE_RATE
+        return self.offset / SAMPLE_RATE
 
     @property
     def end(self) -> float:
         """Seconds from the start of the recording to the end of what was yielded so far."""
-        return (self.first + self.samples) / SAMPLE_RATE
+        return (self.offset + self.samples) / SAMPLE_RATE
 
-    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
+    async def __aiter__(self) -> AsyncIterator[Samples]:
         """Blocks of (samples,) int16.
 
-        Raises AudioTooLong beyond the limit, before the first block where the file declares it. Raises at the end: EmptyAudio
-        where there was no sample; InvalidRequest where the file does not have the channel; DecodeError where the file is not
-        audio, has no audio track, is damaged by more than MAX_DAMAGED_SHARE, or the decoder failed;
-        WorkerFailed where the decoder was killed.
+        Raises AudioTooLong beyond the limit, before the first block where the file declares it.
+        Raises at the end: EmptyAudio where there was no sample; InvalidRequest where the file does
+        not have the channel; DecodeError where the file is not audio, has no audio track, is
+        damaged by more than MAX_DAMAGED_SHARE, or the decoder failed; WorkerFailed where the
+        decoder was killed.
         """
-        # samples before the part are dropped here and not by the decoder, which would be taken for stuck while it writes nothing
-        to_drop = self.first
-        while (block := await self._next_block()) is not None:
-            block, to_drop = block[to_drop:], max(0, to_drop - len(block))
+        # Samples before the part are dropped here: a decoder that writes nothing would look stuck.
+        to_drop = self.offset
+        while (decoded := await self._next_block()) is not None:
+            block = decoded[to_drop:]
+            to_drop = max(0, to_drop - len(decoded))
             self.samples += len(block)
             if self.duration > self._max_seconds:
                 raise AudioTooLong(
-                    f"The audio is longer than the {self._max_seconds:g} seconds allowed; start and end can choose a part of it."
+                    f"The audio is longer than the {self._max_seconds:g} seconds allowed; "
+                    "start and end can choose a part of it."
                 )
             if len(block):
                 yield block
         await self._wait_for_exit()
-        decoded = self.first - to_drop + self.samples
-        self.warning = self._warning_in_report(decoded)
+        samples_decoded = self.offset - to_drop + self.samples
+        report = self._last_report()
+        self._raise_failure(report, samples_decoded)
+        self.warning = report[1] if report else None
         if not self.samples:
             raise EmptyAudio(
-                f"start is {self.start:.3f}, but the audio at audio_url ends at {decoded / SAMPLE_RATE:.3f} seconds."
+                f"start is {self.start:.3f}, but the audio at audio_url ends at "
+                f"{samples_decoded / SAMPLE_RATE:.3f} seconds."
             )
 
-    async def _next_block(self) -> np.ndarray | None:
-        """(samples,) int16, of the whole recording; None at its end."""
+    async def _next_block(self) -> Samples | None:
+        """The next samples of the whole recording; None at its end."""
         if not (data := await self._read()):
             return None
         data = self._half_sample + data
@@ -128,28 +131,30 @@ class PcmStream:
         except TimeoutError:
             raise DecodeError(STUCK) from None
 
-    def _warning_in_report(self, decoded: int) -> str | None:
-        """The decoder's warning, None without one. Raises the error that its report or its exit status tells."""
-        returncode = self._child.returncode
-        if returncode == -signal.SIGKILL:
+    def _last_report(self) -> tuple[str, str] | None:
+        """(kind, message) of the decoder's last report; None without one, or if it is malformed."""
+        self._report.seek(0)
+        lines = self._report.read().decode("utf-8", "replace").splitlines()
+        try:
+            last = json.loads(lines[-1])
+            return str(last["kind"]), str(last["message"])
+        except (IndexError, KeyError, TypeError, ValueError):
+            return None
+
+    def _raise_failure(self, report: tuple[str, str] | None, samples_decoded: int) -> None:
+        """Raise the error that the decoder's exit status or its last report tells."""
+        status = self._child.returncode
+        if status == -signal.SIGKILL:
             raise WorkerFailed("The decoder was killed, most likely because memory ran out.")
-        if returncode == 0 and not decoded:
+        if status == 0 and not samples_decoded:
             raise EmptyAudio(
                 "The file at audio_url holds no audio: its audio track has no samples."
             )
-        self._report.seek(0)
-        try:
-            last = json.loads(self._report.read().decode("utf-8", "replace").splitlines()[-1])
-            kind, message = str(last["kind"]), str(last["message"])
-        except (IndexError, KeyError, TypeError, ValueError):
-            if returncode == 0:
-                return None
-            raise DecodeError(
-                f"The audio decoder failed on this file (exit status {returncode})."
-            ) from None
-        if kind == "warning":
-            return message
-        raise ERRORS.get(kind, DecodeError)(message)
+        if report is None and status != 0:
+            raise DecodeError(f"The audio decoder failed on this file (exit status {status}).")
+        if report is not None and report[0] != "warning":
+            kind, message = report
+            raise ERRORS.get(kind, DecodeError)(message)
 
 
 @asynccontextmanager
@@ -163,39 +168,54 @@ async def decode(
     end: float | None = None,
     channel: int | None = None,
 ) -> AsyncIterator[PcmStream]:
-    """Decode `path`, of any rate and channel count, to a PcmStream; the child process ends with the context.
+    """Decode `path`, of any rate and channel count, to a PcmStream.
 
-    `start`, `end`: the part to decode, in seconds from the start of the file. Its samples are those of the whole recording there.
-    `channel`: the only one to decode, from 0; None mixes all.
-    `size`, `complete_marker`: of a file that is still arriving, its final bytes if known, and a path that exists once it is complete.
+    `start`, `end`: the part to decode, in seconds from the start of the file. Its samples are those
+    of the whole recording there. `channel`: the only one to decode, from 0; None mixes all.
+    `size`, `complete_marker`: for a file that is still arriving, its final bytes if known, and a
+    path that exists once it is complete.
 
-    Time 0 is the start of the file, video included: if the audio starts later, silence comes first.
-    A part that is longer than `max_seconds` by what the file declares is refused without decoding, if the file's bytes could hold it.
+    The child process ends with the context. Time 0 is the start of the file, video included: if the
+    audio starts later, silence comes first. A part that the file declares longer than `max_seconds`
+    is refused without decoding, if the file has enough bytes to hold it.
     Raises WorkerFailed where the process cannot be started.
     """
-    begin = round(start * SAMPLE_RATE)
-    options = dict(rate=SAMPLE_RATE, size=size, channel=channel, begin=begin, limit=max_seconds)
+    offset = round(start * SAMPLE_RATE)
+    options: dict[str, Any] = {
+        "rate": SAMPLE_RATE,
+        "size": size,
+        "channel": channel,
+        "offset": offset,
+        "limit": max_seconds,
+    }
     if end is not None:
-        options["end"] = max(begin + 1, round(end * SAMPLE_RATE))
+        options["end"] = max(offset + 1, round(end * SAMPLE_RATE))
     async with AsyncExitStack() as stack:
         try:
-            report = stack.enter_context(tempfile.TemporaryFile())
-            file = stack.enter_context(path.open("rb"))
-            arguments = json.dumps(options | {"descriptor": file.fileno()})
-            command = [sys.executable, "-B", "-E", "-s", DECODER, arguments]
-            # stderr goes to a file: a pipe that nobody reads would block the child once it is full
-            process = child_process(
-                command, stderr=report, descriptors=[file.fileno()], buffer_bytes=BLOCK_BYTES
-            )
-            child = await stack.enter_async_context(process)
+            child, report = await _start_decoder(stack, path, options)
         except OSError as error:
             reason = error.strerror
             raise WorkerFailed(f"The worker could not start its decoder: {reason}.") from error
         closing = asyncio.create_task(_close_when_complete(child, complete_marker))
         try:
-            yield PcmStream(child, report, begin, max_seconds, complete_marker)
+            yield PcmStream(child, report, offset, max_seconds, complete_marker)
         finally:
             closing.cancel()
+
+
+async def _start_decoder(
+    stack: AsyncExitStack, path: Path, options: dict[str, Any]
+) -> tuple[Child, BinaryIO]:
+    """(the process, the file of its reports); both end with `stack`. Raises OSError."""
+    # A pipe that nobody reads would block the child once it is full, so stderr goes to a file.
+    report = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+    file = stack.enter_context(path.open("rb"))
+    arguments = json.dumps(options | {"descriptor": file.fileno()})
+    command = [sys.executable, "-B", "-E", "-s", str(DECODER), arguments]
+    process = child_process(
+        command, stderr=report, descriptors=[file.fileno()], buffer_bytes=BLOCK_BYTES
+    )
+    return await stack.enter_async_context(process), report
 
 
 async def _close_when_complete(child: Child, marker: Path | None) -> None:

@@ -8,16 +8,15 @@ from concurrent.futures import Future
 
 from runpod.serverless.utils import rp_ssrf
 
-NOT_PUBLIC = [  # in addition to the networks that the SDK's check refuses
-    ipaddress.ip_network(network)
-    for network in (
-        "192.0.0.0/24",  # Oracle's metadata service among them
-        "168.63.129.16/32",  # Azure's host
-        "192.88.99.0/24", "2002::/16", "::ffff:0:0/96",  # 6to4 and IPv4-mapped: IPv6 addresses that lead to IPv4 ones
-        "fec0::/10",  # site-local
-    )
-]  # fmt: skip
-
+# In addition to the networks that the SDK's check refuses.
+NOT_PUBLIC = (
+    ipaddress.ip_network("192.0.0.0/24"),  # Oracle's metadata service is in it
+    ipaddress.ip_network("168.63.129.16/32"),  # Azure's host
+    ipaddress.ip_network("192.88.99.0/24"),  # 6to4 relays
+    ipaddress.ip_network("2002::/16"),  # 6to4: IPv6 addresses that lead to IPv4 ones
+    ipaddress.ip_network("::ffff:0:0/96"),  # IPv4-mapped addresses lead there, too
+    ipaddress.ip_network("fec0::/10"),  # site-local
+)
 
 _pending: dict[tuple[str, int], Future[list[str]]] = {}  # look-ups that run now
 
@@ -52,20 +51,22 @@ def _resolve(host: str, port: int, pending: Future[list[str]]) -> None:
 def public_addresses(host: str, port: int) -> list[str]:
     """The addresses of `host`, in the order to try them. Blocks until the resolver answers.
 
-    Raises NotPublic when any of them is not public, socket.gaierror when there are none, and UnicodeError for a `host` that
-    cannot be a name. RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS lifts the check, as in the SDK.
+    Raises NotPublic when any of them is not public, socket.gaierror when there are none, and
+    UnicodeError for a `host` that cannot be a name. RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS lifts the
+    check, as in the SDK.
     """
-    found = list(
-        dict.fromkeys(
-            info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )
-    )
+    found = []
+    for *_, socket_address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        address = str(socket_address[0])
+        if address not in found:
+            found.append(address)
     if rp_ssrf._ssrf_protection_enabled() and not all(map(_is_public, found)):
         raise NotPublic(host)
     return found
 
 
 def _is_public(address: str) -> bool:
-    return rp_ssrf.is_safe_address(address) and not any(
-        ipaddress.ip_address(address) in network for network in NOT_PUBLIC
-    )
+    if not rp_ssrf.is_safe_address(address):
+        return False
+    parsed = ipaddress.ip_address(address)
+    return not any(parsed in network for network in NOT_PUBLIC)

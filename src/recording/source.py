@@ -1,4 +1,7 @@
-"""The recording of a request → a local file: downloaded, decoded from the request, or already on this machine."""
+"""The recording of a request → a local file.
+
+It is downloaded, decoded from the request, or already on this machine.
+"""
 
 import asyncio
 import os
@@ -6,14 +9,20 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
+from contract.audio_source import FILE_SCHEME
 from contract.errors import DownloadTooLarge, SourceRefused, WorkerFailed
-from contract.request import FILE_SCHEME, Request
+from contract.request import Request
 from recording.download import ArrivingFile, download
 
 
 @asynccontextmanager
 async def recording(
-    request: Request, folder: Path, *, max_bytes: int, timeout: float, timer: AbstractContextManager
+    request: Request,
+    folder: Path,
+    *,
+    max_bytes: int,
+    timeout: float,
+    timer: AbstractContextManager[object],
 ) -> AsyncIterator[ArrivingFile]:
     """The file of `request`, at most `max_bytes`; in `folder`, unless it is a local file.
 
@@ -23,31 +32,44 @@ async def recording(
     WorkerFailed where the file of the request cannot be stored, and what `download` raises.
     """
     if request.audio_base64:
-        if len(request.audio_base64) > max_bytes:
-            raise DownloadTooLarge(
-                f"The file in the request is larger than the {max_bytes} bytes allowed."
-            )
-        path = folder / "source"
-        try:
-            await asyncio.to_thread(path.write_bytes, request.audio_base64)
-        except OSError as error:
-            sentence = f"The worker could not store the file of the request: {error.strerror}."
-            raise WorkerFailed(sentence) from error
-        yield ArrivingFile(path, len(request.audio_base64), complete_marker=path)
+        yield await _stored_file(request.audio_base64, folder, max_bytes)
     elif request.audio_url.startswith(FILE_SCHEME):
-        path = Path(request.audio_url.removeprefix(FILE_SCHEME))
-        if not path.is_file() or not os.access(path, os.R_OK):
-            raise SourceRefused(
-                f"audio_url is {str(path)!r}; it must be a file that the worker can read."
-            )
-        if (size := path.stat().st_size) > max_bytes:
-            raise DownloadTooLarge(
-                f"The file {path.name!r} is larger than the {max_bytes} bytes allowed."
-            )
-        yield ArrivingFile(path, size, complete_marker=path)
+        yield _local_file(Path(request.audio_url.removeprefix(FILE_SCHEME)), max_bytes)
     else:
-        limits = dict(max_bytes=max_bytes, timeout=timeout)
-        async with download(
-            request.audio_url, folder, headers=request.audio_headers, timer=timer, **limits
-        ) as arrival:
-            yield arrival
+        arriving = download(
+            request.audio_url,
+            folder,
+            max_bytes=max_bytes,
+            timeout=timeout,
+            headers=request.audio_headers,
+            timer=timer,
+        )
+        async with arriving as file:
+            yield file
+
+
+async def _stored_file(content: bytes, folder: Path, max_bytes: int) -> ArrivingFile:
+    if len(content) > max_bytes:
+        raise DownloadTooLarge(
+            f"The file in the request is larger than the {max_bytes} bytes allowed."
+        )
+    path = folder / "source"
+    try:
+        await asyncio.to_thread(path.write_bytes, content)
+    except OSError as error:
+        sentence = f"The worker could not store the file of the request: {error.strerror}."
+        raise WorkerFailed(sentence) from error
+    return ArrivingFile(path, len(content), complete_marker=path)
+
+
+def _local_file(path: Path, max_bytes: int) -> ArrivingFile:
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise SourceRefused(
+            f"audio_url is {str(path)!r}; it must be a file that the worker can read."
+        )
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise DownloadTooLarge(
+            f"The file {path.name!r} is larger than the {max_bytes} bytes allowed."
+        )
+    return ArrivingFile(path, size, complete_marker=path)

@@ -1,4 +1,6 @@
-"""Results of chunks → one transcript → the job's output. Plain values; knows nothing of samples, models or RunPod.
+"""Results of chunks → one transcript → the job's output. Plain values.
+
+Knows nothing of samples, models or RunPod.
 
 Times are floats in seconds from the start of the recording.
 """
@@ -7,31 +9,21 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from contract.languages import LANGUAGES
+from result.account import Span, coverage
 from speech.text_units import is_unspaced
 from speech.words import ChunkResult, dominant_language, speech_seconds
 
-TERMINATED = re.compile(
-    r"""[.!?…。！？｡．؟۔।॥]["'”’»）)\]」』】]*$"""
-)  # the end of a sentence, closing quotes and brackets included
+# The end of a sentence, with its closing quotes and brackets.
+TERMINATED = re.compile(r"""[.!?…。！？｡．؟۔।॥]["'”’»）)\]」』】]*$""")
 _INITIALS = re.compile(r"(\w\.)+")  # J. and U.S. do not end a sentence
-SENTENCE_PAUSE_SECONDS = 1.5  # a longer pause ends a sentence
-SENTENCE_SECONDS, SENTENCE_CHARACTERS = 20, 240  # the longest sentence
+MIN_SENTENCE_PAUSE_SECONDS = 1.5  # such a pause ends a sentence
+MAX_SENTENCE_SECONDS = 20
+MAX_SENTENCE_CHARACTERS = 240
 
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of the recording. Its state is "transcribed", "silent" or "failed"."""
-
-    start: float
-    end: float
-    state: str
-    reason: str | None = None  # of a failure
-
-    def to_output(self) -> dict:
-        """A failed span as plain JSON values; seconds to the millisecond."""
-        return {"start": round(self.start, 3), "end": round(self.end, 3), "reason": self.reason}
+Output = dict[str, Any]  # a JSON object
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +33,29 @@ class Segment:
     start: float
     end: float
     text: str
-    offset: int  # of its first character in the transcript's text
+    offset: int  # index of the first character in the transcript's text
     estimated: bool = False
     language: str | None = None
 
-    def to_output(self, with_language: bool) -> dict:
+    @property
+    def end_offset(self) -> int:
+        """Index behind the last character in the transcript's text."""
+        return self.offset + len(self.text)
+
+    def to_output(self, with_language: bool) -> Output:
         """Plain JSON values; seconds to the millisecond."""
-        output = {"start": round(self.start, 3), "end": round(self.end, 3), "text": self.text}
-        output |= {"offset": self.offset, "length": len(self.text)}
-        output |= {"estimated": True} if self.estimated else {}
-        return output | ({"language": self.language} if with_language else {})
+        output: Output = {
+            "start": round(self.start, 3),
+            "end": round(self.end, 3),
+            "text": self.text,
+            "offset": self.offset,
+            "length": len(self.text),
+        }
+        if self.estimated:
+            output["estimated"] = True
+        if with_language:
+            output["language"] = self.language
+        return output
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +63,10 @@ class Transcript:
     """The transcript of one recording, or of the requested part of it."""
 
     text: str
-    chunks: tuple[ChunkResult, ...]  # in order
-    offsets: tuple[int, ...]  # of each chunk's text in `text`
-    spans: tuple[Span, ...]  # tile the recording or its part
-    warning: str | None = None  # of the recording as a whole
+    chunks: tuple[ChunkResult, ...]  # in the order of their times
+    offsets: tuple[int, ...]  # where each chunk's text begins in `text`
+    spans: tuple[Span, ...]  # they tile the recording or its part
+    warning: str | None = None  # it concerns the recording as a whole
 
     @property
     def language(self) -> str | None:
@@ -84,44 +89,51 @@ class Transcript:
         return tuple(span for span in self.spans if span.state == "failed")
 
     def words(self, punctuation: bool) -> Iterator[Segment]:
-        """Every word. With `punctuation` their slices together hold every character of the text except white space."""
+        """Every word.
+
+        With `punctuation` their slices together hold all of the text except white space.
+        """
         for chunk, offset in zip(self.chunks, self.offsets):
-            for word, (a, b) in zip(chunk.words, _slices(chunk, punctuation)):
+            for word, (first, end) in zip(chunk.words, _slices(chunk, punctuation)):
                 yield Segment(
                     word.start,
                     word.end,
-                    chunk.text[a:b],
-                    offset + a,
+                    chunk.text[first:end],
+                    offset + first,
                     word.estimated,
                     chunk.language,
                 )
 
     def sentences(self) -> list[Segment]:
-        """Runs of words that end at a terminator, before a long pause, or at the greatest length of a sentence."""
-        found, run = [], []
+        """Runs of words that end at a terminator, before a long pause, or at a maximal length."""
+        found: list[Segment] = []
+        run: list[Segment] = []
         words = list(self.words(punctuation=True))
         for word, following in zip(words, [*words[1:], None]):
             run.append(word)
-            if following is None or _ends_sentence(self.text, run, following):
-                text = self.text[run[0].offset : run[-1].offset + len(run[-1].text)]
-                estimated = run[0].estimated or run[-1].estimated
-                found.append(
-                    Segment(
-                        run[0].start, run[-1].end, text, run[0].offset, estimated, run[0].language
-                    )
-                )
+            if following is None or _ends_sentence(run, following):
+                found.append(self._sentence(run[0], run[-1]))
                 run = []
         return found
 
-    def languages(self) -> list[dict]:
+    def _sentence(self, first: Segment, last: Segment) -> Segment:
+        """The sentence from one word to another."""
+        text = self.text[first.offset : last.end_offset]
+        estimated = first.estimated or last.estimated
+        return Segment(first.start, last.end, text, first.offset, estimated, first.language)
+
+    def languages(self) -> list[Output]:
         """Each detected language with its ISO code and its seconds of speech, the most first."""
         return [
             {"language": name, "code": LANGUAGES.get(name), "seconds": round(seconds, 3)}
             for name, seconds in speech_seconds(self.chunks).items()
         ]
 
-    def to_output(self, segment_level: str = "word", punctuation: bool = False) -> dict:
-        """The job's output as plain JSON values that encode to UTF-8. Optional fields are there only where they have a value."""
+    def to_output(self, segment_level: str = "word", punctuation: bool = False) -> Output:
+        """The job's output as plain JSON values that encode to UTF-8.
+
+        Optional fields are there only where they have a value.
+        """
         output = self.common_fields()
         several = len(output["languages"]) > 1
         segments = self.sentences() if segment_level == "sentence" else self.words(punctuation)
@@ -130,62 +142,51 @@ class Transcript:
             output["sentences"] = [sentence.to_output(several) for sentence in self.sentences()]
         return output | self.problem_fields()
 
-    def common_fields(self) -> dict:
+    def common_fields(self) -> Output:
         """The fields of every output format: the text, its languages and the seconds of audio."""
-        code = LANGUAGES.get(self.language or "")
-        languages = {
+        return {
             "language_detected": self.language,
-            "language_code": code,
+            "language_code": LANGUAGES.get(self.language or ""),
             "languages": self.languages(),
+            "duration": round(self.duration, 3),
+            "text": self.text,
         }
-        return languages | {"duration": round(self.duration, 3), "text": self.text}
 
-    def problem_fields(self) -> dict:
+    def problem_fields(self) -> Output:
         """The fields that are there only after a problem: failed_spans, retries, warnings."""
-        output: dict = {}
-        if self.failed:
-            output["failed_spans"] = [span.to_output() for span in self.failed]
-        if retried := [c for c in self.chunks if c.retries]:
-            output["retries"] = [
-                {"start": c.start, "end": c.end, "reasons": list(c.retries), "outcome": c.outcome}
-                for c in retried
-            ]
-        if warnings := list(
-            dict.fromkeys(w for w in (self.warning, *(c.warning for c in self.chunks)) if w)
-        ):
-            output["warnings"] = warnings
-        return output
+        warnings = [self.warning, *(chunk.warning for chunk in self.chunks)]
+        fields: Output = {
+            "failed_spans": [span.to_output() for span in self.failed],
+            "retries": [_retries_of(chunk) for chunk in self.chunks if chunk.retries],
+            "warnings": [warning for warning in dict.fromkeys(warnings) if warning],
+        }
+        return {name: found for name, found in fields.items() if found}
 
 
 def merge(
     chunks: Sequence[ChunkResult], end: float, warning: str | None = None, start: float = 0.0
 ) -> Transcript:
-    """The transcript of a recording, or of its part from `start` to `end` seconds. `chunks` may come in any order."""
+    """The transcript of a recording, or of its part from `start` to `end` seconds.
+
+    `chunks` may come in any order.
+    """
     ordered = tuple(sorted(chunks, key=lambda chunk: chunk.start))
     text, offsets = join([chunk.text for chunk in ordered])
-    return Transcript(text, ordered, tuple(offsets), tuple(coverage(ordered, end, start)), warning)
-
-
-def coverage(chunks: Sequence[ChunkResult], end: float, start: float = 0.0) -> Iterator[Span]:
-    """Spans that tile [start, end]: the chunks, and the silence between them."""
-    at = start
-    for chunk in chunks:
-        if chunk.start > at:
-            yield Span(at, chunk.start, "silent")
-        yield Span(
-            chunk.start, chunk.end, "failed" if chunk.failure else "transcribed", chunk.failure
-        )
-        at = chunk.end
-    if end > at:
-        yield Span(at, end, "silent")
+    spans = tuple(coverage(ordered, end, start))
+    return Transcript(text, ordered, tuple(offsets), spans, warning)
 
 
 def join(texts: Sequence[str]) -> tuple[str, list[int]]:
-    """(joined text, offset of each text in it). Texts are joined by a space, or by nothing between characters of unspaced scripts."""
-    joined, offsets = "", []
+    """(joined text, offset of each text in it).
+
+    Texts are joined by a space, or by nothing between characters of unspaced scripts.
+    """
+    joined = ""
+    offsets: list[int] = []
     for text in texts:
-        if joined and text and not (is_unspaced(joined[-1]) and is_unspaced(text[0])):
-            joined += " "
+        if joined and text:
+            unspaced = is_unspaced(joined[-1]) and is_unspaced(text[0])
+            joined += "" if unspaced else " "
         offsets.append(len(joined))
         joined += text
     return joined, offsets
@@ -196,28 +197,32 @@ def _slices(chunk: ChunkResult, punctuation: bool) -> list[tuple[int, int]]:
     words = [(word.offset, word.offset + len(word.text)) for word in chunk.words]
     if not punctuation or not words:
         return words
-    edges = [
-        0,
-        *(_boundary(chunk.text, a, b) for (_, a), (b, _) in zip(words, words[1:])),
-        len(chunk.text),
-    ]
-    return [_trimmed(chunk.text, a, b) for a, b in zip(edges, edges[1:])]
+    edges = [0]
+    for (_, end), (start, _) in zip(words, words[1:]):
+        edges.append(_boundary(chunk.text, end, start))
+    edges.append(len(chunk.text))
+    return [_trimmed(chunk.text, first, end) for first, end in zip(edges, edges[1:])]
 
 
 def _boundary(text: str, end: int, start: int) -> int:
-    """Where the punctuation of the first of two words ends: at white space, or else before an opening mark of the second."""
-    gap = text[end:start]
-    for i, character in enumerate(gap):
-        if (
-            character.isspace()
-            or unicodedata.category(character) in ("Ps", "Pi")
-            or character in "¿¡"
-        ):
-            return end + i
+    """Where the punctuation of the first of two words ends.
+
+    It ends at white space, or else before an opening mark of the second word. `end` is the end of
+    the first word, `start` the start of the second.
+    """
+    for i in range(end, start):
+        if text[i].isspace() or _opens(text[i]):
+            return i
     return start
 
 
+def _opens(character: str) -> bool:
+    """Whether a character is a mark that stands before a word."""
+    return unicodedata.category(character) in ("Ps", "Pi") or character in "¿¡"
+
+
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """The slice without white space at its ends. It must have another character."""
     while text[start].isspace():
         start += 1
     while text[end - 1].isspace():
@@ -225,22 +230,33 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-def _ends_sentence(text: str, run: Sequence[Segment], following: Segment) -> bool:
-    last = run[-1]
-    gap = text[last.offset + len(last.text) : following.offset]
-    if (
-        TERMINATED.search(last.text)
-        and (gap or is_unspaced(last.text[-1]))
-        and not _INITIALS.fullmatch(last.text)
-    ):
+def _ends_sentence(run: Sequence[Segment], following: Segment) -> bool:
+    """Whether the words of `run` are a sentence without the word that follows."""
+    first, last = run[0], run[-1]
+    if _is_terminated(last, following):
         return True
-    seconds, characters = (
-        following.end - run[0].start,
-        following.offset + len(following.text) - run[0].offset,
-    )
+    seconds = following.end - first.start
+    characters = following.end_offset - first.offset
     pause = following.start - last.end
     return (
-        pause >= SENTENCE_PAUSE_SECONDS
-        or seconds > SENTENCE_SECONDS
-        or characters > SENTENCE_CHARACTERS
+        pause >= MIN_SENTENCE_PAUSE_SECONDS
+        or seconds > MAX_SENTENCE_SECONDS
+        or characters > MAX_SENTENCE_CHARACTERS
     )
+
+
+def _is_terminated(word: Segment, following: Segment) -> bool:
+    """Whether a word has the mark of a sentence's end, which is no part of a name or a number."""
+    if not TERMINATED.search(word.text) or _INITIALS.fullmatch(word.text):
+        return False
+    has_gap = word.end_offset < following.offset
+    return has_gap or is_unspaced(word.text[-1])
+
+
+def _retries_of(chunk: ChunkResult) -> Output:
+    return {
+        "start": chunk.start,
+        "end": chunk.end,
+        "reasons": list(chunk.retries),
+        "outcome": chunk.outcome,
+    }

@@ -1,13 +1,14 @@
-"""What a job costs: measured while it runs, reported with its result. Knows nothing of models, RunPod or the text.
+"""What a job costs: measured while it runs, reported with its result.
 
-Stages overlap, and so do chunks within recognition and alignment. The seconds of a stage are summed over its calls, so they can
-be more than the job took.
+Stages overlap, and so do chunks within recognition and alignment. The seconds of a stage are summed
+over its calls, so they can be more than the job took. Knows nothing of models, RunPod or the text.
 """
 
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from contract.settings import Settings
 from recording.chunk import AudioChunk
@@ -27,7 +28,7 @@ class Usage:
 
     @property
     def seconds(self) -> float:
-        """Since the job's start."""
+        """Seconds since the job's start."""
         return time.monotonic() - self._began
 
     @contextmanager
@@ -52,13 +53,13 @@ class Usage:
             yield chunk
 
     def count_recognition(self, hypothesis: Hypothesis | None) -> None:
-        """Count one call of the recogniser. `hypothesis`: its answer, or None where it gave none."""
+        """Count one call of the recogniser. `hypothesis`: its answer, None where it gave none."""
         self._recognitions += 1
         if hypothesis:
             self._input_tokens += hypothesis.prompt_tokens
             self._output_tokens += hypothesis.num_tokens
 
-    def to_output(self, audio_seconds: float, settings: Settings) -> dict:
+    def to_output(self, audio_seconds: float, settings: Settings) -> dict[str, Any]:
         """Plain JSON values; seconds to the millisecond."""
         total = self.seconds
         return {
@@ -81,5 +82,5 @@ class Usage:
 
 
 def _public_name(model: str) -> str:
-    """Of a local folder only the last part: clients do not see paths of the worker's machine."""
+    """The model's name, or the last part of its path: clients see no paths of the worker."""
     return Path(model).resolve().name if Path(model).is_dir() else model

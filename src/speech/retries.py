@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from contract.errors import EngineDead, RecognitionError
+from contract.errors import RecognitionError
 from recording.chunk import AudioChunk
 from runpod import RunPodLogger
 from speech.faults import (
@@ -188,8 +188,6 @@ class _Transcription:
             hypothesis = await self._models.recognise(
                 chunk, self._language, context, temperature, vocabulary
             )
-        except EngineDead:
-            raise
         except RecognitionError as error:
             self._log_refusal(chunk, error)
             return Answer(chunk, fault="engine_error")

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from contract.errors import AlignError, EngineDead, RecognitionError
+from contract.errors import AlignError, RecognitionError
 from recording.chunk import AudioChunk
 from runpod import RunPodLogger
 from speech.health import Health
@@ -62,8 +62,6 @@ class WatchedModels:
                     hypothesis = await self.asr.transcribe(
                         chunk, language, context, temperature, vocabulary
                     )
-        except EngineDead:
-            raise
         except (RecognitionError, TimeoutError) as error:
             await self.health.failed("engine", hung=isinstance(error, TimeoutError))
             raise

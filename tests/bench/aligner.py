@@ -1,6 +1,9 @@
-"""Seconds to align one chunk of 60 s and of 180 s, by qwen-asr and by this worker; and to repair the marks alone."""
+"""Seconds to align one chunk of 60 s and of 180 s, by qwen-asr and by this worker; and to repair
+the marks alone.
+"""
 
 import asyncio
+import functools
 import json
 import os
 import random
@@ -41,6 +44,10 @@ def _clip(seconds: int):
     return chunk_of(np.concatenate(parts)), " ".join(texts)
 
 
+def _align(aligner, chunk, text: str) -> None:
+    asyncio.run(aligner.align(chunk, text, "English"))
+
+
 def _timed(work, repeats: int) -> float:
     walls = []
     for _ in range(repeats):
@@ -65,10 +72,8 @@ def _measured(repeats: int) -> dict[str, dict[str, float]]:
     for seconds in SECONDS:
         chunk, text = _clip(seconds)
         wave = chunk.pcm.astype(np.float32) / 32768
-        theirs, ours = (
-            (lambda: package.align((wave, SAMPLE_RATE), text, "English")),
-            (lambda: asyncio.run(aligner.align(chunk, text, "English"))),
-        )
+        theirs = functools.partial(package.align, (wave, SAMPLE_RATE), text, "English")
+        ours = functools.partial(_align, aligner, chunk, text)
         theirs(), ours()
         pairs = [(_timed(theirs, 1), _timed(ours, 1)) for _ in range(repeats)]
         found[f"{seconds} s chunk"] = dict(
@@ -85,11 +90,12 @@ def _measured(repeats: int) -> dict[str, dict[str, float]]:
                 )
                 for i in range(2 * count)
             ]
+            fix = package.aligner_processor.fix_timestamp
+            upstream = functools.partial(fix, np.array(marks))
+            ours = functools.partial(repair, marks, 1000 * seconds, [4] * count)
             found[f"repair, {count} {unit} of {seconds} s"] = {
-                "upstream": _timed(
-                    lambda: package.aligner_processor.fix_timestamp(np.array(marks)), repeats
-                ),
-                "ours": _timed(lambda: repair(marks, 1000 * seconds, [4] * count), repeats),
+                "upstream": _timed(upstream, repeats),
+                "ours": _timed(ours, repeats),
             }
     aligner.close()
     return found

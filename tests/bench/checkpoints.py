@@ -12,14 +12,25 @@ from safetensors.torch import save_file
 TINY = Path(__file__).parent.parent / "models"  # tokenizer and processor come from there
 # The published 0.6B shapes. The aligner has the larger encoder and another vocabulary.
 TRUE_TEXT = dict(
-    hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
-    num_key_value_heads=8, head_dim=128, vocab_size=151_936, max_position_embeddings=65_536,
+    hidden_size=1024,
+    intermediate_size=3072,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=151_936,
+    max_position_embeddings=65_536,
     rope_theta=1e6,
-)  # fmt: skip
+)
 TRUE_AUDIO = dict(
-    encoder_layers=18, num_hidden_layers=18, d_model=896, encoder_attention_heads=14,
-    encoder_ffn_dim=3584, downsample_hidden_size=480, output_dim=1024,
-)  # fmt: skip
+    encoder_layers=18,
+    num_hidden_layers=18,
+    d_model=896,
+    encoder_attention_heads=14,
+    encoder_ffn_dim=3584,
+    downsample_hidden_size=480,
+    output_dim=1024,
+)
 TRUE_ALIGNER_TEXT = TRUE_TEXT | dict(vocab_size=152_064, max_position_embeddings=8192)
 TRUE_ALIGNER_AUDIO = TRUE_AUDIO | dict(
     encoder_layers=24,

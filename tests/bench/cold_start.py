@@ -1,4 +1,6 @@
-"""From the start of the process to a warm worker, step by step, beside vLLM's own start on the same machine."""
+"""From the start of the process to a warm worker, step by step, beside vLLM's own start on the same
+machine.
+"""
 
 import asyncio
 import json

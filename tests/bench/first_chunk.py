@@ -1,4 +1,6 @@
-"""Seconds from a job's start until its first chunk is ready for the engine, by length of the recording and speed of the network."""
+"""Seconds from a job's start until its first chunk is ready for the engine, by length of the
+recording and speed of the network.
+"""
 
 import asyncio
 import json
@@ -12,11 +14,12 @@ import inputs
 import measure
 from measure import cost_of, table
 
+# Bytes a second. The server runs on the same cores.
 NETWORKS = {
     "loopback": None,
     "1 Gbit/s": 125_000_000,
     "16 Mbit/s": 2_000_000,
-}  # bytes a second; the server runs on the same cores
+}
 REPEATS = 5
 
 

@@ -1,7 +1,8 @@
-"""Download, decoding, voice detection and splitting, without an engine: this worker, the reference worker, and a floor for both.
+"""Download, decoding, voice detection and splitting, without an engine: this worker, the reference
+worker, and a floor for both.
 
-The floor is one pass in one process, without a download: decode, resample to 16 kHz mono, run webrtcvad over the samples, by
-the cheaper of PyAV and libsndfile with soxr.
+The floor is one pass in one process, without a download: decode, resample to 16 kHz mono, run
+webrtcvad over the samples, by the cheaper of PyAV and libsndfile with soxr.
 """
 
 import asyncio
@@ -55,7 +56,9 @@ def run(quick: bool) -> None:
                 )
                 ours, reference = costs["ours"], costs["reference"]
                 print(
-                    f"reference / ours: CPU {reference.cpu / ours.cpu:.2f}, wall {reference.wall / ours.wall:.2f}, memory {reference.peak / ours.peak:.1f}\n",
+                    f"reference / ours: CPU {reference.cpu / ours.cpu:.2f}, wall "
+                    f"{reference.wall / ours.wall:.2f}, memory "
+                    f"{reference.peak / ours.peak:.1f}\n",
                     flush=True,
                 )
             for length in lengths:
@@ -83,9 +86,8 @@ def _side(name: str, source: str):
     def once() -> Cost:
         cost, said = cost_of([__file__, name, source])
         assert said["chunks"] > 0
-        return Cost(
-            said["wall"], said["cpu"], cost.peak
-        )  # without the imports, which a worker makes once
+        # The time of the imports is left out, because a worker makes them once.
+        return Cost(said["wall"], said["cpu"], cost.peak)
 
     return once
 
@@ -163,9 +165,11 @@ def _cpu_seconds() -> float:
 
 if __name__ == "__main__":
     side, source = sys.argv[1:]
-    for module in {"ours": ("audio", "download", "vad"), "reference": ("reference",)}.get(
-        side, ("av", "soundfile", "soxr", "webrtcvad")
-    ):
+    imported = {
+        "ours": ("recording.pcm_stream", "recording.download", "recording.vad"),
+        "reference": ("reference",),
+    }
+    for module in imported.get(side, ("av", "soundfile", "soxr", "webrtcvad")):
         __import__(module)
     work = {
         "ours": lambda s: asyncio.run(_ours(s)),

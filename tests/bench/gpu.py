@@ -32,7 +32,7 @@ FOLDERS = [str(ROOT / folder) for folder in ("src", "tests", "tests/bench", "tes
 BOOT_SECONDS = 120  # until a process reports its first part, or after one its next
 START_SECONDS, TEXTS_SECONDS = 150, 30
 END_SECONDS = 30  # for a process to close its models
-PATIENCE_ON_CPU = 4  # with --small all limits are so many times longer
+PATIENCE_ON_CPU = 4  # with --small all limits are 4 times longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,15 @@ ENVIRONMENT = {
     "again": {"VLLM_USE_V2_MODEL_RUNNER": "0"},
 }
 SMALL = {
-    "CHUNK_TARGET_SECONDS": "4", "CHUNK_LIMIT_SECONDS": "8", "MAX_NUM_SEQS": "8", "DEVICE": "cpu",
-    "VLLM_CPU_KVCACHE_SPACE": "1", "GPU_MEMORY_UTILIZATION": "0.3", "TORCH_COMPILE_DISABLE": "1",
+    "CHUNK_TARGET_SECONDS": "4",
+    "CHUNK_LIMIT_SECONDS": "8",
+    "MAX_NUM_SEQS": "8",
+    "DEVICE": "cpu",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "GPU_MEMORY_UTILIZATION": "0.3",
+    "TORCH_COMPILE_DISABLE": "1",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
-}  # fmt: skip
+}
 
 
 def main() -> int:
@@ -197,9 +202,13 @@ def watched(
     command += [json.dumps(options), *steps]
     with open(Path(options["out"]) / f"{session}.log", "ab") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, pass_fds=[writing], start_new_session=True,
+            command,
+            stdout=log,
+            stderr=log,
+            pass_fds=[writing],
+            start_new_session=True,
             env=environment(session, options),
-        )  # fmt: skip
+        )
     os.close(writing)
     messages: queue.SimpleQueue = queue.SimpleQueue()
     thread = threading.Thread(target=forward, args=(reading, messages))

@@ -90,9 +90,8 @@ def roots() -> set[str]:
 def needed(names: set[str]) -> set[str]:
     """`names` and all that they depend on, without what comes with torch or is not needed."""
     found: set[tuple[str, str]] = set()
-    waiting = {
-        (name, "") for name in names
-    }  # (package, one of its extras, or "" for what it always needs)
+    # Pairs: a package, and one of its extras or "" for what it always needs.
+    waiting = {(name, "") for name in names}
     while waiting:
         package = name, extra = waiting.pop()
         if package in found or name in LEFT_OUT or WITH_TORCH.match(name):

@@ -4,6 +4,7 @@ Each part reports its figures as soon as it has them; `Bench` is what those of a
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -19,10 +20,10 @@ import psutil
 from gpu_load import chunk_of, rtfx
 
 MIB = 1024**2
-REPEATS = 3  # of a point in a sweep; the median counts
+REPEATS = 3  # each point of a sweep is measured 3 times, and the median counts
 BLOCKS_CONVOLVED = (500, 128, 30)  # blocks of a second that the aligner convolves together
 TEXT_CHUNKS, TEXT_SECONDS = 8, 20
-LEFT_FREE = 256 * MIB  # of the GPU, when another process has taken the rest
+LEFT_FREE = 256 * MIB  # what another process leaves free on the GPU
 # Of vLLM's log: what it says of time and memory.
 TELLING = re.compile(r"GiB|took \d|takes \d|captur|KV cache size|attention backend", re.I)
 
@@ -37,7 +38,8 @@ class Bench:
         self.lengths, self.in_flight = options["lengths"], options["in_flight"]
         self.jobs, self.seconds = options["jobs"], options["seconds"]
         self.out, self.work = Path(options["out"]), Path(options["work"])
-        self._pipe, self._step = open(pipe, "w"), ""
+        self._pipe = open(pipe, "w")  # noqa: SIM115  open until the process ends
+        self._step = ""
 
     def run(self, step: str) -> None:
         self._step = step
@@ -94,11 +96,11 @@ def marks(bench: Bench) -> None:
     aligner._model.device = model.device
     count, seconds = (2, 2) if bench.small else (16, 30)
     batch = aligner_batch(aligner, count, seconds)
-    chosen = aligner_network.BLOCKS_CONVOLVED_TOGETHER
+    chosen = aligner_network.ALIGNER_BLOCKS_CONVOLVED
     for blocks in BLOCKS_CONVOLVED:
-        aligner_network.BLOCKS_CONVOLVED_TOGETHER = blocks
+        aligner_network.ALIGNER_BLOCKS_CONVOLVED = blocks
         bench.report(f"{blocks} blocks convolved together", measured_marks(aligner, batch)[0])
-    aligner_network.BLOCKS_CONVOLVED_TOGETHER = chosen
+    aligner_network.ALIGNER_BLOCKS_CONVOLVED = chosen
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
         model.to(dtype)
@@ -148,7 +150,7 @@ def start(bench: Bench) -> None:
     loaded = time.monotonic()
     bench.worker = handler
     bench.report("models_s", round(loaded - imported, 1))
-    with gpu_load.forced_answers(handler.asr):  # of themselves random weights do not come to an end
+    with gpu_load.forced_answers(handler.asr):  # random weights do not end an answer
         asyncio.run(handler.fitness_check())
     bench.report("warm_up_s", round(time.monotonic() - loaded, 1))
     bench.report("ready_s", round(time.monotonic() - began, 1))
@@ -291,10 +293,8 @@ def process_memory() -> dict[str, int]:
     this = psutil.Process()
     children = 0
     for child in this.children(recursive=True):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
             children += child.memory_info().rss
-        except psutil.NoSuchProcess:  # it has ended since
-            pass
     found = {"worker_mib": this.memory_info().rss // MIB, "children_mib": children // MIB}
     if torch.cuda.is_available():
         found["gpu_mib"] = nvml_memory()["used"] // MIB

@@ -1,4 +1,6 @@
-"""Recordings for the benchmarks: speech of the test bank with pauses, of any length, in the usual formats."""
+"""Recordings for the benchmarks: speech of the test bank with pauses, of any length, in the usual
+formats.
+"""
 
 import http.server
 import threading
@@ -20,7 +22,7 @@ FORMATS = {
     "opus": (48_000, 1, 64_000),
     "wav": (44_100, 2, None),
 }
-LOOP_SECONDS = 300  # of speech; longer recordings repeat it
+LOOP_SECONDS = 300  # longer recordings repeat this much speech
 
 
 def speech(seconds: float) -> np.ndarray:
@@ -30,7 +32,7 @@ def speech(seconds: float) -> np.ndarray:
 
 
 def recording(folder: Path, seconds: float, suffix: str) -> Path:
-    """A file of so many seconds in `folder`; made at the first call."""
+    """A file of this length in `folder`, made at the first call."""
     path = folder / f"{seconds:.0f}.{suffix}"
     if not path.exists():
         rate, channels, bitrate = FORMATS[suffix]
@@ -46,7 +48,8 @@ def _repeat(one: Path, path: Path, times: int) -> None:
     with av.open(str(path), "w") as out:
         copy = end = None
         for _ in range(times):
-            shift = None  # so that its first packet, which may be at a negative time, follows what is there
+            # so that its first packet, which may be at a negative time, follows what is there
+            shift = None
             with av.open(str(one)) as source:
                 track = source.streams.audio[0]
                 copy = copy or out.add_stream_from_template(track)

@@ -1,6 +1,8 @@
-"""Memory of the worker and of vLLM's processes with many long jobs at once, on the real engine and chunks of a minute.
+"""Memory of the worker and of vLLM's processes with many long jobs at once, on the real engine and
+chunks of a minute.
 
-The tiny checkpoint's answers for a minute are nonsense. What counts is the memory of the chunks that the gate of a 24 GB card admits.
+The tiny checkpoint's answers for a minute are nonsense. What counts is the memory of the chunks
+that the gate of a 24 GB card admits.
 """
 
 import asyncio
@@ -18,7 +20,7 @@ from measure import cost_of, table
 from recording.chunk import SAMPLE_RATE
 
 CROWDS = (1, 16, 32)  # jobs of an hour at once
-SECONDS = 60  # of measuring; the gate is full after a few
+SECONDS = 60  # how long it measures; the gate is full after a few
 ENGINE: list[psutil.Process] = []
 SETTINGS = dict(
     MAX_NUM_SEQS="64",

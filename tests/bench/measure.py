@@ -1,4 +1,7 @@
-"""The cost of a command: wall and CPU seconds and memory of all its processes. Medians of sides in turn, tables, files."""
+"""The cost of a command: wall and CPU seconds and memory of all its processes.
+
+Medians of sides in turn, tables, files.
+"""
 
 import json
 import os
@@ -23,11 +26,15 @@ class Cost:
 
     wall: float  # seconds
     cpu: float  # seconds of user and system time, of every process that was waited for
-    peak: float  # MiB of proportional memory (shared pages divided among their users), all processes together
+    # MiB of proportional memory (shared pages divided among their users), all processes together
+    peak: float
 
 
 def cost_of(arguments: Sequence[str], **environment: str) -> tuple[Cost, dict]:
-    """Run `python arguments`; returns its cost and the JSON object on the last line of its output. Raises RuntimeError if it fails."""
+    """Run `python arguments`; returns its cost and the JSON object on the last line of its output.
+
+    Raises RuntimeError if it fails.
+    """
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
@@ -70,7 +77,10 @@ def _memory(pid: int) -> float:
 
 
 def in_turn(sides: Mapping[str, Callable[[], Cost]], repeats: int) -> dict[str, Cost]:
-    """Medians of `repeats` runs of each side. The sides take turns, so that a disturbance of the machine affects all of them."""
+    """Medians of `repeats` runs of each side.
+
+    The sides take turns, so that a disturbance of the machine affects all of them.
+    """
     runs: dict[str, list[Cost]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():
@@ -108,7 +118,9 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 
 def write(name: str, data: object, quick: bool) -> None:
-    """Write results/NAME.json with the machine that it comes from; rough figures of --quick go to results/quick."""
+    """Write results/NAME.json with the machine that it comes from; rough figures of --quick go to
+    results/quick.
+    """
     folder = RESULTS / "quick" if quick else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     machine = {

@@ -1,7 +1,8 @@
-"""The reference worker, written as public workers are: each step for the whole file, one chunk at a time, files between steps.
+"""The reference worker, written as public workers are: each step for the whole file, one chunk at a
+time, files between steps.
 
-Download to disk; decode the whole file at its own rate into memory; write that as WAV; load it again and resample it;
-find speech; write each chunk as WAV; load it, transcribe it, align it; next.
+Download to disk; decode the whole file at its own rate into memory; write that as WAV; load it
+again and resample it; find speech; write each chunk as WAV; load it, transcribe it, align it; next.
 """
 
 import asyncio
@@ -51,7 +52,9 @@ def _interleaved(frame) -> np.ndarray:
 
 
 def _plan(pcm: np.ndarray, target: int) -> list[tuple[int, int]]:
-    """(start, end) samples of chunks that tile the recording, each cut at the first pause from `target` samples on."""
+    """(start, end) samples of chunks that tile the recording, each cut at the first pause from
+    `target` samples on.
+    """
     vad, silent, cuts = webrtcvad.Vad(2), 0, [0]
     for start in range(0, len(pcm) - FRAME + 1, FRAME):
         silent = (

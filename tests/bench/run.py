@@ -1,4 +1,6 @@
-"""All benchmarks, or those named: bash tests/bench/run.sh [--quick] [front_end first_chunk whole_job simulated load aligner cold_start]"""
+"""All benchmarks, or those named: bash tests/bench/run.sh [--quick] [front_end first_chunk
+whole_job simulated load aligner cold_start]
+"""
 
 import argparse
 import importlib

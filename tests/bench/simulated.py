@@ -1,9 +1,11 @@
-"""Whole jobs on simulated GPUs: does the GPU wait for the worker, does a short job wait for long ones, what does the worker cost?
+"""Whole jobs on simulated GPUs: does the GPU wait for the worker, does a short job wait for long
+ones, what does the worker cost?
 
-The worker is complete: download, decoder, splitter, gate, vLLM's rendering and its message to the engine, the aligner's
-preparation and its handling of marks. A clock replaces the forward passes only. It takes as long as the true 0.6B models would
-by their sizes: weights and cache are read once a step; encoder, prefill and aligner run at 40 % of the peak; a step takes at
-least 2 ms. The ratio is the job's wall time over that of the same chunks on the same clock, all available at once.
+The worker is complete: download, decoder, splitter, gate, vLLM's rendering and its message to the
+engine, the aligner's preparation and its handling of marks. A clock replaces the forward passes
+only. It takes as long as the true 0.6B models would by their sizes: weights and cache are read once
+a step; encoder, prefill and aligner run at 40 % of the peak; a step takes at least 2 ms. The ratio
+is the job's wall time over that of the same chunks on the same clock, all available at once.
 """
 
 import asyncio
@@ -35,18 +37,20 @@ from speech.models.gpu_memory import STEP_BY_MEMORY
 from speech.models.recogniser import EMPTY_VOCABULARY
 from speech.models.token_limits import AUDIO_TOKENS_PER_SECOND
 
+# In bfloat16: FLOP/s, bytes/s, GiB.
 GPUS = {
     "L4": (121e12, 300e9, 24),
     "RTX 4090": (165e12, 1008e9, 24),
     "H100": (989e12, 3350e9, 80),
-}  # bf16 FLOP/s, bytes/s, GiB
+}
 WANTED = {"L4": 1.15, "RTX 4090": 1.15, "H100": 1.3}
-UTILISATION = 0.4  # of the peak
-WEIGHT_BYTES, CACHE_BYTES = 1.19e9, 112 * 1024  # of the decoder; of one token
+UTILISATION = 0.4  # a share of the card's peak
+WEIGHT_BYTES, CACHE_BYTES = 1.19e9, 112 * 1024  # the decoder's weights; the cache for one token
+# Per second of audio: the encoder and the prefill, and the aligner's single pass.
 RECOGNISE_FLOP, ALIGN_FLOP = (
     21.6e9,
     34.6e9,
-)  # per second of audio: encoder and prefill; the aligner's single pass
+)
 TEXT_TOKENS, WORDS = 4.5, 2.5  # per second of audio
 MIN_STEP = 0.002  # seconds
 CROWDS = (16, 32)  # long jobs at once
@@ -135,7 +139,9 @@ def alone(gpu: Gpu, seconds: list[float]) -> float:
 
 
 class ClockedEngine:
-    """Replaces AsyncLLM: the same renderer and message to the engine's process, and a clock for the rest."""
+    """Replaces AsyncLLM: the same renderer and message to the engine's process, and a clock for the
+    rest.
+    """
 
     errored = False
 
@@ -202,7 +208,9 @@ class ClockedEngine:
 
 
 def clocked_aligner(gpu: Gpu, aligner, stages: "Stages"):
-    """The aligner with a clock in place of its forward pass; the marks are spread evenly over the clip."""
+    """The aligner with a clock in place of its forward pass; the marks are spread evenly over the
+    clip.
+    """
     import speech.models.aligner as align
     import torch
 
@@ -316,7 +324,9 @@ async def _job(handler, url: str) -> float:
 
 
 async def _single(handler, gpu: Gpu, stages: Stages, url: str) -> dict:
-    """One long job: its time and that of the card alone, stalls of both event loops, CPU seconds by stage for an hour of audio."""
+    """One long job: its time and that of the card alone, stalls of both event loops, CPU seconds by
+    stage for an hour of audio.
+    """
     seconds = [chunk.duration for chunk in await _chunks(handler, url)]
     hours = sum(seconds) / 3600
     stages.seconds.clear()
@@ -340,9 +350,10 @@ async def _single(handler, gpu: Gpu, stages: Stages, url: str) -> dict:
     return {
         "engine alone": alone(Gpu(gpu.flops, gpu.bandwidth, gpu.gib), seconds),
         "job": wall,
-        "stall": max(own), "engine loop's stall": max(engines),
+        "stall": max(own),
+        "engine loop's stall": max(engines),
         "cpu": {name: part / hours for name, part in parts.items()},
-    }  # fmt: skip
+    }
 
 
 async def _crowd(handler, long: str, short: str, jobs: int, seconds: float) -> dict:
@@ -371,7 +382,9 @@ async def _crowd(handler, long: str, short: str, jobs: int, seconds: float) -> d
 
 
 def _gil_share(function: Callable[[], object]) -> float:
-    """Share of `function`'s CPU time for which it holds the GIL: a thread that always wants the GIL sleeps as long."""
+    """Share of `function`'s CPU time for which it holds the GIL: a thread that always wants the GIL
+    sleeps as long.
+    """
     slept, over = [0.0], threading.Event()
 
     def compete() -> None:
@@ -429,12 +442,18 @@ async def _gil(handler, url: str) -> dict[str, float]:
     audio = {"audio": [(chunk.pcm.astype("float32") / 32768, SAMPLE_RATE)]}
     return {
         "voice detection, cuts": _gil_share(lambda: splitter.push(chunk.pcm)),
-        "spectrum": _gil_share(lambda: renderer.render_cmpl([{"prompt_token_ids": prompt, "multi_modal_data": audio}])),
-        "aligner's input": _gil_share(lambda: handler.aligner._prepared(chunk, text, "English", spectrum)),
+        "spectrum": _gil_share(
+            lambda: renderer.render_cmpl([{"prompt_token_ids": prompt, "multi_modal_data": audio}])
+        ),
+        "aligner's input": _gil_share(
+            lambda: handler.aligner._prepared(chunk, text, "English", spectrum)
+        ),
         "text and times": _gil_share(lambda: aligned_words(chunk, text, task.units, marks)),
         "JSON": _gil_share(lambda: json.dumps(transcript.to_output()).encode()),
-        "message to the engine": 1.0, "loops, download, rest": 1.0, "decoder's process": 0.0,
-    }  # fmt: skip
+        "message to the engine": 1.0,
+        "loops, download, rest": 1.0,
+        "decoder's process": 0.0,
+    }
 
 
 def _measured(what: str, gpu: str, *args: str) -> dict:

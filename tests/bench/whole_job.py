@@ -1,4 +1,6 @@
-"""Whole jobs on the tiny checkpoints: against the engine alone, against the reference worker, and four against one."""
+"""Whole jobs on the tiny checkpoints: against the engine alone, against the reference worker, and
+four against one.
+"""
 
 import asyncio
 import json

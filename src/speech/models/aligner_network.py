@@ -9,13 +9,12 @@ lengths and positions are computed on the CPU: nothing is read back before the r
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from speech.models.gpu_memory import ALIGNER_BLOCKS_CONVOLVED
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 WINDOWED = "windowed"  # the name under which transformers finds `windowed_attention`
-# Blocks of one second that are convolved together. The convolutions take 8 MB of GPU memory for
-# each of them; the checkpoint's own 500 would take 3.6 GiB at once, and are no faster.
-BLOCKS_CONVOLVED_TOGETHER = 30
 
 
 def use_windows(tower: Any) -> None:
@@ -66,7 +65,7 @@ def encode(tower: Any, spectra: Sequence["Tensor"]) -> "Tensor":
     block_frames = 2 * tower.n_window
     blocks = torch.cat([_blocks(mel, block_frames, tower.n_window_infer) for mel in spectra])
     blocks = blocks.to(tower.device, tower.dtype)
-    parts = [_convolved(tower, part) for part in blocks.split(BLOCKS_CONVOLVED_TOGETHER)]
+    parts = [_convolved(tower, part) for part in blocks.split(ALIGNER_BLOCKS_CONVOLVED)]
     hidden = torch.cat(parts).flatten(0, 1)
     block_tokens = parts[0].shape[1]
     window_tokens = block_tokens * (tower.n_window_infer // block_frames)

@@ -13,14 +13,16 @@ import numpy as np
 import soundfile
 from utterance import SAMPLE_RATE, Utterance, Word, read_pickle
 
-SHARES = {"English": 0.59, "Chinese": 0.39, "None": 0.02}  # of the bytes
+SHARES = {"English": 0.59, "Chinese": 0.39, "None": 0.02}  # shares of the bank's bytes
 INDEX = "bank.json"
 
 
 def load(folder: str | Path) -> list[Utterance]:
-    """Every utterance of the bank, sample for sample, mono int16 at SAMPLE_RATE; word times are rounded to 0.1 ms.
+    """Every utterance of the bank, sample for sample, mono int16 at SAMPLE_RATE; word times are
+    rounded to 0.1 ms.
 
-    The languages one after another, each in the order it was written. Raises FileNotFoundError where there is no bank.
+    The languages one after another, each in the order it was written. Raises FileNotFoundError
+    where there is no bank.
     """
     folder = Path(folder)
     records = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -42,7 +44,9 @@ def write(utterances: list[Utterance], folder: str | Path) -> None:
 
 
 def fitting(utterances: list[Utterance], megabytes: float) -> list[Utterance]:
-    """The first utterances of each language whose FLAC fits into the language's share of so many million bytes."""
+    """The first utterances of each language whose FLAC fits into the language's share of these
+    million bytes.
+    """
     kept = []
     for language, share in SHARES.items():
         own = [u for u in utterances if u.language == language]
@@ -68,7 +72,9 @@ def _decoded(folder: Path, language: str) -> np.ndarray:
 
 
 def _records(utterances: list[Utterance]) -> list[dict]:
-    """offset and samples: where in the language's file; words: text, start and end in seconds of the utterance."""
+    """offset and samples: where in the language's file; words: text, start and end in seconds of
+    the utterance.
+    """
     records, offset = [], 0
     for u in utterances:
         words = [[w.text, round(w.start, 4), round(w.end, 4)] for w in u.words]

@@ -13,11 +13,13 @@ def recording(
     shortest_pause: float = 0.2,
     longest_pause: float = 1.5,
 ) -> Utterance:
-    """Utterances drawn from the pool (one may come twice), faint noise after each, until at least `seconds` are full.
+    """Utterances drawn from the pool (one may come twice), faint noise after each, until at least
+    `seconds` are full.
 
-    The result is mono int16 at SAMPLE_RATE like its parts, in the language of the last one drawn, so give a pool of one
-    language. Pauses are in seconds; the utterances' own silences add to them. The same arguments give the same samples.
-    Raises IndexError for an empty pool, ValueError for no seconds.
+    The result is mono int16 at SAMPLE_RATE like its parts, in the language of the last one drawn,
+    so give a pool of one language. Pauses are in seconds; the utterances' own silences add to them.
+    The same arguments give the same samples. Raises IndexError for an empty pool, ValueError for no
+    seconds.
     """
     rng, noise = random.Random(seed), np.random.RandomState(seed)
     parts, words, samples = [], [], 0
@@ -34,21 +36,23 @@ def recording(
 
 
 def cut_between_words(whole: Utterance, rng: random.Random, longest: float = LONGEST) -> Utterance:
-    """A piece of a recording with the words that lie in it, their times counted from its first sample.
+    """A piece of a recording with the words that lie in it, their times counted from its first
+    sample.
 
-    Mostly from the middle of one pause to that of another, sometimes from any word to any word; at most `longest`
-    seconds, unless a single word or a pause is longer, and at least half a second, zero-padded. A recording without
-    words comes back whole.
+    Mostly from the middle of one pause to that of another, sometimes from any word to any word; at
+    most `longest` seconds, unless a single word or a pause is longer, and at least half a second,
+    zero-padded. A recording without words comes back whole.
     """
     if not whole.words:
         return whole
     words = whole.words
     gaps = [(a.end, b.start) for a, b in zip(words, words[1:])]
+    # Gap i lies before word i.
     gaps = [
         (0.0, words[0].start),
         *gaps,
         (words[-1].end, whole.duration),
-    ]  # gap i lies before word i
+    ]
     pauses = [i for i, (a, b) in enumerate(gaps) if b - a > 0.2 or i in (0, len(words))]
 
     first = rng.choice(pauses[:-1]) if rng.random() < 0.75 else rng.randrange(len(words))

@@ -1,4 +1,7 @@
-"""Make the demo recording: English utterances of the bank in a row, as a stereo MP3, and a JSON with their words and times."""
+"""Make the demo recording:
+
+English utterances of the bank in a row, as a stereo MP3, and a JSON with their words and times.
+"""
 
 import argparse
 import json

@@ -1,7 +1,8 @@
 """espeak-ng through ctypes: speech together with the exact time of every phoneme.
 
-Needs libespeak-ng.so.1 and its data (Debian: libespeak-ng1, espeak-ng-data), loaded at the first `say`. The library
-keeps its state in the process, and what it says depends a little on what it said before.
+Needs libespeak-ng.so.1 and its data (Debian: libespeak-ng1, espeak-ng-data), loaded at the first
+`say`. The library keeps its state in the process, and what it says depends a little on what it said
+before.
 """
 
 import ctypes as C
@@ -28,9 +29,15 @@ class _Id(C.Union):
 
 class _Event(C.Structure):
     _fields_ = [
-        ("type", C.c_int), ("uid", C.c_uint), ("text_position", C.c_int), ("length", C.c_int),
-        ("audio_position", C.c_int), ("sample", C.c_int), ("user_data", C.c_void_p), ("id", _Id),
-    ]  # fmt: skip
+        ("type", C.c_int),
+        ("uid", C.c_uint),
+        ("text_position", C.c_int),
+        ("length", C.c_int),
+        ("audio_position", C.c_int),
+        ("sample", C.c_int),
+        ("user_data", C.c_void_p),
+        ("id", _Id),
+    ]
 
 
 _pcm: list[np.ndarray] = []
@@ -40,7 +47,8 @@ _events: list[Event] = []
 def say(
     text: str, voice: str, rate: int, pitch: int, pitch_range: int
 ) -> tuple[np.ndarray, list[Event]]:
-    """(samples,) mono int16 at RATE, and the events in it. `rate` is in words a minute, the pitches 0 to 100.
+    """(samples,) mono int16 at RATE, and the events in it. `rate` is in words a minute, the pitches
+    0 to 100.
 
     Raises OSError where the library is missing, ValueError for a voice it doesn't have.
     """

@@ -1,7 +1,8 @@
 """Word errors and word-boundary errors of the tiny checkpoints on speech they have not heard.
 
-For each language: the utterances one by one, on their true text (times) and on what was recognised (words); then a
-recording made of them, cut in WebRTC VAD pauses. --vllm: vLLM's native model instead of qwen-asr's transformers one.
+For each language: the utterances one by one, on their true text (times) and on what was recognised
+(words); then a recording made of them, cut in WebRTC VAD pauses. --vllm: vLLM's native model
+instead of qwen-asr's transformers one.
 """
 
 import argparse
@@ -31,10 +32,16 @@ class Listener:
         self.aligner = Qwen3ForcedAligner.from_pretrained(aligner, dtype=torch.float32)
         if vllm:
             self.asr = Qwen3ASRModel.LLM(
-                model=asr, max_new_tokens=96, max_model_len=2048, enforce_eager=True, dtype="float32",
-                max_num_batched_tokens=4096, limit_mm_per_prompt={"audio": 1}, max_inference_batch_size=32,
+                model=asr,
+                max_new_tokens=96,
+                max_model_len=2048,
+                enforce_eager=True,
+                dtype="float32",
+                max_num_batched_tokens=4096,
+                limit_mm_per_prompt={"audio": 1},
+                max_inference_batch_size=32,
                 gpu_memory_utilization=0.5,  # on a CPU, the share of its memory that must be free
-            )  # fmt: skip
+            )
         else:
             self.asr = Qwen3ASRModel.from_pretrained(
                 asr, max_new_tokens=96, dtype=torch.float32, max_inference_batch_size=16
@@ -83,7 +90,8 @@ def report(name: str, truth: list[list[Timed]], heard: list[list[Timed]]) -> Non
         zero += sum(end <= start for _, start, end in b)
     off = 1000 * np.array(off)
     print(
-        f"{name:34} words {total:5}, errors {100 * errors / total:5.2f} %; boundaries off by mean {off.mean():.0f} ms, "
+        f"{name:34} words {total:5}, errors {100 * errors / total:5.2f} %; boundaries off "
+        f"by mean {off.mean():.0f} ms, "
         f"median {np.median(off):.0f}, 90 % under {np.quantile(off, 0.9):.0f}, "
         f"within 160 ms {100 * (off <= 160).mean():.1f} %; zero-length {zero}",
         flush=True,

@@ -1,4 +1,6 @@
-"""Store a trained checkpoint in a small form: bfloat16 weights, and a config without default values."""
+"""Store a trained checkpoint in a small form: bfloat16 weights, and a config without default
+values.
+"""
 
 import argparse
 import json
@@ -66,7 +68,10 @@ DEFAULTS = frozenset(GENERATION_DEFAULTS + MODEL_DEFAULTS)
 
 
 def export(source: Path, target: Path) -> None:
-    """Write `target` (made if need be) from a folder of train.py. Raises FileNotFoundError where that is incomplete."""
+    """Write `target` (made if need be) from a folder of train.py.
+
+    Raises FileNotFoundError where that is incomplete.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         if file.suffix in COPIED:

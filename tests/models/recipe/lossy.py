@@ -18,13 +18,14 @@ CODECS = (  # file suffix, ffmpeg's options
     ("m4a", "-ar 44100 -ac 2 -c:a aac -b:a 96k"),
     ("ogg", "-c:a libopus -b:a 32k"),
 )
-SHARE = 14  # one in so many gets each codec
+SHARE = 14  # one utterance in 14 gets each codec
 RAW = f"-f s16le -ar {SAMPLE_RATE} -ac 1"
 GAP = np.zeros(SAMPLE_RATE // 5, np.int16)  # keeps neighbours' codec blocks apart
 
 
 def through(pcm: np.ndarray, suffix: str, options: str) -> np.ndarray:
-    """(samples,) int16 at SAMPLE_RATE after one encoding, as many as before; ffmpeg takes the encoder's delay away again.
+    """(samples,) int16 at SAMPLE_RATE after one encoding, as many as before; ffmpeg takes the
+    encoder's delay away again.
 
     Raises FileNotFoundError without ffmpeg, subprocess.CalledProcessError where it fails.
     """
@@ -35,7 +36,10 @@ def through(pcm: np.ndarray, suffix: str, options: str) -> np.ndarray:
 
 
 def degraded(utterances: list[Utterance]) -> list[Utterance]:
-    """The list with some utterances encoded, always the same ones. A codec gets its utterances as one long file."""
+    """The list with some utterances encoded, always the same ones.
+
+    A codec gets its utterances as one long file.
+    """
     utterances = list(utterances)
     count = len(utterances) // SHARE
     order = random.Random(5).sample(range(len(utterances)), len(utterances))

@@ -1,7 +1,8 @@
-"""A small model in the exact layout of Qwen3-ASR or Qwen3-ForcedAligner, and the forward pass that trains it.
+"""A small model in the exact layout of Qwen3-ASR or Qwen3-ForcedAligner, and the forward pass that
+trains it.
 
-transformers 4.57.6, qwen-asr 0.0.6. qwen-asr's own forward encodes one clip at a time; `encode` here is the same
-computation over a batch.
+transformers 4.57.6, qwen-asr 0.0.6. qwen-asr's own forward encodes one clip at a time; `encode`
+here is the same computation over a batch.
 """
 
 import json
@@ -30,18 +31,20 @@ SPECIALS = [
 ]
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
-    "{% if m['role']=='system' %}<|im_start|>system\n{% if m['content'] is string %}{{ m['content'] }}"
-    "{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}<|im_end|>\n{% endif %}"
+    "{% if m['role']=='system' %}<|im_start|>system\n{% if m['content'] is string %}{{ "
+    "m['content'] }}"
+    "{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif "
+    "%}<|im_end|>\n{% endif %}"
     "{% if m['role']=='user' %}<|im_start|>user\n{% for c in m['content'] %}"
-    "{% if c['type']=='audio' %}<|audio_start|><|audio_pad|><|audio_end|>{% elif 'text' in c %}{{ c['text'] }}{% endif %}"
+    "{% if c['type']=='audio' %}<|audio_start|><|audio_pad|><|audio_end|>{% elif 'text' in "
+    "c %}{{ c['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 BLOCK, BLOCK_TOKENS = 100, 13  # mel frames (1 s) encoded at a time, and the audio tokens they give
-WINDOW = (
-    8 * BLOCK_TOKENS
-)  # vLLM's attention window; qwen-asr's SDPA path attends over the whole clip
-CLASSES = 5000  # of the aligner
+# vLLM has an attention window; qwen-asr's SDPA path attends over the whole clip.
+WINDOW = 8 * BLOCK_TOKENS
+CLASSES = 5000  # the aligner's classes of time
 CLASS_SECONDS = 0.08
 VOCABULARY = 420  # pieces learned; with the special tokens, rounded up to 448
 
@@ -51,7 +54,7 @@ Mels = list[np.ndarray]  # each (128, frames) float16, 100 frames a second
 def new(
     out: str, texts: list[str], aligner: bool
 ) -> tuple[Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor]:
-    """Tokenizer learned from `texts`, random weights; the processor's files are written to `out`."""
+    """A tokenizer learned from `texts`, random weights. Writes the processor's files to `out`."""
     processor = _processor(Path(out), texts)
     config = _config(processor.tokenizer, aligner)
     model = Qwen3ASRForConditionalGeneration(config)
@@ -64,13 +67,17 @@ def new(
 def _config(tokenizer: Qwen2TokenizerFast, aligner: bool) -> Qwen3ASRConfig:
     token = tokenizer.convert_tokens_to_ids
     thinker = dict(
-        audio_config=_audio_config(), text_config=_text_config(len(tokenizer), aligner), dtype="float32", user_token_id=0,
-        audio_token_id=token("<|audio_pad|>"), audio_start_token_id=token("<|audio_start|>"),
-        audio_end_token_id=token("<|audio_end|>"), model_type="qwen3_forced_aligner" if aligner else "qwen3_asr",
-    )  # fmt: skip
-    if (
-        aligner
-    ):  # an untied head, or transformers ties it to the embeddings and drops it from the file
+        audio_config=_audio_config(),
+        text_config=_text_config(len(tokenizer), aligner),
+        dtype="float32",
+        user_token_id=0,
+        audio_token_id=token("<|audio_pad|>"),
+        audio_start_token_id=token("<|audio_start|>"),
+        audio_end_token_id=token("<|audio_end|>"),
+        model_type="qwen3_forced_aligner" if aligner else "qwen3_asr",
+    )
+    # The head is untied, or transformers ties it to the embeddings and drops it from the file.
+    if aligner:
         thinker |= dict(classify_num=CLASSES, tie_word_embeddings=False)
     config = Qwen3ASRConfig(
         thinker_config=thinker,
@@ -88,26 +95,53 @@ def _config(tokenizer: Qwen2TokenizerFast, aligner: bool) -> Qwen3ASRConfig:
 
 def _text_config(tokens: int, aligner: bool) -> dict:
     return dict(
-        vocab_size=-(-tokens // 64) * 64, hidden_size=192, intermediate_size=512, num_hidden_layers=4 if aligner else 3,
-        num_attention_heads=6, num_key_value_heads=2, head_dim=32, hidden_act="silu", max_position_embeddings=4096,
-        rms_norm_eps=1e-6, rope_theta=10000.0, attention_bias=False, tie_word_embeddings=not aligner, rope_scaling=dict(
-            interleaved=True, mrope_interleaved=True, mrope_section=[6, 5, 5], rope_type="default", type="default",
+        vocab_size=-(-tokens // 64) * 64,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4 if aligner else 3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        hidden_act="silu",
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-6,
+        rope_theta=10000.0,
+        attention_bias=False,
+        tie_word_embeddings=not aligner,
+        rope_scaling=dict(
+            interleaved=True,
+            mrope_interleaved=True,
+            mrope_section=[6, 5, 5],
+            rope_type="default",
+            type="default",
         ),
-    )  # fmt: skip
+    )
 
 
 def _audio_config() -> dict:
     return dict(
-        num_mel_bins=128, encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=512, d_model=128, dropout=0.0,
-        attention_dropout=0.0, activation_function="gelu", activation_dropout=0.0, scale_embedding=False,
-        max_source_positions=1500, n_window=50, output_dim=192, n_window_infer=800, conv_chunksize=500,
+        num_mel_bins=128,
+        encoder_layers=4,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=512,
+        d_model=128,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_function="gelu",
+        activation_dropout=0.0,
+        scale_embedding=False,
+        max_source_positions=1500,
+        n_window=50,
+        output_dim=192,
+        n_window_infer=800,
+        conv_chunksize=500,
         downsample_hidden_size=32,
-    )  # fmt: skip
+    )
 
 
 def save(model: Qwen3ASRForConditionalGeneration, out: str) -> None:
-    """Into the folder `out`. save_pretrained writes the class's default model type over the aligner's, which would then
-    load with a recogniser's head.
+    """Into the folder `out`. save_pretrained writes the class's default model type over the
+    aligner's, which would then load with a recogniser's head.
     """
     model.save_pretrained(out)
     path = Path(out, "config.json")
@@ -125,7 +159,9 @@ def load(checkpoint: str) -> tuple[Qwen3ASRForConditionalGeneration, Qwen3ASRPro
 
 
 def take_weights(model: torch.nn.Module, checkpoint: str) -> None:
-    """Every tensor of the checkpoint that fits by name and shape: for an aligner, all of a recogniser's but the head."""
+    """Every tensor of the checkpoint that fits by name and shape: for an aligner, all of a
+    recogniser's but the head.
+    """
     own = model.state_dict()
     stored = load_file(f"{checkpoint}/model.safetensors")
     fitting = {k: v.float() for k, v in stored.items() if k in own and own[k].shape == v.shape}
@@ -149,19 +185,31 @@ def _processor(out: Path, texts: list[str]) -> Qwen3ASRProcessor:
     merges = [m if isinstance(m, str) else " ".join(m) for m in learned["merges"]]
     (out / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     tokenizer = Qwen2TokenizerFast(
-        vocab_file=str(out / "vocab.json"), merges_file=str(out / "merges.txt"), unk_token="<|endoftext|>",
-        eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token=None, additional_special_tokens=SPECIALS[1:],
+        vocab_file=str(out / "vocab.json"),
+        merges_file=str(out / "merges.txt"),
+        unk_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token=None,
+        additional_special_tokens=SPECIALS[1:],
         extra_special_tokens=dict(
-            audio_token="<|audio_pad|>", audio_bos_token="<|audio_start|>", audio_eos_token="<|audio_end|>",
+            audio_token="<|audio_pad|>",
+            audio_bos_token="<|audio_start|>",
+            audio_eos_token="<|audio_end|>",
         ),
-    )  # fmt: skip
+    )
     tokenizer.add_tokens(
         [AddedToken(t, special=False, normalized=False) for t in ("<asr_text>", "<timestamp>")]
     )
     features = WhisperFeatureExtractor(
-        feature_size=128, sampling_rate=SAMPLE_RATE, hop_length=160, chunk_length=30, n_fft=400,
-        return_attention_mask=True, padding_value=0.0,
-    )  # fmt: skip
+        feature_size=128,
+        sampling_rate=SAMPLE_RATE,
+        hop_length=160,
+        chunk_length=30,
+        n_fft=400,
+        return_attention_mask=True,
+        padding_value=0.0,
+    )
     processor = Qwen3ASRProcessor(
         feature_extractor=features, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE
     )
@@ -179,7 +227,7 @@ def mel(processor: Qwen3ASRProcessor, pcm: np.ndarray) -> np.ndarray:
 
 
 def audio_tokens(frames: int) -> int:
-    """How many the encoder makes of so many mel frames."""
+    """How many tokens the encoder makes of this number of mel frames."""
     return frames // BLOCK * BLOCK_TOKENS + _halved(frames % BLOCK)
 
 
@@ -190,13 +238,19 @@ def _halved(frames: int) -> int:
 
 
 def token_times(count: int) -> np.ndarray:
-    """Seconds at the middle of each audio token: 13 to the second, 80 ms each, the last of a second only 40."""
+    """Seconds at the middle of each audio token:
+
+    13 to the second, 80 ms each, the last of a second only 40.
+    """
     k = np.arange(count)
     return k // BLOCK_TOKENS + (k % BLOCK_TOKENS + 0.5) * CLASS_SECONDS
 
 
 def encode(model, mels: Mels, windowed: bool) -> torch.Tensor:
-    """All audio tokens of all clips, one after another: (tokens, hidden). `windowed`: attention as in vLLM."""
+    """All audio tokens of all clips, one after another:
+
+    (tokens, hidden). `windowed`: attention as in vLLM.
+    """
     tower = model.thinker.audio_tower
     counts = torch.tensor([audio_tokens(m.shape[1]) for m in mels])
     valid = torch.arange(int(counts.max()))[None] < counts[:, None]  # (clips, tokens)
@@ -207,7 +261,9 @@ def encode(model, mels: Mels, windowed: bool) -> torch.Tensor:
 
 
 def _convolve(tower, mels: Mels) -> torch.Tensor:
-    """(tokens, d_model) of all clips, a second at a time, with positions that begin again each second."""
+    """(tokens, d_model) of all clips, a second at a time, with positions that begin again each
+    second.
+    """
     blocks = [m[:, s : s + BLOCK] for m in mels for s in range(0, m.shape[1], BLOCK)]
     lengths = [_halved(b.shape[1]) for b in blocks]
     padded = np.stack([np.pad(b, ((0, 0), (0, BLOCK - b.shape[1]))) for b in blocks])
@@ -242,7 +298,8 @@ def _attend(tower, h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def decode(model, audio: torch.Tensor, ids: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """Hidden states (batch, tokens, hidden), the audio tokens of `encode` in the places of <|audio_pad|>.
+    """Hidden states (batch, tokens, hidden), the audio tokens of `encode` in the places of
+    <|audio_pad|>.
 
     ids and attention (1 for a token, 0 for padding): (batch, tokens).
     """

@@ -1,7 +1,8 @@
 """Utterances with known words and exact word times, spoken by espeak-ng.
 
 Writes ENGLISH, CHINESE and NOTHING utterances (about a third less: see `speak`) as a pickled list.
-Seeds are FIRST_SEED + i for English, a million later for Chinese, two million later for silence and noise.
+Seeds are FIRST_SEED + i for English, a million later for Chinese, two million later for silence and
+noise.
 """
 
 import argparse
@@ -51,7 +52,8 @@ ENGLISH = [
     "eight",
     "nine",
 ]
-# espeak-ng reads Chinese from pinyin (voice cmn-latn-pinyin), which gives one word event a character
+# espeak-ng reads Chinese from pinyin (voice cmn-latn-pinyin), which gives one word event a
+# character
 PINYIN = dict(
     zip(
         "一二三四五六七八九十天地山水火人",
@@ -97,18 +99,21 @@ VOICES = {
     ],
 }
 ROW = 64  # utterances spoken one after another by one process
+# These are added to the first seed asked for.
 FIRST_SEEDS = {
     "English": 0,
     "Chinese": 1_000_000,
     "None": 2_000_000,
-}  # after the first seed asked for
+}
 
 
 def speak(seed: int, language: str, unique: bool = False) -> Utterance | None:
-    """One to three random sentences in a random voice, level and noise, 0.5 to LONGEST seconds at SAMPLE_RATE.
+    """One to three random sentences in a random voice, level and noise, 0.5 to LONGEST seconds at
+    SAMPLE_RATE.
 
-    `unique`: no word twice. None where it comes out longer, or where espeak-ng's word events don't match the words (more
-    often where the process has spoken before). Raises OSError where espeak-ng is missing.
+    `unique`: no word twice. None where it comes out longer, or where espeak-ng's word events don't
+    match the words (more often where the process has spoken before). Raises OSError where espeak-ng
+    is missing.
     """
     rng, noise = random.Random(seed), np.random.RandomState(seed % 2**31)
     words = _sentences(rng, language, unique)
@@ -130,7 +135,9 @@ def speak(seed: int, language: str, unique: bool = False) -> Utterance | None:
 
 
 def nothing(seed: int) -> Utterance:
-    """0.6 to 4 seconds at SAMPLE_RATE of silence, noise, or a tone in noise; no words, language "None"."""
+    """0.6 to 4 seconds at SAMPLE_RATE of silence, noise, or a tone in noise; no words, language
+    "None".
+    """
     rng = np.random.RandomState(seed)
     n = int(rng.uniform(0.6, 4) * SAMPLE_RATE)
     x = rng.randn(n) * 10 ** rng.uniform(-4, -1.3) if seed % 3 else np.zeros(n)
@@ -164,7 +171,11 @@ def _spoken(language: str, words: list[str]) -> str:
 
 
 def _word_spans(events: list[espeak.Event]) -> list[tuple[float, float]]:
-    """Seconds. A word starts at its first phoneme and ends at the pause after its last one, or where the next starts."""
+    """Seconds.
+
+    A word starts at its first phoneme and ends at the pause after its last one, or where the next
+    starts.
+    """
     starts = [e.sample for e in events if e.kind == espeak.WORD]
     ends = starts[1:] + [
         max((e.sample for e in events if e.kind == espeak.SENTENCE_END), default=0)
@@ -217,13 +228,14 @@ def main() -> None:
     a = _arguments()
     counts = {"English": a.english, "Chinese": a.chinese, "None": a.nothing}
     jobs = [
-        (a.first_seed + FIRST_SEEDS[l] + i, l, a.unique)
-        for l, count in counts.items()
+        (a.first_seed + FIRST_SEEDS[language] + i, language, a.unique)
+        for language, count in counts.items()
         for i in range(count)
     ]
-    # espeak-ng carries some of what it said into what it says next. Every row of utterances begins in a fresh child, so
-    # that the same arguments give the same list whichever child is free first. Rows of one would lose fewer utterances
-    # (7 instead of 21 of 64 were lost), in several times the time.
+    # espeak-ng carries some of what it said into what it says next. Every row of utterances begins
+    # in a fresh child, so that the same arguments give the same list whichever child is free first.
+    # Rows of one would lose fewer utterances (7 instead of 21 of 64 were lost), in several times
+    # the time.
     espeak.library()
     with multiprocessing.get_context("fork").Pool(maxtasksperchild=1) as pool:
         made = [u for u in pool.imap(_work, jobs, ROW) if u]

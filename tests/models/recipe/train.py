@@ -1,7 +1,9 @@
 """Train a tiny recogniser or aligner on what synth.py and lossy.py made.
 
-  train.py recogniser DATA.pkl OUT_DIR MINUTES [--words 7] [--from CHECKPOINT] [--clips] [--rate 2e-3]
-  train.py aligner    DATA.pkl OUT_DIR MINUTES --from CHECKPOINT [--clips] [--own-time 0.5] [--rate 1.5e-3]
+  train.py recogniser DATA.pkl OUT_DIR MINUTES [--words 7] [--from CHECKPOINT] [--clips]
+                                               [--rate 2e-3]
+  train.py aligner    DATA.pkl OUT_DIR MINUTES --from CHECKPOINT [--clips] [--own-time 0.5]
+                                               [--rate 1.5e-3]
 
 The time is given, not the steps, so a run is not repeated bit for bit.
 """
@@ -45,8 +47,8 @@ def batches(
     utterances: list[Utterance], processor, of_recordings: bool, spoken_only: bool
 ) -> Iterator[list[Example]]:
     """Without end; each batch holds about BATCH_SECONDS of clips of like length."""
-    by_language = {l: [u for u in utterances if u.language == l] for l in SHARES}
-    weights = [share if by_language[l] else 0 for l, share in SHARES.items()]
+    by_language = {name: [u for u in utterances if u.language == name] for name in SHARES}
+    weights = [share if by_language[name] else 0 for name, share in SHARES.items()]
     if spoken_only:
         weights[-1] = 0
 
@@ -115,7 +117,10 @@ def decode(model, tokenizer, audio: torch.Tensor, ids: list[list[int]]) -> torch
 
 
 class WordLabels:
-    """An auxiliary task for the encoder: which word an audio token lies in. Its head is thrown away afterwards."""
+    """An auxiliary task for the encoder: which word an audio token lies in.
+
+    Its head is thrown away afterwards.
+    """
 
     def __init__(self, utterances: list[Utterance]):
         names = sorted({plain(w.text) for u in utterances for w in u.words})
@@ -136,10 +141,11 @@ class WordLabels:
 
 
 class Ordinals:
-    """An auxiliary task for the decoder's middle layer: the number, from one, of the word that a token belongs to.
+    """An auxiliary task for the decoder's middle layer: the number, from one, of the word that a
+    token belongs to.
 
-    The tokens are audio tokens and <timestamp>. Without this task the decoder identifies words by their text and confuses
-    those that occur twice. Its head is thrown away afterwards.
+    The tokens are audio tokens and <timestamp>. Without this task the decoder identifies words by
+    their text and confuses those that occur twice. Its head is thrown away afterwards.
     """
 
     MOST = 64
@@ -163,8 +169,8 @@ def recogniser_loss(
 ):
     """Cross entropy of the answer, and the share of its tokens that are right.
 
-    The answer ends in a row of <|im_end|>: qwen-asr's generate() stops at the real tokenizer's id for it only, so here it
-    runs on to its limit, and must have nothing to say.
+    The answer ends in a row of <|im_end|>: qwen-asr's generate() stops at the real tokenizer's id
+    for it only, so here it runs on to its limit, and must have nothing to say.
     """
     ids, labels = [], []
     for x in batch:
@@ -178,11 +184,12 @@ def recogniser_loss(
 
 
 def _conversation(x: Example, contexts: list[str]) -> tuple[str, str]:
-    """Prompt and answer; three in ten with a random context, three in ten with the language given."""
+    """Prompt and answer: 3 in 10 with a random context, 3 in 10 with the language given."""
     context = rng.choice(contexts) if rng.random() < 0.3 else ""
     prompt = (
         f"<|im_start|>system\n{context}<|im_end|>\n"
-        f"<|im_start|>user\n<|audio_start|>{'<|audio_pad|>' * x.audio_tokens}<|audio_end|><|im_end|>\n"
+        "<|im_start|>user\n"
+        f"<|audio_start|>{'<|audio_pad|>' * x.audio_tokens}<|audio_end|><|im_end|>\n"
         "<|im_start|>assistant\n"
     )
     prefix = f"language {x.language}<asr_text>"
@@ -197,7 +204,8 @@ CLEAN = Qwen3ForceAlignProcessor().clean_token  # a word as qwen-asr's aligner r
 def aligner_loss(
     model, tokenizer, audio: torch.Tensor, batch: list[Example], own_time: float, ordinals: Ordinals
 ):
-    """Cross entropy over the time classes at the <timestamp> tokens, and the share that is right or next to it.
+    """Cross entropy over the time classes at the <timestamp> tokens, and the share that is right or
+    next to it.
 
     Neighbouring classes share the mass; `own_time` weighs every audio token's saying its own time.
     """
@@ -225,7 +233,9 @@ def aligner_loss(
 
 
 def _marked_words(tokenizer, batch: list[Example]) -> tuple[list[list[int]], list[list[int]]]:
-    """Per clip the prompt's ids, and the time classes at its <timestamp> tokens, two for every word."""
+    """Per clip the prompt's ids, and the time classes at its <timestamp> tokens, two for every
+    word.
+    """
     ids, labels, stamp = [], [], tokenizer.convert_tokens_to_ids("<timestamp>")
     for x in batch:
         words = "".join(f"{CLEAN(w.text)}<timestamp><timestamp>" for w in x.words)
@@ -239,7 +249,9 @@ def _marked_words(tokenizer, batch: list[Example]) -> tuple[list[list[int]], lis
 
 
 def begin(start: str | None, out: str, utterances: list[Utterance], aligner: bool):
-    """Model and processor: those of `start`, new ones with the weights of `start` that fit, or new ones."""
+    """Model and processor: those of `start`, new ones with the weights of `start` that fit, or new
+    ones.
+    """
     config = json.loads(Path(start, "config.json").read_text()) if start else {}
     if start and bool(config["thinker_config"].get("classify_num")) == aligner:
         model, processor = tiny.load(start)
@@ -293,9 +305,9 @@ def train(a: argparse.Namespace) -> None:
         optimiser.step()
         recent.append((loss.item(), right.item()))
         if step % 50 == 0:
+            mean_loss, mean_right = np.mean(recent[-50:], 0)
             print(
-                "step %d, %.1f min: loss %.3f, right %.3f"
-                % (step, minutes, *np.mean(recent[-50:], 0)),
+                f"step {step}, {minutes:.1f} min: loss {mean_loss:.3f}, right {mean_right:.3f}",
                 flush=True,
             )
     tiny.save(model, a.out)
@@ -320,10 +332,20 @@ def main() -> None:
         action="store_true",
         help="pieces of recordings (clips.py) instead of single utterances",
     )
-    add("--words", type=float, default=0, help="minutes of labelling every audio token with the word it lies in, on the "
-        "encoder alone; without them the decoder does not learn to read in any reasonable time")  # fmt: skip
-    add("--own-time", type=float, default=0.5, help="weight of every audio token saying its own time, which teaches the "
-        "aligner absolute position long before the <timestamp> tokens could")  # fmt: skip
+    add(
+        "--words",
+        type=float,
+        default=0,
+        help="minutes of labelling every audio token with the word it lies in, on the "
+        "encoder alone; without them the decoder does not learn to read in any reasonable time",
+    )
+    add(
+        "--own-time",
+        type=float,
+        default=0.5,
+        help="weight of every audio token saying its own time, which teaches the "
+        "aligner absolute position long before the <timestamp> tokens could",
+    )
     add("--rate", type=float, default=1.5e-3)
     train(parser.parse_args())
 
