@@ -203,8 +203,7 @@ def _living_engine(request) -> None:
 
 def replace_dead_engine(worker: ModuleType) -> None:
     """Load both models anew where the engine's process has ended."""
-    processes_live = all(process.is_alive() for process in worker.asr._processes)
-    if processes_live and not worker.asr.dead:
+    if not worker.asr.dead:
         return
     worker.asr.close()
     worker.aligner.close()

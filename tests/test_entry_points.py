@@ -214,7 +214,7 @@ def test_an_aligner_that_does_not_load_ends_the_engine(monkeypatch):
 
     recogniser = Closing()
     for name, value in {
-        "find_device": lambda _: ("cpu", 0),
+        "find_device": lambda _: None,
         "Recogniser": lambda _: recogniser,
         "Aligner": broken,
     }.items():
