@@ -178,6 +178,21 @@ def test_an_answer_is_parsed_into_its_language_and_its_whole_text(raw, forced, l
     assert parsed(raw, forced) == (language, text)
 
 
+@pytest.mark.parametrize(
+    "answer, language, text",
+    [
+        ("language English<asr_text>Hello, <timestamp>there.", "English", "Hello, there."),
+        ("language English<asr_text><timestamp>", None, ""),
+    ],
+)
+def test_the_tokenizers_own_tokens_are_no_text_text_injected(
+    worker, prompts, answer, language, text
+):
+    prompts((answer, "stop"))
+    heard = transcribe(worker, ENGLISH[0].pcm)
+    assert (heard.language, heard.text) == (language, text)
+
+
 def test_a_chunk_with_under_a_second_of_speech_gets_no_context(worker, prompts):
     watched = prompts()
     asyncio.run(

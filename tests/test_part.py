@@ -316,7 +316,7 @@ def test_failed_spans_of_a_part_have_times_of_the_file_fault_injected(worker, de
         raise TimeoutError
 
     monkeypatch.setattr(Recogniser, "transcribe", never)
-    monkeypatch.setattr(worker.health, "failed", lambda _: asyncio.sleep(0))
+    monkeypatch.setattr(worker.health, "failed", lambda *_, **__: asyncio.sleep(0))
     failed = run(worker, demo, start=27.3, end=31.5)["failed_spans"]
     assert (
         [s["reason"] for s in failed] == ["timeout"]

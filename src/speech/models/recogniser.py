@@ -188,9 +188,11 @@ class Recogniser:
         result, spectrum = await self._generate(chunk, prompt_ids, temperature)
         (output,) = result.outputs
         spoken, text = parsed(output.text, language)
+        # Some of the tokenizer's own tokens, such as <non_speech>, are none that vLLM leaves out.
+        text = without_tokens(self._special_tokens, text).strip()
         return Hypothesis(
             text=text,
-            language=spoken,
+            language=spoken if text else None,
             finish_reason=output.finish_reason,
             num_tokens=len(output.token_ids),
             spectrum=spectrum,
