@@ -153,7 +153,7 @@ async def transcribe_recording(
     Raises LostResults where the results do not tile the chunks.
     """
     vocabulary, outliers = asr.vocabulary(request.vocabulary), LanguageOutliers()
-    models = WatchedModels(asr, aligner, health, settings.chunk_timeout_seconds, usage)
+    models = watched_models(usage)
     context = request.initial_context
     admitted: list[tuple[float, float]] = []  # (start, end) of each chunk in seconds
     tasks: list[asyncio.Task[list[ChunkResult]]] = []
@@ -236,6 +236,11 @@ async def transcribe_admitted(chunk: AudioChunk, context: str, work: Work) -> li
     progress.seconds_done += chunk.duration
     progress.chunks_done += 1
     return results
+
+
+def watched_models(usage: Usage) -> WatchedModels:
+    """The models for one job, whose calls `usage` counts."""
+    return WatchedModels(asr, aligner, health, settings.chunk_timeout_seconds, usage)
 
 
 async def context_after(task: asyncio.Task[list[ChunkResult]], context: str) -> str:

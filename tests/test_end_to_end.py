@@ -281,7 +281,7 @@ def test_the_repair_moves_boundaries_no_further_from_the_truth(cases, worker, la
         theirs = worker.aligner._model.aligner_processor.fix_timestamp(np.array(marks))
         ours = [
             1000 * (t - chunk.start)
-            for w in timing.words(chunk, hypothesis.text, units, marks)
+            for w in timing.aligned_words(chunk, hypothesis.text, units, marks)
             for t in (w.start, w.end)
         ]
         for way, times in zip(off, (marks, theirs, ours)):
