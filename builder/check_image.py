@@ -32,6 +32,7 @@ IMPORTED = (
     "qwen_asr",
     "requests",
     "runpod",
+    "safetensors",
     "soundfile",
     "soynlp.tokenizer",
     "torch",

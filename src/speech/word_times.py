@@ -5,7 +5,7 @@ Each unit has two marks, its start and its end, in ms from the chunk's start. Th
 start < end <= duration, in order, without overlap.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -220,17 +220,30 @@ def _times_between(
 
 
 def longest_non_decreasing(values: Sequence[int]) -> list[int]:
-    """Indices of a longest non-decreasing subsequence, by patience sorting in O(n log n)."""
-    tails: list[int] = []  # the smallest last value of the subsequences of each length
-    indices: list[int] = []  # where these values are
+    """Indices of the longest non-decreasing subsequence that qwen-asr's quadratic search finds.
+
+    Patience sorting, in O(n log n). Where several are as long, the choice decides which words have
+    measured times: for words at the same place (marks 0, 80, 0, 80) another choice leaves none, and
+    the speech behind them would not be missed. The values of a pile strictly decrease, so bisection
+    finds the first that is not larger, which is the one that the quadratic search takes.
+    """
+    tails: list[int] = []  # the last, smallest value of each pile
+    negated: list[list[int]] = []  # the values of each pile, negated: in ascending order
+    indices: list[list[int]] = []  # where the values of each pile are
     previous: list[int] = []  # for each value the index before it in its subsequence, or -1
     for i, value in enumerate(values):
-        length = bisect_right(tails, value)
-        previous.append(indices[length - 1] if length else -1)
-        tails[length : length + 1] = [value]
-        indices[length : length + 1] = [i]
+        pile = bisect_right(tails, value)
+        if pile == len(tails):
+            tails.append(value)
+            negated.append([])
+            indices.append([])
+        tails[pile] = value
+        before = bisect_left(negated[pile - 1], -value) if pile else 0
+        previous.append(indices[pile - 1][before] if pile else -1)
+        negated[pile].append(-value)
+        indices[pile].append(i)
     found = []
-    i = indices[-1] if indices else -1
+    i = indices[-1][0] if indices else -1
     while i >= 0:
         found.append(i)
         i = previous[i]
