@@ -17,6 +17,7 @@ from material import CHINESE, ENGLISH, chunk_of, silence, voice
 from recording.chunk import SAMPLE_RATE, AudioChunk
 from result.account import LostResults, check_account, coverage
 from result.transcript import merge
+from speech.admission import chunk_priority
 from speech.word_times import estimated_words
 from speech.words import ChunkResult
 from utterance import plain
@@ -264,7 +265,7 @@ def job(worker, file_server):
 
 @pytest.fixture
 def say(worker, monkeypatch):
-    """Replace the engine's next answers by these texts, one for each call."""
+    """Replace the engine's answers for the first chunk by these texts, one for each call."""
 
     def say(*texts):
         real, left = worker.asr._engine.generate, list(texts)
@@ -276,7 +277,7 @@ def say(worker, monkeypatch):
             )
 
         def generate(prompt, sampling, request_id, priority):
-            text = left.pop(0) if left else None
+            text = left.pop(0) if left and priority == chunk_priority(0) else None
             return (
                 said(text)
                 if text is not None
