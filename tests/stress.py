@@ -23,6 +23,7 @@ import psutil
 import pytest
 import soundfile
 from contract.settings import load_settings
+from recording import pcm_stream
 from recording.chunk import SAMPLE_RATE
 from runpod.serverless.modules.rp_job import run_job
 from scripted_worker import Aligner, Recogniser, spoken
@@ -132,23 +133,21 @@ def scripted(monkeypatch) -> Iterator:
 
 def report_the_rest(monkeypatch) -> None:
     """Watch what a job holds, and the phases that do not begin with a call of the handler's."""
-    enter, start, folder_of = (
-        handler.gate.enter,
-        asyncio.create_subprocess_exec,
-        handler.temporary_folder,
-    )
+    enter, folder_of = handler.gate.enter, handler.temporary_folder
+    child_of = pcm_stream.child_process
 
     async def enter_gate(holder, priority) -> None:
         if not handler.gate._free:
             reach("gate")
         await enter(holder, priority)
 
-    async def start_process(*args, **kwargs):
+    @asynccontextmanager
+    async def child_process(*args, **kwargs):
         reach("decoder start")
-        process = await start(*args, **kwargs)
-        if victim := current.get():
-            victim.decoder = process.pid
-        return process
+        async with child_of(*args, **kwargs) as child:
+            if victim := current.get():
+                victim.decoder = child.pid
+            yield child
 
     @asynccontextmanager
     async def temporary_folder():
@@ -159,7 +158,7 @@ def report_the_rest(monkeypatch) -> None:
             reach("clean-up")
 
     monkeypatch.setattr(handler.gate, "enter", enter_gate)
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_process)
+    monkeypatch.setattr(pcm_stream, "child_process", child_process)
     monkeypatch.setattr(handler, "temporary_folder", temporary_folder)
 
 
