@@ -28,9 +28,10 @@ import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import Any, TextIO
 
 INSTALL = "`pip install -r requirements.txt` installs all that the worker needs."
 if sys.version_info < (3, 11):  # noqa: UP036  who starts it on an older Python is told so
@@ -38,6 +39,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  who starts it on an older Python 
 
 try:
     import runpod
+    from command_line import reserve_stdout, single_job
     from contract.errors import (
         EngineDead,
         InvalidRequest,
@@ -319,14 +321,27 @@ def jobs_at_once(_: int) -> int:
     return settings.max_concurrency or max(2, asr.capacity // 4)
 
 
-async def handle_and_print(job: dict[str, Any]) -> dict[str, Any]:
+async def handle_and_print(stdout: TextIO, job: dict[str, Any]) -> dict[str, Any]:
     """`handler` for a single job from the command line.
 
     It prints the whole result, because the SDK's log cuts a long one.
     """
     result = await handler(job)
-    print(json.dumps(result, ensure_ascii=False), flush=True)
+    print_result(result, stdout)
     return result
+
+
+def exit_if_invalid(job: dict[str, Any], stdout: TextIO) -> None:
+    """Answer an invalid request before the models are loaded, and exit."""
+    try:
+        parse_request(job["input"], settings.allow_local_files)
+    except InvalidRequest as error:
+        print_result(failed_output(error, Usage(), job.get("id")), stdout)
+        sys.exit(1)
+
+
+def print_result(result: dict[str, Any], stdout: TextIO) -> None:
+    print(json.dumps(result, ensure_ascii=False), file=stdout, flush=True)
 
 
 def stop_at_once(*_: object) -> None:
@@ -341,12 +356,16 @@ def main() -> None:
     A spawned child imports this file again and must not get here.
     """
     global settings
+    job = single_job(__doc__ or "")
+    stdout = reserve_stdout() if job else None
     signal.signal(signal.SIGTERM, stop_at_once)  # on RunPod the SDK later installs its own handler
     shutdown.watch()
     began = time.monotonic()
     raise_limit_of_open_files()
     try:
         settings = load_settings(os.environ)
+        if job and stdout:
+            exit_if_invalid(job, stdout)
         load_models()
     except (SettingsError, WeightsError) as error:
         sys.exit(f"error: {error}")
@@ -356,18 +375,19 @@ def main() -> None:
         log.info("warming up")
         asyncio.run(fitness_check())
         log.info(f"ready after {time.monotonic() - began:.1f} s")
-        take_jobs()
+        take_jobs(stdout)
     finally:
         shutdown.begin(0)
         asr.close()
         aligner.close()
 
 
-def take_jobs() -> None:
-    """Run jobs until the SDK ends: RunPod's, the local server's, or a single one."""
-    serves_jobs = "--rp_serve_api" in sys.argv or "RUNPOD_WEBHOOK_GET_JOB" in os.environ
-    single_job = "--test_input" in sys.argv or not serves_jobs
-    run = handle_and_print if single_job else handler
+def take_jobs(stdout: TextIO | None) -> None:
+    """Run jobs until the SDK ends: RunPod's or the local server's.
+
+    With `stdout` a single one, whose result is printed there.
+    """
+    run = partial(handle_and_print, stdout) if stdout else handler
     runpod.serverless.register_fitness_check(fitness_check)
     install(shutdown, settings.shutdown_timeout_seconds)
     runpod.serverless.start({"handler": run, "concurrency_modifier": jobs_at_once})

@@ -80,7 +80,11 @@ def test_importing_the_handler_loads_no_model_library():
 def test_an_invalid_setting_ends_the_start_before_anything_is_loaded():
     environment = os.environ | {"CHUNK_LIMIT_SECONDS": "400"}
     out = subprocess.run(
-        [sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, HANDLER, "--rp_serve_api"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (
         out.returncode == 1 and "CHUNK_LIMIT_SECONDS is 400; it must be from 2 to 180" in out.stderr
@@ -90,7 +94,7 @@ def test_an_invalid_setting_ends_the_start_before_anything_is_loaded():
 
 def test_a_device_that_vllm_cannot_run_on_ends_the_start_with_one_sentence():
     out = subprocess.run(
-        [sys.executable, HANDLER],
+        [sys.executable, HANDLER, "--rp_serve_api"],
         env=os.environ | {"DEVICE": "cuda"},
         capture_output=True,
         text=True,
@@ -110,7 +114,7 @@ def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
         "HF_HUB_OFFLINE": "1",
     }
     out = subprocess.run(
-        [sys.executable, HANDLER],
+        [sys.executable, HANDLER, "--rp_serve_api"],
         env=environment,
         capture_output=True,
         text=True,
@@ -271,7 +275,7 @@ def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(tmp_pat
     with tempfile.TemporaryDirectory() as temporary:
         status, printed, _ = ended(SCRIPTED, cwd=tmp_path, TMPDIR=temporary)
         assert os.listdir(temporary) == []
-    (result,) = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    result = json.loads(printed)  # nothing else is on stdout
     assert result["error_code"] == "source_refused" and status == 1
     assert os.listdir(tmp_path) == ["test_input.json"]
 
