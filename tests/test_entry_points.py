@@ -201,6 +201,7 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
     unwatched = SimpleNamespace(watch=lambda: None, begin=lambda seconds: None)
     monkeypatch.setattr(handler, "shutdown", unwatched)
     for name, value in {
+        "single_job": lambda _: None,
         "settings": None,
         "asr": recogniser,
         "aligner": aligner,
