@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from contract.errors import InvalidRequest
+from contract.request import parse_request
+from job import Handler
 from runpod.serverless import parser
 
 TEST_INPUT = Path("test_input.json")  # in the current folder, as in the SDK
@@ -52,3 +55,27 @@ def reserve_stdout() -> TextIO:
     result = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return result
+
+
+def exit_if_invalid(job: dict[str, Any], local_files: bool, stdout: TextIO) -> None:
+    """Answer an invalid request before the models are loaded, and exit."""
+    try:
+        parse_request(job["input"], local_files)
+    except InvalidRequest as error:
+        _print(error.to_output(), stdout)
+        sys.exit(1)
+
+
+def printing(handler: Handler, stdout: TextIO) -> Handler:
+    """The same handler, which also prints the whole result: the SDK's log cuts a long one."""
+
+    async def handle_and_print(job: dict[str, Any]) -> dict[str, Any]:
+        result = await handler(job)
+        _print(result, stdout)
+        return result
+
+    return handle_and_print
+
+
+def _print(result: dict[str, Any], stdout: TextIO) -> None:
+    print(json.dumps(result, ensure_ascii=False), file=stdout, flush=True)

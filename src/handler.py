@@ -19,38 +19,27 @@ RunPod's size limit. While a job runs, /status shows its progress.
 """
 
 import asyncio
-import json
 import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from platform import python_version
-from typing import Any, TextIO
+from typing import Any
 
 INSTALL = "`pip install -r requirements.txt` installs all that the worker needs."
 if sys.version_info < (3, 11):  # noqa: UP036  who starts it on an older Python is told so
     INSTALL = f"This is Python {python_version()}; with 3.11 or newer {INSTALL}"
 
 try:
-    import runpod
-    from command_line import reserve_stdout, single_job
-    from contract.errors import (
-        EngineDead,
-        InvalidRequest,
-        SettingsError,
-        TranscriptIncomplete,
-        WorkerError,
-        WorkerFailed,
-        is_shortage,
-    )
+    from command_line import exit_if_invalid, printing, reserve_stdout, single_job
+    from contract.errors import SettingsError
     from contract.request import Request, parse_request
     from contract.settings import Settings, load_settings
+    from failures import failed_output
     from job import (
         Progress,
         cancellation_wins,
@@ -63,14 +52,13 @@ try:
     from recording.pcm_stream import PcmStream, decode
     from recording.source import recording
     from recording.vad import CutRules, split_at_pauses
-    from result.account import Span, check_account
+    from result.account import check_account, raise_if_incomplete
     from result.bucket import MAX_UPLOAD_SECONDS, bucket_for
     from result.delivery import deliver
     from result.transcript import Transcript, join, merge
     from result.usage import Usage
     from runpod import RunPodLogger
-    from runpod.serverless.modules.worker_state import JobsProgress
-    from runpod_sdk import install
+    from runpod_sdk import install, serve
     from shutdown import Shutdown
     from speech.admission import Gate, Holder, chunk_priority
     from speech.health import Health
@@ -120,7 +108,7 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     try:
         output = await result_of(job, usage)
     except Exception as error:
-        return failed_output(error, usage, job.get("id"))
+        return failed_output(error, usage.seconds, job.get("id"))
     log.info(f"done in {usage.seconds:.1f} s", job.get("id"))
     return output
 
@@ -251,44 +239,6 @@ async def context_after(task: asyncio.Task[list[ChunkResult]], context: str) -> 
     return text[-CONTEXT_CHARACTERS:] or context
 
 
-def raise_if_incomplete(results: list[ChunkResult]) -> None:
-    """Raise TranscriptIncomplete where some of the results are failures."""
-    failed = [result for result in results if result.failure]
-    if failed:
-        spans = [Span(result.start, result.end, "failed", result.failure) for result in failed]
-        raise TranscriptIncomplete.in_spans([span.to_output() for span in spans])
-
-
-def failed_output(error: Exception, usage: Usage, job_id: str | None) -> dict[str, Any]:
-    """The output of a failed job. A worker whose engine is dead is replaced.
-
-    The log has the sentence too, except that of an invalid request, which quotes the request.
-    """
-    failure = as_worker_error(error)
-    sentence = "" if isinstance(failure, InvalidRequest) else f": {failure}"
-    log.warn(f"failed after {usage.seconds:.1f} s: {failure.code}{sentence}", job_id)
-    refresh = {"refresh_worker": True} if isinstance(failure, EngineDead) else {}
-    return failure.to_output() | refresh
-
-
-def as_worker_error(error: BaseException) -> WorkerError:
-    """The failure to report.
-
-    An unexpected error is reported and logged without its message, which may quote the client's
-    data.
-    """
-    while isinstance(error, BaseExceptionGroup):
-        dead = [e for e in error.exceptions if isinstance(e, EngineDead)]
-        error = (dead or error.exceptions)[0]
-    if isinstance(error, WorkerError):
-        return error
-    place = "".join(traceback.format_tb(error.__traceback__))
-    log.error(f"unexpected {type(error).__name__} at\n{place}")
-    if is_shortage(error):
-        return WorkerFailed("The worker ran out of memory, threads, disk space or open files.")
-    return WorkerError("The worker failed because of an unexpected error.")
-
-
 def load_models() -> None:
     """Fill the module's state.
 
@@ -321,29 +271,6 @@ def jobs_at_once(_: int) -> int:
     return settings.max_concurrency or max(2, asr.capacity // 4)
 
 
-async def handle_and_print(stdout: TextIO, job: dict[str, Any]) -> dict[str, Any]:
-    """`handler` for a single job from the command line.
-
-    It prints the whole result, because the SDK's log cuts a long one.
-    """
-    result = await handler(job)
-    print_result(result, stdout)
-    return result
-
-
-def exit_if_invalid(job: dict[str, Any], stdout: TextIO) -> None:
-    """Answer an invalid request before the models are loaded, and exit."""
-    try:
-        parse_request(job["input"], settings.allow_local_files)
-    except InvalidRequest as error:
-        print_result(failed_output(error, Usage(), job.get("id")), stdout)
-        sys.exit(1)
-
-
-def print_result(result: dict[str, Any], stdout: TextIO) -> None:
-    print(json.dumps(result, ensure_ascii=False), file=stdout, flush=True)
-
-
 def stop_at_once(*_: object) -> None:
     """The reaction to SIGTERM while no job runs. Exits through `finally`."""
     shutdown.begin(0)
@@ -365,7 +292,7 @@ def main() -> None:
     try:
         settings = load_settings(os.environ)
         if job and stdout:
-            exit_if_invalid(job, stdout)
+            exit_if_invalid(job, settings.allow_local_files, stdout)
         load_models()
     except (SettingsError, WeightsError) as error:
         sys.exit(f"error: {error}")
@@ -375,24 +302,13 @@ def main() -> None:
         log.info("warming up")
         asyncio.run(fitness_check())
         log.info(f"ready after {time.monotonic() - began:.1f} s")
-        take_jobs(stdout)
+        install(shutdown, settings.shutdown_timeout_seconds)
+        run = printing(handler, stdout) if stdout else handler
+        serve(run, jobs_at_once, fitness_check)
     finally:
         shutdown.begin(0)
         asr.close()
         aligner.close()
-
-
-def take_jobs(stdout: TextIO | None) -> None:
-    """Run jobs until the SDK ends: RunPod's or the local server's.
-
-    With `stdout` a single one, whose result is printed there.
-    """
-    run = partial(handle_and_print, stdout) if stdout else handler
-    runpod.serverless.register_fitness_check(fitness_check)
-    install(shutdown, settings.shutdown_timeout_seconds)
-    runpod.serverless.start({"handler": run, "concurrency_modifier": jobs_at_once})
-    if lost := JobsProgress().get_job_list():
-        log.warn(f"jobs taken during the shutdown, neither run nor answered: {lost}")
 
 
 if __name__ == "__main__":
