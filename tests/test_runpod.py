@@ -32,7 +32,7 @@ from test_standin import CLIENT, JAVASCRIPT, NODE
 from utterance import plain
 
 LONG_SECONDS = 3600
-RESULT_BYTES = 20_000  # MAX_RESULT_BYTES of the worker: a recording of some minutes is over it
+RESULT_BYTES = 12_000  # MAX_RESULT_BYTES of the worker: a recording of some minutes is over it
 
 
 class Worker:
@@ -104,8 +104,8 @@ def platform(worker) -> Platform:
 
 @pytest.fixture(scope="module")
 def recordings(file_server) -> dict[str, str]:
-    """URLs of a few seconds, of some minutes and of an hour of speech."""
-    minutes = clips.recording(ENGLISH, 200, 5).pcm
+    """URLs of a few seconds, of two minutes and of an hour of speech."""
+    minutes = clips.recording(ENGLISH, 120, 5).pcm
     soundfile.write(file_server.folder / "short.wav", SHORT.pcm, SAMPLE_RATE)
     soundfile.write(file_server.folder / "minutes.wav", minutes, SAMPLE_RATE)
     with soundfile.SoundFile(file_server.folder / "long.flac", "w", SAMPLE_RATE, 1) as file:
@@ -380,9 +380,13 @@ def test_a_cancelled_job_leaves_no_file_and_no_decoder_and_another_job_completes
     assert worker.files() == [] and worker.decoders() == []
 
 
-def test_a_job_fails_with_deadline_exceeded_before_the_platform_kills_it(worker, platform, long):
-    job_id = platform.submit(long, policy={"executionTimeout": 10_000})
-    body = platform.wait(job_id, 60)
+def test_a_job_fails_with_deadline_exceeded_before_the_platform_kills_it(
+    worker, platform, recordings, file_server
+):
+    """Half of its recording never comes."""
+    with half_a_file(file_server.folder / "minutes.wav") as endless:
+        job_id = platform.submit({"audio_url": endless}, policy={"executionTimeout": 10_000})
+        body = platform.wait(job_id, 60)
     assert failed_with(body, "deadline_exceeded", retryable=True)
     assert "10000 ms" in body["error"]
     until(lambda: worker.files() == [] and worker.decoders() == [])
