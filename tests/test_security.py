@@ -44,6 +44,7 @@ import psutil
 import pytest
 import recording.download as download_module
 import recording.http_get as web
+import recording.patience as patience
 import soundfile
 from backports import zstd
 from contract.errors import AudioTooLong, DownloadError, WorkerError
@@ -1253,7 +1254,7 @@ def as_on_runpod(monkeypatch):
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name == "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS":
             monkeypatch.delenv(name)
-    monkeypatch.setattr(download_module, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(web, "CONNECT_SECONDS", 1.5)
     monkeypatch.setattr(web, "READ_SECONDS", 1.5)
 
@@ -1320,7 +1321,7 @@ def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(
             for head in server.heads
             for line in head.splitlines()
         )
-        assert server.connections <= max(MAX_REDIRECTS + 1, download_module.ATTEMPTS)
+        assert server.connections <= max(MAX_REDIRECTS + 1, patience.ATTEMPTS)
     assert processes() <= before and list(tmp_path.iterdir()) == []
 
     if case.code is None:
