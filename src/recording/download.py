@@ -11,8 +11,9 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from contract.errors import DownloadError, DownloadTimeout, DownloadTooLarge, WorkerFailed
 from recording.file_response import FileResponse, Rest, TransientError, host_of
@@ -32,6 +33,12 @@ class ArrivingFile:
     path: Path
     size: int | None  # bytes of the complete file; None while unknown
     complete_marker: Path  # exists once the file is complete
+    suffix: str = ""  # of its name, in lower case and without the dot; "" where unknown
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of the name in `path`, in lower case and without the dot; "" without one."""
+    return PurePosixPath(path).suffix[1:].lower()
 
 
 @asynccontextmanager
@@ -188,7 +195,9 @@ class _Transfer:
         """Let the context of `download` begin, unless it has."""
         if self.arriving.done():
             return  # Otherwise every block would wake the job's loop.
-        file = ArrivingFile(self._path, size, self._complete_marker)
+        file = ArrivingFile(
+            self._path, size, self._complete_marker, suffix_of(urlsplit(self.url).path)
+        )
         with suppress(RuntimeError):  # the loop is closed, with its job
             self.arriving.get_loop().call_soon_threadsafe(self._begin, file)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from contract.audio_source import FILE_SCHEME
 from contract.errors import DownloadTooLarge, SourceRefused, WorkerFailed
 from contract.request import Request
-from recording.download import ArrivingFile, download
+from recording.download import ArrivingFile, download, suffix_of
 
 
 @asynccontextmanager
@@ -72,4 +72,4 @@ def _local_file(path: Path, max_bytes: int) -> ArrivingFile:
         raise DownloadTooLarge(
             f"The file {path.name!r} is larger than the {max_bytes} bytes allowed."
         )
-    return ArrivingFile(path, size, complete_marker=path)
+    return ArrivingFile(path, size, path, suffix_of(path.name))
