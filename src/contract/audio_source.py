@@ -48,6 +48,10 @@ _LINE_BREAKS = b"\r\n"
 _WANTED = "it must be the http or https URL of a recording"
 
 
+class FileInUrl(bytes):
+    """The bytes of a file that audio_url holds itself, as a data: URL."""
+
+
 def url_or_file(url: object, encoded: object, local_files: bool) -> tuple[str, bytes]:
     """(the URL, the bytes of the file), one of the two empty.
 
@@ -55,7 +59,7 @@ def url_or_file(url: object, encoded: object, local_files: bool) -> tuple[str, b
     """
     if encoded is None:
         if isinstance(url, str) and _scheme_is(DATA_SCHEME, url.strip()):
-            return "", _file_in("audio_url", url)
+            return "", FileInUrl(_file_in("audio_url", url))
         return _audio_url(url, local_files), b""
     if url is not None:
         raise InvalidRequest(
@@ -74,14 +78,12 @@ def _scheme_is(scheme: str, url: str) -> bool:
 
 def _file_in(field: str, text: str) -> bytes:
     """The file in a field: base64 with or without the head of a data: URL."""
-    text = text.strip()
-    if not _scheme_is(DATA_SCHEME, text):
-        return _base64(field, text)
-    head, comma, encoded = text.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise InvalidRequest(
-            f"{field} is a data: URL without base64; it must be like 'data:audio/mpeg;base64,…'."
-        )
+    encoded = text.strip()
+    if _scheme_is(DATA_SCHEME, encoded):
+        head, comma, encoded = encoded.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            wanted = "it must be like 'data:audio/mpeg;base64,…'"
+            raise InvalidRequest(f"{field} is a data: URL without base64; {wanted}.")
     return _base64(field, encoded)
 
 

@@ -5,12 +5,12 @@ It is downloaded, decoded from the request, or already on this machine.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
-from contract.audio_source import FILE_SCHEME
-from contract.errors import DownloadTooLarge, SourceRefused, WorkerFailed
+from contract.audio_source import FILE_SCHEME, FileInUrl
+from contract.errors import DownloadTooLarge, SourceRefused, WorkerError, WorkerFailed
 from contract.request import Request
 from recording.download import ArrivingFile, download, suffix_of
 
@@ -29,10 +29,13 @@ async def recording(
     A download may take `timeout` seconds, and `timer` runs until it is complete.
 
     Raises DownloadTooLarge for a larger file, SourceRefused for a local one that cannot be read,
-    WorkerFailed where the file of the request cannot be stored, and what `download` raises.
+    WorkerFailed where the file of the request cannot be stored, and what `download` raises. Errors
+    of the stages within this context get the name of the field that holds the file.
     """
     if request.audio_base64:
-        yield await _stored_file(request.audio_base64, folder, max_bytes)
+        is_in_url = isinstance(request.audio_base64, FileInUrl)
+        with _errors_name("audio_url" if is_in_url else "audio_base64"):
+            yield await _stored_file(request.audio_base64, folder, max_bytes)
     elif request.audio_url.startswith(FILE_SCHEME):
         yield _local_file(Path(request.audio_url.removeprefix(FILE_SCHEME)), max_bytes)
     else:
@@ -46,6 +49,16 @@ async def recording(
         )
         async with arriving as file:
             yield file
+
+
+@contextmanager
+def _errors_name(field: str) -> Iterator[None]:
+    """Errors name `field`, which holds the file; later stages say that each is at audio_url."""
+    try:
+        yield
+    except WorkerError as error:
+        error.args = (str(error).replace("at audio_url", f"in {field}"),)
+        raise
 
 
 async def _stored_file(content: bytes, folder: Path, max_bytes: int) -> ArrivingFile:
