@@ -131,8 +131,8 @@ LEFT_OUT = {
     "no decoder": "ac4",
     "no sound": "adf alias_pix anm apng apv av1 avs2 avs3 bin brender_pix cavsvideo cdg cine "
     "codec2raw dfa dirac dnxhd dvbsub dvbtxt ea_cdata evc ffmetadata filmstrip fits flic frm gif "
-    "h261 h263 h264 hevc ico idf ifv ingenient ipu iv8 ivf jpegxl_anim lmlm4 m4v mjpeg mjpeg_2000 mm "
-    "mpegtsraw mpegvideo mpjpeg msp nc obu pdv r3d rawvideo rcwt sbg ser tty v210 v210x vc1 "
+    "h261 h263 h264 hevc ico idf ifv ingenient ipu iv8 ivf jpegxl_anim lmlm4 m4v mjpeg mjpeg_2000 "
+    "mm mpegtsraw mpegvideo mpjpeg msp nc obu pdv r3d rawvideo rcwt sbg ser tty v210 v210x vc1 "
     "vc1test vvc xbin yuv4mpegpipe",
     "subtitles": "aqtitle ass jacosub lrc mcc microdvd mpl2 mpsub pjs realtext sami scc srt stl "
     "subviewer subviewer1 sup tedcaptions vplayer webvtt",

@@ -790,7 +790,7 @@ SERVERS = [
     sends("no answer, and closed", "download_failed", b""),
     Case(
         "TLS with a server that has none",
-        "download_failed",
+        "tls_failed",
         url=URL.replace("http:", "https:"),
         answer=recording,
     ),
@@ -805,7 +805,28 @@ SERVERS = [
         chunked(wav()).replace(b"\r\n", b"\r\nContent-Length: 9\r\n", 1) + b"0\r\n\r\n",
         seconds=1,
     ),
+    sends(
+        "part of a file that begins later",
+        "source_refused",
+        reply(wav(), 206, Content_Range="bytes 5-9/10"),
+    ),
+    sends(
+        "part of a file above the cap",
+        "download_too_large",
+        reply(wav(), 206, Content_Range=f"bytes 0-9/{10**12}"),
+    ),
+    sends("busy for a century", "download_failed", reply(status=429, Retry_After="9" * 12)),
+    sends(
+        "large cookies with redirects to itself",
+        "address_refused",
+        reply(status=302, Location=SECRET_PATH, Set_Cookie=f"k={'c' * 90_000}; path=/"),
+    ),
     # a recording that is read while it arrives
+    sends(
+        "recording cut short three times, with an ETag",
+        "download_failed",
+        reply(wav()[:20_000], length=len(wav()), ETag='"1"'),
+    ),
     sends(
         "recording cut short three times",
         "download_failed",
