@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from av.format import ContainerFormat
 from contract.audio_source import FileInUrl
-from contract.errors import DecodeError
+from contract.errors import DecodeError, DownloadTooLarge
 from contract.request import Request, parse_request
 from material import ENGLISH, silence
 from recording.chunk import SAMPLE_RATE
@@ -269,11 +269,13 @@ def test_a_matroska_whose_audio_is_encrypted_says_so(tmp_path):
 
 # the field
 
+UNUSED = {"timeout": 1, "timer": None}  # they are for downloads
+
 
 def sentence_for(request: Request, folder: Path) -> str:
     async def read():
         async with (
-            recording(request, folder, max_bytes=1000, timeout=1, timer=None) as file,
+            recording(request, folder, max_bytes=1000, **UNUSED) as file,
             decode(file.path, 60, suffix=file.suffix) as pcm,
         ):
             return [block async for block in pcm]
@@ -295,3 +297,13 @@ def test_a_sentence_about_a_file_names_the_field_that_holds_it(tmp_path):
         assert isinstance(request.audio_base64, FileInUrl) == (place == "in audio_url")
         sentence = sentence_for(request, tmp_path)
         assert sentence.startswith(f"The file {place} is an archive (ZIP)"), place
+
+
+def test_a_file_in_a_request_that_is_too_large_is_refused_with_its_field(tmp_path):
+    async def store():
+        async with recording(Request(audio_base64=b"12345"), tmp_path, max_bytes=4, **UNUSED):
+            pass
+
+    with pytest.raises(DownloadTooLarge) as refused:
+        asyncio.run(store())
+    assert str(refused.value) == "The file in audio_base64 is larger than the 4 bytes allowed."

@@ -1110,6 +1110,11 @@ MAGIC = (
 )
 NO_AUDIO = [
     file("nothing", "audio_empty", b""),
+    file(
+        "Magic Lantern video, which goes on in other files",
+        "audio_undecodable",
+        struct.pack("<4sI8sQHHIHHIIII", b"MLVI", 52, b"v2.0", 1, 0, 2, 0, 1, 1, 1, 1, 25, 1),
+    ),
     file("header without a sample", "audio_empty", wav(data=b"")),
     file("web page", "audio_undecodable", b"<!DOCTYPE html><html><script>alert(1)</script></html>"),
     file(

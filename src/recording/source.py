@@ -64,7 +64,7 @@ def _errors_name(field: str) -> Iterator[None]:
 async def _stored_file(content: bytes, folder: Path, max_bytes: int) -> ArrivingFile:
     if len(content) > max_bytes:
         raise DownloadTooLarge(
-            f"The file in the request is larger than the {max_bytes} bytes allowed."
+            f"The file at audio_url is larger than the {max_bytes} bytes allowed."
         )
     path = folder / "source"
     try:
