@@ -164,6 +164,7 @@ async def decode(
     size: int | None = None,
     complete_marker: Path | None = None,
     *,
+    suffix: str = "",
     start: float = 0,
     end: float | None = None,
     channel: int | None = None,
@@ -172,6 +173,7 @@ async def decode(
 
     `start`, `end`: the part to decode, in seconds from the start of the file. Its samples are those
     of the whole recording there. `channel`: the only one to decode, from 0; None mixes all.
+    `suffix`: of the file's name, in lower case and without the dot, for formats without a mark.
     `size`, `complete_marker`: for a file that is still arriving, its final bytes if known, and a
     path that exists once it is complete.
 
@@ -184,6 +186,7 @@ async def decode(
     options: dict[str, Any] = {
         "rate": SAMPLE_RATE,
         "size": size,
+        "suffix": suffix,
         "channel": channel,
         "offset": offset,
         "limit": max_seconds,

@@ -27,9 +27,11 @@ import av
 # PyAV imports these two with the first track, when confine() forbids it.
 import av.subtitles.codeccontext
 import av.subtitles.stream
+from demuxers import DEMUXERS, DEMUXERS_BY_SUFFIX
 from growing_file import ForwardOnlyFile, GrowingFile
 from length import MATROSKA, declared_seconds, estimated_seconds, is_longer
 from packets import Packets
+from refusals import refuse_no_recording, refuse_protected_tracks, refuse_text_or_broken_file
 from report import FileRefused, report
 from sandbox import confine
 from track import Track
@@ -38,17 +40,14 @@ OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 SAMPLED_PACKETS = 500  # packets that show how long a file of its size is
 # The first bytes of Ogg, WAV, Matroska and WebM, which are decoded the same without seeking.
 FORWARD_ONLY = (b"OggS", b"RIFF", b"RF64", b"\x1a\x45\xdf\xa3")
-# No playlists, no concatenation, no devices: nothing that opens another file or address.
-DEMUXERS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,eac3,flac,flv,loas,matroska,mov,mp3,mpeg,"
-    "mpegts,ogg,tta,w64,wav,webm,wv"
-)
+OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
 
 def _main(
     rate: int,
     descriptor: int,
     size: int | None = None,
+    suffix: str = "",
     channel: int | None = None,
     offset: int = 0,
     end: int = sys.maxsize,
@@ -57,9 +56,10 @@ def _main(
     """Write the file's audio at `rate` to stdout; returns the exit status.
 
     It begins with the file's first sample and ends before the sample `end`.
-    `size`: bytes of the complete file, None where unknown. `channel`: the only one to decode, from
-    0; None mixes all. `limit`: a file that declares more seconds than this between the samples
-    `offset` and `end` is refused.
+    `size`: bytes of the complete file, None where unknown. `suffix`: of the file's name, in lower
+    case and without the dot; some formats have no other mark. `channel`: the only one to decode,
+    from 0; None mixes all. `limit`: a file that declares more seconds than this between the
+    samples `offset` and `end` is refused.
     """
     out = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False), OUT_BYTES)
     with suppress(OSError):  # over the user's limit for pipes, which makes writes smaller
@@ -67,7 +67,7 @@ def _main(
     file = GrowingFile(descriptor, size)
     confine()
     try:
-        for block in _decode(file, rate, channel, offset, end, limit):
+        for block in _decode(file, suffix, rate, channel, offset, end, limit):
             out.write(block)
         out.flush()
     except FileRefused as failure:
@@ -80,10 +80,16 @@ def _main(
 
 
 def _decode(
-    file: GrowingFile, rate: int, channel: int | None, offset: int, end: int, limit: float
+    file: GrowingFile,
+    suffix: str,
+    rate: int,
+    channel: int | None,
+    offset: int,
+    end: int,
+    limit: float,
 ) -> Iterator[bytes]:
     """The best audio track of the file as little-endian int16 mono; arguments as for `_main`."""
-    with _open(file) as container:
+    with _open(file, suffix) as container:
         stream = _best_track(container)
         packets = Packets(container, stream)
         track = Track(container, stream, packets, rate, channel)
@@ -134,30 +140,38 @@ def _warn_of_missing_audio(declared: float, track: Track, packets: Packets) -> N
         )
 
 
-def _open(file: GrowingFile) -> av.container.InputContainer:
+def _open(file: GrowingFile, suffix: str) -> av.container.InputContainer:
     av.logging.set_level(av.logging.PANIC)
-    head = file.read(512)
+    refuse_no_recording(file)
+    head = file.read(len(max(FORWARD_ONLY, key=len)))
     file.seek(0, os.SEEK_SET)
-    _refuse_non_media(head)
     source = ForwardOnlyFile(file) if head.startswith(FORWARD_ONLY) else file
-    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
     try:
-        return av.open(source, container_options=options)
+        container = av.open(source, container_options=OPEN_OPTIONS)
     except (av.error.FFmpegError, ValueError) as error:
+        refuse_text_or_broken_file(file)
+        container = _opened_by_suffix(file, suffix, error)
+    if not container.streams.audio:
+        refuse_text_or_broken_file(file)
+    refuse_protected_tracks(container)
+    for stream in container.streams.audio:
+        if stream.codec_context is not None:
+            # sandbox.py allows no threads. Without them WavPack and DSD lost their first packet.
+            stream.codec_context.thread_count = 1
+    return container
+
+
+def _opened_by_suffix(
+    file: GrowingFile, suffix: str, error: Exception
+) -> av.container.InputContainer:
+    """Raises FileRefused, from `error`, where the suffix does not tell the format either."""
+    demuxer = DEMUXERS_BY_SUFFIX.get(suffix)
+    if demuxer is None:
         raise FileRefused(
             "undecodable", "The file at audio_url is not audio or video in a known format."
         ) from error
-
-
-def _refuse_non_media(head: bytes) -> None:
-    if not head:
-        raise FileRefused("empty", "The file at audio_url is empty (0 bytes).")
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise FileRefused(
-            "undecodable",
-            "The file at audio_url is a web page, not audio; the URL must lead to the file itself.",
-        )
+    file.seek(0, os.SEEK_SET)
+    return av.open(file, format=demuxer, container_options=OPEN_OPTIONS)
 
 
 def _best_track(container: av.container.InputContainer) -> av.AudioStream:
