@@ -45,8 +45,7 @@ def main() -> int:
         return 1
     show(a.recording, result, time.monotonic() - began)
     if a.page:
-        file = Path(a.recording)
-        view.write(a.page, result, file if file.is_file() else None, file.name)
+        view.write(a.page, result, a.recording, view.name_of(a.recording))
         print(f"\nThe page that plays it: {a.page}")
     else:
         print("\nFor a page that plays it and highlights each word, add --page transcript.html")
