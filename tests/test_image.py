@@ -3,6 +3,7 @@ show only at a release.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import speech.models.engine_args as engine
 import speech.models.weights as weights
 from contract.request import parse_request
 from contract.settings import Settings, load_settings
+from contract.version import VERSION
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +29,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 INSTRUCTIONS = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.M)
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
 READMES = ("README.md", "README_zh-CN.md")
+WORKFLOW = ROOT / ".github" / "workflows" / "image.yml"
 # CUDA versions of hosts in RunPod's documentation. The filter matches exactly, so newer ones must
 # be listed too.
 CUDA_VERSIONS = [
@@ -315,9 +318,42 @@ def test_one_file_names_the_default_models(default):
     assert [path.name for path in files if name in path.read_text()] == ["defaults.py"]
 
 
-def test_the_worker_tells_the_version_that_the_image_is_labelled_with():
-    assert position(r"^ARG VERSION=dev$") < position(r"^ENV WORKER_VERSION=\$\{VERSION\}$")
-    assert position(r'\bimage\.version="\$\{VERSION\}"$')
+def test_one_file_has_the_version():
+    files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("builder/*.py"), ROOT / "Dockerfile", WORKFLOW]
+    assert [path.name for path in files if VERSION in path.read_text()] == ["version.py"]
+
+
+def test_the_newest_changes_in_the_changelog_are_those_of_the_version():
+    newest = re.search(r"^## (.+)$", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.M)
+    assert newest[1] == VERSION
+
+
+def version_step(tag: str, folder: Path) -> subprocess.CompletedProcess:
+    """The workflow's step that reads the version, run by bash for a build of that tag."""
+    step = re.search(
+        r"^ *- name: Version.*?\n *run: \|\n(.*?)(?=^ *- )", WORKFLOW.read_text(), re.M | re.S
+    )
+    environment = os.environ | {"TAG": tag, "GITHUB_ENV": str(folder / "environment")}
+    return subprocess.run(
+        ["bash", "-e"], input=step[1], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def test_a_tag_is_built_only_where_it_is_the_version(tmp_path):
+    for tag in ("", VERSION, f"v{VERSION}"):
+        assert version_step(tag, tmp_path).returncode == 0, tag
+    told = (tmp_path / "environment").read_text().splitlines()
+    assert told == [f"VERSION={VERSION}"] * 3
+    refused = version_step("0.9", tmp_path)
+    assert refused.returncode == 1 and f"it must be {VERSION}," in refused.stdout
+
+
+def test_the_images_in_the_registry_are_labelled_with_version_and_source():
+    builds = re.findall(r"docker build(?:.*\\\n)*.*", WORKFLOW.read_text())
+    assert len(builds) == 2
+    for build in builds:
+        assert '--label org.opencontainers.image.version="$VERSION"' in build
+        assert '--label org.opencontainers.image.source="$SOURCE"' in build
 
 
 def test_baked_weights_lie_where_the_worker_looks_and_apart_from_what_it_fetches():
