@@ -21,6 +21,9 @@ from contract.settings import Settings, load_settings
 from contract.version import VERSION
 from hypothesis import given
 from hypothesis import strategies as st
+from real_models import WEIGHT_BYTES
+from speech.models.gpu_memory import STEP_BY_MEMORY
+from test_gpu_memory import CARDS
 
 ROOT = Path(__file__).parent.parent
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
@@ -108,6 +111,15 @@ GPU_POOLS = {
     "ADA_80_PRO",
     "HOPPER_141",
 }
+# the pool's card with the least memory, as https://docs.runpod.io/references/gpu-types names it
+SMALLEST_CARD = {
+    "AMPERE_16": "RTX A4000 16 GB",
+    "AMPERE_24": "RTX 4000 Ada 20 GB",  # as large as the pool's RTX A4500
+    "ADA_24": "L4",
+}
+CACHES_BYTES = 5 * 10**9  # of vLLM and its libraries, with room to spare
+# Unpacked. RunPod does not say whether the container disk holds the image too.
+IMAGE_BYTES = 25 * 10**9
 
 INPUTS = {entry["key"]: entry["input"] for entry in HUB["config"]["env"] if "input" in entry}
 
@@ -166,7 +178,7 @@ def test_a_default_lies_among_the_values_that_its_input_offers(key):
 
 @pytest.mark.parametrize("key", INPUTS)
 def test_an_input_is_a_setting_of_the_worker_with_the_same_default(key):
-    defaults = {field.name.upper(): field.default for field in fields(Settings)}
+    defaults = {field.name.upper(): field.default for field in fields(Settings)} | {"HF_TOKEN": ""}
     assert INPUTS[key]["default"] == defaults[key]
 
 
@@ -197,6 +209,36 @@ def test_the_models_are_a_choice_and_each_has_a_preset():
 def test_a_preset_changes_inputs_only_and_the_worker_starts_with_it(preset):
     assert preset["defaults"].keys() <= INPUTS.keys()
     load_settings({key: str(value) for key, value in preset["defaults"].items()})
+
+
+def test_token_and_bucket_are_inputs_that_may_stay_empty():
+    bucket = {f.name.upper() for f in fields(Settings) if f.name.startswith("bucket_")}
+    for key in bucket | {"HF_TOKEN"}:
+        assert INPUTS[key]["default"] == "" and INPUTS[key]["advanced"], key
+
+
+@pytest.mark.parametrize("preset", HUB["config"]["presets"], ids=lambda preset: preset["name"])
+def test_the_disk_holds_the_larger_model_and_the_files_of_all_jobs(preset):
+    """Of as many jobs as run at once on a card of 24 GB, the largest that the Hub chooses."""
+    chosen = load_settings({key: str(value) for key, value in preset["defaults"].items()})
+    (chunks,) = (chunks for gib, chunks, _ in STEP_BY_MEMORY if gib == 32)
+    files = (chosen.max_concurrency or chunks // 4) * chosen.max_download_bytes
+    weights = WEIGHT_BYTES["1.7B"] + WEIGHT_BYTES["aligner"]
+    assert files + weights + CACHES_BYTES + IMAGE_BYTES <= HUB["config"]["containerDiskInGb"] * 10**9
+
+
+def test_both_models_fit_on_the_smallest_card_of_every_pool():
+    """test_gpu_memory.py computes that they fit on the cards of the READMEs' table."""
+    for pool in HUB["config"]["gpuIds"].split(","):
+        assert SMALLEST_CARD[pool] in CARDS, pool
+
+
+def test_the_hub_finds_the_worker_by_what_people_search_for():
+    words = f"{HUB['title']} {HUB['description']}".lower()
+    for word in ("transcri", "asr", "speech to text", "subtitles", "srt", "vtt", "hotwords"):
+        assert word in words, word
+    for word in ("word timestamps", "dialects", "chinese", "channel", "vllm", "qwen3-asr-1.7b"):
+        assert word in words, word
 
 
 # .runpod/tests.json
