@@ -58,7 +58,7 @@ def test_a_warning_says_what_an_unknown_field_is_called_here_or_why_there_is_non
 def test_every_other_name_leads_to_a_field_and_none_is_one_itself():
     assert {*CALLED_HERE.values()} <= {*INPUT_FIELDS}
     assert not {*CALLED_HERE} & {*NO_FIELD}
-    assert not {*map(other_names._key, INPUT_FIELDS)} & {*CALLED_HERE, *NO_FIELD}
+    assert not {*map(other_names.comparable, INPUT_FIELDS)} & {*CALLED_HERE, *NO_FIELD}
 
 
 def test_a_recording_under_another_name_is_refused_with_the_name_here():

@@ -70,14 +70,14 @@ _NO_FIELD = (
 )
 
 
-def _key(name: str) -> str:
+def comparable(name: str) -> str:
     """A name without case and separators: audioUrl, audio-url and audio_url are one."""
     return re.sub(r"[\W_]", "", name[:MAX_KEY_CHARACTERS].lower())
 
 
 def _by_key(table: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """The first of each pair by the key of each name in the second."""
-    return {_key(name): meaning for meaning, names in table for name in names.split()}
+    return {comparable(name): meaning for meaning, names in table for name in names.split()}
 
 
 CALLED_HERE = _by_key(_CALLED_HERE)
@@ -86,13 +86,13 @@ NO_FIELD = _by_key(_NO_FIELD)
 
 def field_meant(name: str, fields: Collection[str]) -> str | None:
     """The field that a client means by an unknown name: its other name, or a similar one."""
-    key = _key(name)
+    key = comparable(name)
     if key in CALLED_HERE:
         return CALLED_HERE[key]
     if key in NO_FIELD:
         return None
-    near = difflib.get_close_matches(key, map(_key, fields), n=1, cutoff=MIN_SIMILARITY)
-    return next((field for field in fields if [_key(field)] == near), None)
+    near = difflib.get_close_matches(key, map(comparable, fields), n=1, cutoff=MIN_SIMILARITY)
+    return next((field for field in fields if [comparable(field)] == near), None)
 
 
 def warnings_for(unknown: Sequence[str], fields: Collection[str]) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ def warnings_for(unknown: Sequence[str], fields: Collection[str]) -> tuple[str, 
 
 
 def _warning(name: str, fields: Collection[str]) -> str:
-    key, field = _key(name), field_meant(name, fields)
+    key, field = comparable(name), field_meant(name, fields)
     hint = ""
     if key in NO_FIELD:
         hint = f"; {NO_FIELD[key]}"
