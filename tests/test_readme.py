@@ -40,6 +40,8 @@ DOCUMENTS = [
 ]
 ONLY_IN_CHINESE = "## 在中国大陆构建和运行"
 
+YES_NO = {"yes": True, "no": False, "是": True, "否": False}
+
 in_each = pytest.mark.parametrize("readme", READMES)
 
 
@@ -105,7 +107,7 @@ def test_every_setting_stands_in_the_table_with_its_default(readme):
 def test_every_error_code_stands_in_the_table_with_what_to_do(readme):
     table = rows(readme, "`error_code`")
     assert all(len(cells) == 3 and all(cells) for cells in table.values())
-    told = {code: retryable == "yes" for code, (retryable, _, _) in table.items()}
+    told = {code: YES_NO[retryable] for code, (retryable, _, _) in table.items()}
     assert told == {error.code: error.retryable for error in tree(errors.WorkerError)}
 
 
