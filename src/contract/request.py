@@ -48,8 +48,8 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
     """The request in a job's input, which may be any JSON value.
 
     `local_files`: audio_url may be a path or a file: URL. Raises InvalidRequest with the field, its
-    value and what is accepted. An unknown field changes nothing; the request's warnings name it. An empty string counts as not given,
-    because forms send one for each field that was not filled in.
+    value and what is accepted. An unknown field changes nothing; the request's warnings name it. An
+    empty string counts as not given, because forms send one for each field that was not filled in.
     """
     if not isinstance(job_input, dict):
         raise InvalidRequest(
