@@ -2,15 +2,17 @@
 
 The limits are those of most style guides (Netflix, BBC, EBU). A cue has two lines of 42 letters, or
 of 16 Chinese, Japanese or Korean characters. It lasts 1 to 7 s, and long enough to read 17 letters
-or 9 such characters a second, if the speech allows it.
+or 9 such characters a second, if the speech allows it. Lines of scripts without spaces break at a
+space, if there is one, and never before a mark that must not begin a line.
 """
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from result.transcript import TERMINATED, Segment
+from result.transcript import Segment
+from speech.text_units import is_clustered, is_unspaced
 
 MAX_LETTERS = 42  # a line holds this many letters of an alphabet
 MAX_WIDE = 16  # or this many wide characters
@@ -23,6 +25,14 @@ MIN_SHORT_PAUSE_SECONDS = 0.3  # such a pause is a good place to break a full cu
 MIN_BREAK_SHARE = 0.4  # a full cue keeps at least this share of its words
 # To break after punctuation, two lines may be more uneven by this share of a line.
 PUNCTUATION_BONUS = 0.4
+# A break between the clusters of a Thai, Lao, Khmer or Burmese word costs as much as a full line.
+WITHIN_WORD_COST = 1.0
+# Closing punctuation, small kana and signs of repetition and of length (JIS X 4051, CLREQ, Thai).
+NEVER_FIRST = frozenset(
+    "’”、。，．・：；？！…‥）］｝〉》」』】〕〗〙｡｣､･％"
+    "ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶㇰㇱㇲㇳㇴㇵㇶㇷㇸㇹㇺㇻㇼㇽㇾㇿ"
+    "ｧｨｩｪｫｬｭｮｯｰﾞﾟー〜々〻ゝゞヽヾๆฯໆຯៗ"
+)
 CLAUSE_ENDS = tuple(",;:،؛、，；：–—")
 
 
@@ -65,13 +75,47 @@ def cues_of(words: Sequence[Segment], end: float) -> list[Cue]:
     """
     if not words:
         return []
-    runs = list(_runs(words))
+    runs = list(_runs(list(_unbreakable(words))))
     starts = [run[0].start for run in runs]
     limits = [*starts[1:], max(end, words[-1].end)]
     return [
         Cue(start, _cue_end(run, limit), _lines(run))
         for run, start, limit in zip(runs, starts, limits)
     ]
+
+
+def _unbreakable(words: Sequence[Segment]) -> Iterator[Segment]:
+    """The words, those together that must not stand on two lines, if they fit on one.
+
+    These are the words of a phrase without spaces in Thai, Lao, Khmer or Burmese.
+    """
+    phrase: list[Segment] = []
+    for word in _with_marks(words):
+        if phrase and _break_quality(phrase[-1], word) >= 0:
+            yield from _on_one_line(phrase)
+            phrase = []
+        phrase.append(word)
+    yield from _on_one_line(phrase)
+
+
+def _with_marks(words: Sequence[Segment]) -> Iterator[Segment]:
+    """The words, each with those after it that must not begin a line."""
+    group = [words[0]]
+    for word in words[1:]:
+        if word.text[0] not in NEVER_FIRST:
+            yield from _on_one_line(group)
+            group = []
+        group.append(word)
+    yield from _on_one_line(group)
+
+
+def _on_one_line(words: Sequence[Segment]) -> Sequence[Segment]:
+    """The words as one, where they fit on a line and in a cue, or else as they are."""
+    first, last = words[0], words[-1]
+    text = _joined(words)
+    if _width(text) > 1 or last.end - first.start > MAX_SECONDS:
+        return words
+    return [replace(first, end=last.end, text=text, ends_sentence=last.ends_sentence)]
 
 
 def _cue_end(run: Sequence[Segment], limit: float) -> float:
@@ -87,7 +131,7 @@ def _runs(words: Sequence[Segment]) -> Iterator[list[Segment]]:
     run: list[Segment] = []
     for word in words:
         while run and not _fits_a_cue([*run, word]):
-            count = _best_break(run)
+            count = _best_break(run, word)
             yield run[:count]
             run = run[count:]
         if run and _ends_cue(run, word):
@@ -106,7 +150,7 @@ def _ends_cue(run: Sequence[Segment], following: Segment) -> bool:
     if following.start - run[-1].end >= MIN_PAUSE_SECONDS:
         return True
     is_long_enough = run[-1].end - run[0].start >= MIN_SECONDS
-    return is_long_enough and bool(TERMINATED.search(run[-1].text))
+    return is_long_enough and run[-1].ends_sentence
 
 
 def _fits_a_cue(run: Sequence[Segment]) -> bool:
@@ -117,13 +161,25 @@ def _fits_a_cue(run: Sequence[Segment]) -> bool:
     return len(run) == 1 or all(_width(word.text) <= 1 for word in run)
 
 
-def _best_break(run: Sequence[Segment]) -> int:
+def _best_break(run: Sequence[Segment], following: Segment) -> int:
     """How many words of a full cue to keep.
 
-    The last of the best places to break it is taken; without a good one all words are kept.
+    The last of the best places to break it is taken. Without a good one all words are kept, unless
+    that breaks a word: then the last place between words is taken.
     """
-    best, best_quality = len(run), 1
     first = max(1, round(MIN_BREAK_SHARE * len(run)))
+    best = _last_break(run, first, 1)
+    if not best and _break_quality(run[-1], following) < 0:
+        best = _last_break(run, 1, 0)
+    return best or len(run)
+
+
+def _last_break(run: Sequence[Segment], first: int, least: int) -> int | None:
+    """The last of the best places to break a run, of quality `least` or better.
+
+    It keeps `first` words or more.
+    """
+    best, best_quality = None, least
     for i in range(first, len(run)):
         quality = _break_quality(run[i - 1], run[i])
         if quality >= best_quality:
@@ -132,12 +188,22 @@ def _best_break(run: Sequence[Segment]) -> int:
 
 
 def _break_quality(word: Segment, following: Segment) -> int:
-    """3 for a break after a sentence, 2 after a clause, 1 at a short pause, else 0."""
-    if TERMINATED.search(word.text):
+    """How good a break between two words is.
+
+    3 after a sentence, 2 after a clause or at a space of a script without spaces between words, 1
+    at a short pause, -1 between clusters, else 0.
+    """
+    if word.ends_sentence:
         return 3
     if word.text.endswith(CLAUSE_ENDS):
         return 2
-    return int(following.start - word.end >= MIN_SHORT_PAUSE_SECONDS)
+    between_clusters = is_clustered(word.text[-1]) and is_clustered(following.text[0])
+    has_space = bool(_between(word, following))
+    if has_space and is_unspaced(word.text[-1]) and is_unspaced(following.text[0]):
+        return 2
+    if following.start - word.end >= MIN_SHORT_PAUSE_SECONDS:
+        return 1
+    return -1 if between_clusters and not has_space else 0
 
 
 def _lines(run: Sequence[Segment]) -> tuple[str, ...]:
@@ -150,8 +216,9 @@ def _lines(run: Sequence[Segment]) -> tuple[str, ...]:
         widths = _width(first), _width(second)
         if max(widths) > 1:
             continue
-        after_punctuation = _break_quality(run[i - 1], run[i]) >= 2
-        cost = abs(widths[0] - widths[1]) - PUNCTUATION_BONUS * after_punctuation
+        quality = _break_quality(run[i - 1], run[i])
+        cost = abs(widths[0] - widths[1])
+        cost += WITHIN_WORD_COST * (quality < 0) - PUNCTUATION_BONUS * (quality >= 2)
         breaks.append((cost, first, second))
     _, first, second = min(breaks, key=lambda found: found[0])
     return first, second
