@@ -131,8 +131,7 @@ def _is_ordinal(token: str, following: str, language: str | None) -> bool:
         return False
     if following[0].islower() or following[0].isdigit():
         return True
-    may_be_ordinal = _ORDINAL.fullmatch(token) and following[0].isupper()
-    return bool(may_be_ordinal) and not _begins_sentence(following, language)
+    return bool(_ORDINAL.fullmatch(token)) and not _begins_sentence(following, language)
 
 
 def _begins_sentence(word: str, language: str | None) -> bool:
