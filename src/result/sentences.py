@@ -59,6 +59,8 @@ def boundary(text: str, end: int, start: int) -> int:
     It ends at white space, or else before an opening mark of the second word. `end` is the end of
     the first word, `start` the start of the second.
     """
+    if text[end:start].isspace():
+        return end
     last_space = max((i for i in range(end, start) if text[i].isspace()), default=end - 1)
     for i in range(end, start):
         if text[i].isspace():
@@ -82,6 +84,8 @@ def _opens(character: str) -> bool:
 def _ends(text: str, word: Place, start: int, first: bool, has_capitals: bool) -> bool:
     """Whether a sentence ends between a word and the next one, which begins at `start`."""
     begin, end, language = word
+    if end == start or text[end:start].isspace():
+        return False
     after_word = text[end : boundary(text, end, start)]
     pattern = _TERMINATED_IN_GREEK if language == "Greek" else _TERMINATED
     marks = pattern.search(after_word)
@@ -91,7 +95,7 @@ def _ends(text: str, word: Place, start: int, first: bool, has_capitals: bool) -
     if not is_ellipsis and marks[0][0] != ".":
         return True
     has_gap = after_word != text[end:start]
-    if text[start].islower() and (has_capitals or not has_gap):
+    if _first_word(text, start).islower() and (has_capitals or not has_gap):
         return False
     if is_ellipsis:
         return has_gap or not is_unspaced(text[start])

@@ -111,6 +111,8 @@ def _with_marks(words: Sequence[Segment]) -> Iterator[Segment]:
 
 def _on_one_line(words: Sequence[Segment]) -> Sequence[Segment]:
     """The words as one, where they fit on a line and in a cue, or else as they are."""
+    if len(words) == 1:
+        return words
     first, last = words[0], words[-1]
     text = _joined(words)
     if _width(text) > 1 or last.end - first.start > MAX_SECONDS:
@@ -168,8 +170,10 @@ def _best_break(run: Sequence[Segment], following: Segment) -> int:
     that breaks a word: then the last place between words is taken.
     """
     first = max(1, round(MIN_BREAK_SHARE * len(run)))
-    best = _last_break(run, first, 1)
-    if not best and _break_quality(run[-1], following) < 0:
+    quality = _break_quality(run[-1], following)
+    ends_phrase = quality > 0 and is_clustered(run[-1].text[-1])
+    best = _last_break(run, first, quality + 1 if ends_phrase else 1)
+    if not best and quality < 0:
         best = _last_break(run, 1, 0)
     return best or len(run)
 

@@ -30,12 +30,13 @@ _ADDRESS = (
     r"(?:https?|ftp)://[!-~]+|www\.[!-~]+"
     r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+"
 )
-# Marks that divide words without a space, except between digits: commas, ends of sentences,
-# dashes, ellipses, quotation marks and the punctuation of Chinese and Japanese.
+# Marks that divide words without a space: commas, ends of sentences, dashes, ellipses, quotation
+# marks and the punctuation of Chinese and Japanese.
 _DIVIDERS = (
-    r"(?:\.{2,}|--+|[,;!?\u037e…–—―،؛؟۔।॥“”„«»"
+    r"(?:\.{2,}|--+|[,;!?\u037e…–—―،؛؟۔।॥\"“”„«»"
     r"\u3001-\u3003\u3008-\u3011\u3014-\u301b\u30fb！（），．：；？［］｛｝｟-･])+"
 )
+_MARKS_OF_NUMBERS = frozenset(",،．：–—―")  # between digits they divide none: 1,000
 _BETWEEN_WORDS = re.compile(
     rf"(?P<address>(?a:{_ADDRESS}))|\s+|(?P<divider>{_DIVIDERS})|(?P<stop>[.:])", re.IGNORECASE
 )
@@ -125,7 +126,9 @@ def _between_words(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_number(text: str, start: int, end: int) -> bool:
-    """Whether the marks text[start:end] stand between digits, as in 1,000."""
+    """Whether the marks text[start:end] are part of a number, as in 1,000."""
+    if text[start:end] not in _MARKS_OF_NUMBERS:
+        return False
     return text[start - 1 : start].isdigit() and text[end : end + 1].isdigit()
 
 
@@ -167,7 +170,7 @@ def _is_said_before(text: str, i: int) -> bool:
     if sign not in _SIGNS_OF_NUMBERS:
         return False
     before = text[i - 1] if i else " "
-    begins = before.isspace() or unicodedata.category(before) in ("Ps", "Pi")
+    begins = before.isspace() or unicodedata.category(before) in ("Ps", "Pi", "Po")
     return begins and (following.isdigit() or unicodedata.category(following) == "Sc")
 
 
