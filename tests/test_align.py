@@ -99,7 +99,7 @@ WORDS = {
     "Cantonese": ("好OK，Yes！$5", "好 OK Yes $5"),
     "French": ("C'est l'été—oui! «Non»,dit-il.", "C'est l'été oui Non dit-il"),
     "Japanese": ("彼はJava，C++で$5だ", "彼 は Java C++ で $5 だ"),
-    "Korean": ("저는 Python，Java를 봐요! 5%예요", "저는 Python Java를 봐 요 5%예요"),
+    "Korean": ("저는 Python，Java를 봐요! 5%예요", "저는 Python Java를 봐요 5%예요"),
 }
 
 

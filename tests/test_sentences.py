@@ -5,7 +5,8 @@ from contract.languages import LANGUAGES
 from hypothesis import given
 from hypothesis import strategies as st
 from material import chunk_of, silence
-from result.subtitles import NEVER_FIRST, cues_of
+from result.line_breaks import NEVER_FIRST
+from result.subtitles import cues_of
 from result.transcript import Transcript, merge
 from speech.text_units import is_unspaced, with_spaces, words_in
 from speech.word_times import aligned_words

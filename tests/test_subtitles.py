@@ -8,10 +8,9 @@ import srt
 import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from result.line_breaks import MAX_LETTERS, MAX_WIDE
 from result.subtitles import (
-    MAX_LETTERS,
     MAX_SECONDS,
-    MAX_WIDE,
     MIN_PAUSE_SECONDS,
     MIN_SECONDS,
     Cue,

@@ -4,10 +4,11 @@ Abbreviations are without their last full stop. One in lower case is matched in 
 capital only so, because in lower case it is a word. Left out are single letters, which never end a
 sentence, and what stands before a small letter only.
 
-Sources: the sentence-break suppressions of Unicode's CLDR 46 (common/segments; Unicode License v3)
-for English, German, French, Spanish, Italian, Portuguese, Russian, Finnish, Swedish and Greek; the
-lists of Wikimedia's sentencex 1.0 (MIT License) for Danish, Dutch, Polish and Hindi. Both have many
-entries that are ordinary words in speech, so this is a selection. The other languages are our own.
+Sources: the sentence-break suppressions of CLDR (common/segments; copyright Unicode, Inc., Unicode
+License v3, https://www.unicode.org/license.txt) for English, German, French, Spanish, Italian,
+Portuguese, Russian, Finnish, Swedish and Greek; the lists of sentencex 1.0 (copyright Santhosh
+Thottingal, MIT License) for Danish, Dutch, Polish and Hindi. Many of their entries are ordinary
+words in speech, so this is a selection. The other languages are our own.
 """
 
 # Titles, and other abbreviations that do not end a sentence, whatever follows.

@@ -6,34 +6,23 @@ or 9 such characters a second, if the speech allows it. Lines of scripts without
 space, if there is one, and never before a mark that must not begin a line.
 """
 
-import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 
+from result.line_breaks import between, break_quality, counts, joined, unbreakable, width_of
 from result.transcript import Segment
-from speech.text_units import is_clustered, is_unspaced
+from speech.text_units import is_clustered
 
-MAX_LETTERS = 42  # a line holds this many letters of an alphabet
-MAX_WIDE = 16  # or this many wide characters
 LETTERS_PER_SECOND = 17  # the pace of reading
 WIDE_PER_SECOND = 9
 MAX_LINES = 2
 MIN_SECONDS, MAX_SECONDS = 1.0, 7.0  # the length of a cue
 MIN_PAUSE_SECONDS = 1.0  # such a pause ends a cue
-MIN_SHORT_PAUSE_SECONDS = 0.3  # such a pause is a good place to break a full cue
 MIN_BREAK_SHARE = 0.4  # a full cue keeps at least this share of its words
 # To break after punctuation, two lines may be more uneven by this share of a line.
 PUNCTUATION_BONUS = 0.4
 # A break between the clusters of a Thai, Lao, Khmer or Burmese word costs as much as a full line.
 WITHIN_WORD_COST = 1.0
-# Closing punctuation, small kana and signs of repetition and of length (JIS X 4051, CLREQ, Thai).
-NEVER_FIRST = frozenset(
-    "’”、。，．・：；？！…‥）］｝〉》」』】〕〗〙｡｣､･％"
-    "ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶㇰㇱㇲㇳㇴㇵㇶㇷㇸㇹㇺㇻㇼㇽㇾㇿ"
-    "ｧｨｩｪｫｬｭｮｯｰﾞﾟー〜々〻ゝゞヽヾๆฯໆຯៗ"
-)
-CLAUSE_ENDS = tuple(",;:،؛、，；：–—")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +64,7 @@ def cues_of(words: Sequence[Segment], end: float) -> list[Cue]:
     """
     if not words:
         return []
-    runs = list(_runs(list(_unbreakable(words))))
+    runs = list(_runs(list(unbreakable(words, MAX_SECONDS))))
     starts = [run[0].start for run in runs]
     limits = [*starts[1:], max(end, words[-1].end)]
     return [
@@ -84,46 +73,10 @@ def cues_of(words: Sequence[Segment], end: float) -> list[Cue]:
     ]
 
 
-def _unbreakable(words: Sequence[Segment]) -> Iterator[Segment]:
-    """The words, those together that must not stand on two lines, if they fit on one.
-
-    These are the words of a phrase without spaces in Thai, Lao, Khmer or Burmese.
-    """
-    phrase: list[Segment] = []
-    for word in _with_marks(words):
-        if phrase and _break_quality(phrase[-1], word) >= 0:
-            yield from _on_one_line(phrase)
-            phrase = []
-        phrase.append(word)
-    yield from _on_one_line(phrase)
-
-
-def _with_marks(words: Sequence[Segment]) -> Iterator[Segment]:
-    """The words, each with those after it that must not begin a line."""
-    group = [words[0]]
-    for word in words[1:]:
-        if word.text[0] not in NEVER_FIRST:
-            yield from _on_one_line(group)
-            group = []
-        group.append(word)
-    yield from _on_one_line(group)
-
-
-def _on_one_line(words: Sequence[Segment]) -> Sequence[Segment]:
-    """The words as one, where they fit on a line and in a cue, or else as they are."""
-    if len(words) == 1:
-        return words
-    first, last = words[0], words[-1]
-    text = _joined(words)
-    if _width(text) > 1 or last.end - first.start > MAX_SECONDS:
-        return words
-    return [replace(first, end=last.end, text=text, ends_sentence=last.ends_sentence)]
-
-
 def _cue_end(run: Sequence[Segment], limit: float) -> float:
     """The end of the speech, or later, so that the cue can be read, but not after `limit`."""
     start = run[0].start
-    readable = start + max(MIN_SECONDS, _seconds_to_read(_joined(run)))
+    readable = start + max(MIN_SECONDS, _seconds_to_read(joined(run)))
     longest = max(start + MAX_SECONDS, run[0].end)
     return min(max(run[-1].end, readable), longest, limit)
 
@@ -160,7 +113,7 @@ def _fits_a_cue(run: Sequence[Segment]) -> bool:
     seconds = run[-1].end - run[0].start
     if seconds > MAX_SECONDS or _lines_needed(run) > MAX_LINES:
         return False
-    return len(run) == 1 or all(_width(word.text) <= 1 for word in run)
+    return len(run) == 1 or all(width_of(word.text) <= 1 for word in run)
 
 
 def _best_break(run: Sequence[Segment], following: Segment) -> int:
@@ -170,7 +123,7 @@ def _best_break(run: Sequence[Segment], following: Segment) -> int:
     that breaks a word: then the last place between words is taken.
     """
     first = max(1, round(MIN_BREAK_SHARE * len(run)))
-    quality = _break_quality(run[-1], following)
+    quality = break_quality(run[-1], following)
     ends_phrase = quality > 0 and is_clustered(run[-1].text[-1])
     best = _last_break(run, first, quality + 1 if ends_phrase else 1)
     if not best and quality < 0:
@@ -185,42 +138,23 @@ def _last_break(run: Sequence[Segment], first: int, least: int) -> int | None:
     """
     best, best_quality = None, least
     for i in range(first, len(run)):
-        quality = _break_quality(run[i - 1], run[i])
+        quality = break_quality(run[i - 1], run[i])
         if quality >= best_quality:
             best, best_quality = i, quality
     return best
 
 
-def _break_quality(word: Segment, following: Segment) -> int:
-    """How good a break between two words is.
-
-    3 after a sentence, 2 after a clause or at a space of a script without spaces between words, 1
-    at a short pause, -1 between clusters, else 0.
-    """
-    if word.ends_sentence:
-        return 3
-    if word.text.endswith(CLAUSE_ENDS):
-        return 2
-    between_clusters = is_clustered(word.text[-1]) and is_clustered(following.text[0])
-    has_space = bool(_between(word, following))
-    if has_space and is_unspaced(word.text[-1]) and is_unspaced(following.text[0]):
-        return 2
-    if following.start - word.end >= MIN_SHORT_PAUSE_SECONDS:
-        return 1
-    return -1 if between_clusters and not has_space else 0
-
-
 def _lines(run: Sequence[Segment]) -> tuple[str, ...]:
     """One line if the text fits, else two of similar width, preferably broken after punctuation."""
     if _lines_needed(run) == 1:
-        return (_joined(run),)
+        return (joined(run),)
     breaks: list[tuple[float, str, str]] = []  # (cost, first line, second line)
     for i in range(1, len(run)):
-        first, second = _joined(run[:i]), _joined(run[i:])
-        widths = _width(first), _width(second)
+        first, second = joined(run[:i]), joined(run[i:])
+        widths = width_of(first), width_of(second)
         if max(widths) > 1:
             continue
-        quality = _break_quality(run[i - 1], run[i])
+        quality = break_quality(run[i - 1], run[i])
         cost = abs(widths[0] - widths[1])
         cost += WITHIN_WORD_COST * (quality < 0) - PUNCTUATION_BONUS * (quality >= 2)
         breaks.append((cost, first, second))
@@ -232,8 +166,8 @@ def _lines_needed(run: Sequence[Segment]) -> int:
     """The least number of lines that hold these words."""
     lines, room = 0, 0.0
     for before, word in zip([None, *run], run):
-        width = _width(word.text)
-        space = _width(_between(before, word)) if before else 0.0
+        width = width_of(word.text)
+        space = width_of(between(before, word)) if before else 0.0
         if lines and space + width <= room:
             room -= space + width
         else:
@@ -241,37 +175,10 @@ def _lines_needed(run: Sequence[Segment]) -> int:
     return lines
 
 
-def _joined(run: Sequence[Segment]) -> str:
-    """The words with a space where the text has white space between them."""
-    text = run[0].text
-    for word, following in zip(run, run[1:]):
-        text += _between(word, following) + following.text
-    return text
-
-
-def _between(word: Segment, following: Segment) -> str:
-    """The space between two words of a cue, or "" where the text has none."""
-    return "" if word.end_offset == following.offset else " "
-
-
-def _width(text: str) -> float:
-    """The width of a text as a share of a line."""
-    wide, letters = _counts(text)
-    return wide / MAX_WIDE + letters / MAX_LETTERS
-
-
 def _seconds_to_read(text: str) -> float:
     """How long a cue must be shown."""
-    wide, letters = _counts(text)
+    wide, letters = counts(text)
     return wide / WIDE_PER_SECOND + letters / LETTERS_PER_SECOND
-
-
-@lru_cache(maxsize=10_000)
-def _counts(text: str) -> tuple[int, int]:
-    """(wide characters, other characters), without combining marks, which take no width."""
-    characters = [c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf")]
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in characters)
-    return wide, len(characters) - wide
 
 
 def _clock(seconds: float, point: str) -> str:

@@ -19,6 +19,7 @@ _UNSPACED = re.compile(
     "\uff00-\uff9f"  # full-width forms
     "]"
 )
+_IN_CLUSTERS = re.compile(f"[{_CLUSTERED}]")
 _VOWELS_BEFORE = frozenset("เแโใไເແໂໃໄ")
 _VOWELS_AFTER = frozenset("ะาำๅະາຳຽ")
 _STACKERS = frozenset("\u1039\u17d2")  # they put the next Burmese or Khmer consonant below
@@ -54,7 +55,7 @@ def is_unspaced(character: str) -> bool:
 
 def is_clustered(character: str) -> bool:
     """Whether the character is Thai, Lao, Khmer or Burmese, which have spaces between phrases."""
-    return bool(re.match(f"[{_CLUSTERED}]", character))
+    return bool(_IN_CLUSTERS.match(character))
 
 
 def units_in(text: str) -> list[tuple[int, int]]:
