@@ -29,6 +29,7 @@ IMPORTED = (
     "librosa",
     "nagisa",
     "numpy",
+    "opencc",
     "qwen_asr",
     "requests",
     "runpod",

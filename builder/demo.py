@@ -29,6 +29,11 @@ HEARTBEAT_SECONDS = 10  # this often a line shows that the worker is still runni
 MAX_ERROR_LINES = 30  # a worker without a result has the end of its stderr printed
 WORDS_PER_ROW = 6
 LOG_LINE = re.compile(r"[A-Z]+ *\| ")  # as RunPod's SDK writes it
+WORDS = (
+    "A word of the transcript is a character in Chinese and Cantonese, a morpheme in Japanese and "
+    "Korean (as nagisa and soynlp divide the text), a cluster in Thai, and elsewhere a word "
+    "between spaces."
+)
 
 
 def main() -> int:
@@ -54,7 +59,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bash builder/demo.sh", description=__doc__.splitlines()[0]
+        prog="bash builder/demo.sh", description=__doc__.splitlines()[0], epilog=WORDS
     )
     parser.add_argument(
         "recording",

@@ -55,6 +55,7 @@ try:
     from result.account import check_account, raise_if_incomplete
     from result.bucket import MAX_UPLOAD_SECONDS, bucket_for
     from result.delivery import deliver
+    from result.script import in_script
     from result.transcript import Transcript, join, merge
     from result.usage import Usage
     from runpod import RunPodLogger
@@ -167,6 +168,7 @@ async def transcribe_recording(
     if request.language is None:
         results = await outliers.retried(results, vocabulary, models, gate)
     check_account(results, admitted)
+    results = [in_script(result, request.script) for result in results]
     transcript = merge(results, pcm.end, pcm.warning, pcm.start)
     if not transcript.text:
         raise_if_incomplete(results)

@@ -93,6 +93,26 @@ def test_inputs_made_from_the_recognisers_spectrum_equal_those_the_package_makes
     assert torch.equal(alone.spectrum, theirs["input_features"][0])
 
 
+WORDS = {
+    "English": ("it...maybe.Right? Yes!No—C++ at -5 °C", "it maybe Right Yes No C++ at -5 °C"),
+    "Chinese": ("我用Python，Java，Go。涨了5%", "我 用 Python Java Go 涨 了 5%"),
+    "Cantonese": ("好OK，Yes！$5", "好 OK Yes $5"),
+    "French": ("C'est l'été—oui! «Non»,dit-il.", "C'est l'été oui Non dit-il"),
+    "Japanese": ("彼はJava，C++で$5だ", "彼 は Java C++ で $5 だ"),
+    "Korean": ("저는 Python，Java를 봐요! 5%예요", "저는 Python Java를 봐요 5%예요"),
+}
+
+
+def test_the_packages_units_are_divided_at_marks_and_the_words_keep_their_signs(worker):
+    chunk = chunk_lasting(20)
+    for language, (text, words) in WORDS.items():
+        units = worker.aligner._prepared(chunk, text, language, None).units
+        marks = [ms for i in range(len(units)) for ms in (1000 * i, 1000 * i + 900)]
+        found = align.aligned_words(chunk, text, units, marks)
+        assert [word.text for word in found] == words.split(), language
+        assert not any(word.estimated for word in found), language
+
+
 def test_clips_aligned_at_the_same_time_each_get_their_own_words(worker):
     async def together():
         pool = [*ENGLISH[:10], *CHINESE[:10]]

@@ -8,11 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import speech.health as health
-from contract.errors import EngineDead
+from contract.errors import EngineDead, RecognitionError
+from material import chunk_of, silence
 from result.usage import Usage
 from speech.health import Health
-from speech.models.recogniser import EMPTY_VOCABULARY
+from speech.models.recogniser import EMPTY_VOCABULARY, Hypothesis
 from speech.watched_models import WatchedModels
+
+CHUNK = chunk_of(silence(1))
 
 
 class Worker:
@@ -72,6 +75,38 @@ async def test_an_engine_that_does_not_answer_in_time_is_checked_at_once_fault_i
     with pytest.raises(TimeoutError):
         await models.recognise(None, None, "", 0.0, EMPTY_VOCABULARY)
     assert worker.checks == 1
+
+
+def models_that_answer(worker: Worker, text: str, finish_reason: str) -> WatchedModels:
+    async def transcribe(*_: object) -> Hypothesis:
+        return Hypothesis(text, "English", finish_reason, 9)
+
+    asr = SimpleNamespace(transcribe=transcribe)
+    return WatchedModels(asr, None, worker.health, 1.0, Usage())
+
+
+async def test_the_rows_of_marks_of_a_gpu_that_computes_nan_fail_and_start_a_check(worker):
+    models = models_that_answer(worker, "!" * 500, "length")
+    for _ in range(3):
+        with pytest.raises(RecognitionError, match="exclamation marks"):
+            await models.recognise(CHUNK, None, "", 0.0, EMPTY_VOCABULARY)
+    assert worker.checks == 1
+
+
+@pytest.mark.parametrize("text", ["。", "...", ".", "!", "— “”", "♪♪", "👍", "%", ""])
+async def test_an_answer_without_letters_and_numbers_is_silence(worker, text):
+    models = models_that_answer(worker, text, "stop")
+    for _ in range(4):
+        found = await models.recognise(CHUNK, None, "", 0.0, EMPTY_VOCABULARY)
+        assert (found.text, found.language) == ("", None)
+    assert worker.checks == 0
+
+
+@pytest.mark.parametrize("text", ["5", "Yes!", "½", "好。", "٣"])
+async def test_a_letter_or_a_number_is_text(worker, text):
+    models = models_that_answer(worker, text, "stop")
+    found = await models.recognise(CHUNK, None, "", 0.0, EMPTY_VOCABULARY)
+    assert (found.text, found.language) == (text, "English")
 
 
 async def test_a_success_of_one_part_does_not_reset_the_count_of_the_other(worker):

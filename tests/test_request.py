@@ -139,6 +139,39 @@ def test_a_language_may_be_given_by_its_code():
         assert parse(language=f" {code.upper()} ").language == name, code
 
 
+SCRIPTS = [
+    ("zh-Hans", "Hans"),
+    ("zh-CN", None),
+    ("zh-SG", None),
+    ("cmn_hans_TW", "Hans"),
+    ("zh-Hant", "Hant"),
+    ("ZH-hant-cn", "Hant"),
+    ("zh-TW", "Hant-TW"),
+    ("zh-Hant-TW", "Hant-TW"),
+    ("zh-HK", "Hant-HK"),
+    ("zh-Hant-MO", "Hant-HK"),
+    ("yue-HK", "Hant-HK"),
+    ("yue-Hans", "Hans"),
+    ("zh", None),
+    ("Chinese", None),
+    ("zh-yue", None),
+    ("auto", None),
+    (None, None),
+    ("en-HK", None),
+    ("pt-Latn-BR", None),
+]
+
+
+def test_a_tag_of_chinese_names_the_script_of_the_text():
+    for tag, script in SCRIPTS:
+        assert parse(language=tag).script == script, tag
+
+
+def test_a_script_that_chinese_text_cannot_have_is_refused():
+    with pytest.raises(InvalidRequest, match="'zh-Latn'; the script .* Hans or Hant, and Latn"):
+        parse(language="zh-Latn")
+
+
 @pytest.mark.parametrize("value", ["auto", "AUTO", " Auto ", None])
 def test_auto_and_null_mean_that_the_language_is_detected(value):
     assert parse(language=value).language is None

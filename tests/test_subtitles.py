@@ -8,10 +8,9 @@ import srt
 import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from result.line_breaks import MAX_LETTERS, MAX_WIDE
 from result.subtitles import (
-    MAX_LETTERS,
     MAX_SECONDS,
-    MAX_WIDE,
     MIN_PAUSE_SECONDS,
     MIN_SECONDS,
     Cue,
@@ -35,7 +34,9 @@ def words_of(spoken: list[tuple[str, float, float]], spaced: bool = True) -> lis
     """Words with their lengths and the pauses behind them, in seconds."""
     found, offset, at = [], 0, 0.0
     for text, length, pause in spoken:
-        found.append(Segment(round(at, 3), round(at + length, 3), text, offset))
+        start, end = round(at, 3), round(at + length, 3)
+        ends_sentence = text.endswith((".", "?", "。"))
+        found.append(Segment(start, end, text, offset, ends_sentence=ends_sentence))
         offset += len(text) + spaced
         at += length + pause
     return found

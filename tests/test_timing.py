@@ -156,7 +156,7 @@ def test_units_that_are_not_in_the_text_as_a_whole_are_left_out(text, units, fou
         ),
         ("㍻２年", ["平成", "2", "年"], ["㍻", "２", "年"]),
         ("今天25℃，½㈱", ["今", "天", "25½"], ["今", "天", "25℃，½"]),
-        ("It is 25℃ here", ["It", "is", "25", "here"], ["It", "is", "25", "here"]),
+        ("It is 25℃ here", ["It", "is", "25", "here"], ["It", "is", "25℃", "here"]),
         ("one two three four", ["one", "three"], ["one", "two*", "three", "four*"]),
         ("一二三四", ["二", "四"], ["一*", "二", "三*", "四"]),
     ],

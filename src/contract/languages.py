@@ -108,6 +108,17 @@ _BY_NAME = {
     **{code: name for name, code in LANGUAGES.items()},
     **OTHER_CODES,
 }
+# The scripts of Chinese: Simplified, Traditional, and the standards of Taiwan and Hong Kong. A tag
+# without a script has that of its region (CLDR's likely subtags). zh-CN and zh-SG are left out:
+# most requests in Chinese say zh-CN, and their text stays as the model writes it.
+CHINESE_SCRIPTS = {
+    "hans": "Hans",
+    "hant": "Hant",
+    "tw": "Hant-TW",
+    "hk": "Hant-HK",
+    "mo": "Hant-HK",
+}
+SCRIPT_LETTERS = 4  # a subtag of four letters is a script (BCP 47)
 # BCP 47 in lower case, without its extensions of one letter.
 _TAG = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")
 
@@ -125,3 +136,21 @@ def language_named(text: str) -> str | None:
         if (code := f"{language}-{subtag}") in _BY_NAME:
             return _BY_NAME[code]
     return _BY_NAME.get(language)
+
+
+def script_named(text: str) -> str | None:
+    """The script of Chinese or Cantonese in a tag: zh-Hant, zh-TW, yue-Hans. None without one.
+
+    A region makes zh-Hant more precise, and does not change zh-Hans. Raises ValueError, with the
+    subtag, for another script.
+    """
+    if language_named(text) not in ("Chinese", "Cantonese"):
+        return None
+    subtags = text.lower().replace("_", "-").split("-")[1:]
+    for subtag in subtags:
+        if len(subtag) == SCRIPT_LETTERS and subtag.isalpha() and subtag not in CHINESE_SCRIPTS:
+            raise ValueError(subtag.title())
+    named = [CHINESE_SCRIPTS[subtag] for subtag in subtags if subtag in CHINESE_SCRIPTS]
+    if "Hans" in named[:1]:
+        return "Hans"
+    return max(named, key=len, default=None)

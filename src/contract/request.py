@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 
 from contract.audio_source import checked_headers, url_or_file
 from contract.errors import InvalidRequest
-from contract.languages import LANGUAGES, language_named
+from contract.languages import LANGUAGES, language_named, script_named
 from contract.other_names import MAX_NAMED, field_meant, warnings_for
 from contract.shown import shown
 
@@ -38,10 +38,13 @@ class Request:
     end: float | None = None  # the part ends here; None: at the end of the recording
     channel: int | None = None  # the only one to transcribe, from 0; None: all, mixed
     vocabulary: tuple[str, ...] = ()  # names and terms, for every chunk
-    warnings: tuple[str, ...] = ()  # no field of the input: a sentence for each unknown one
+    # Not fields of the input:
+    warnings: tuple[str, ...] = ()  # a sentence for each unknown field
+    # Of Chinese text, from the field language: one of CHINESE_SCRIPTS; None: as recognised.
+    script: str | None = None
 
 
-INPUT_FIELDS = tuple(f.name for f in fields(Request) if f.name != "warnings")
+INPUT_FIELDS = tuple(f.name for f in fields(Request) if f.name not in ("warnings", "script"))
 
 
 def parse_request(job_input: object, local_files: bool = False) -> Request:
@@ -77,6 +80,7 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
         channel=_channel(given("channel")),
         vocabulary=_vocabulary(given("vocabulary")),
         warnings=warnings_for(unknown, INPUT_FIELDS),
+        script=_script(given("language")),
     )
 
 
@@ -106,6 +110,19 @@ def _language(value: object) -> str | None:
     if language is None:
         raise InvalidRequest(f"language is {shown(value)}, which is not known; {wanted}.")
     return language
+
+
+def _script(language: object) -> str | None:
+    """The script in a language that `_language` accepts."""
+    if not isinstance(language, str):
+        return None
+    try:
+        return script_named(language.strip())
+    except ValueError as error:
+        raise InvalidRequest(
+            f"language is {shown(language)}; the script of Chinese must be Hans or Hant, "
+            f"and {error} is not possible."
+        ) from None
 
 
 def _initial_context(value: object) -> str:

@@ -5,20 +5,16 @@ Knows nothing of samples, models or RunPod.
 Times are floats in seconds from the start of the recording.
 """
 
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from contract.languages import LANGUAGES
 from result.account import Span, coverage
+from result.sentences import Place, boundary, sentence_ends
 from speech.text_units import is_unspaced
 from speech.words import ChunkResult, dominant_language, speech_seconds
 
-# The end of a sentence, with its closing quotes and brackets.
-TERMINATED = re.compile(r"""[.!?…。！？｡．؟۔।॥]["'”’»）)\]」』】]*$""")
-_INITIALS = re.compile(r"(\w\.)+")  # J. and U.S. do not end a sentence
 MIN_SENTENCE_PAUSE_SECONDS = 1.5  # such a pause ends a sentence
 MAX_SENTENCE_SECONDS = 20
 MAX_SENTENCE_CHARACTERS = 240
@@ -36,6 +32,7 @@ class Segment:
     offset: int  # index of the first character in the transcript's text
     estimated: bool = False
     language: str | None = None
+    ends_sentence: bool = False  # whether its punctuation ends a sentence before the next word
 
     @property
     def end_offset(self) -> int:
@@ -93,6 +90,7 @@ class Transcript:
 
         With `punctuation` their slices together hold all of the text except white space.
         """
+        ends = iter(sentence_ends(self.text, list(self._places())))
         for chunk, offset in zip(self.chunks, self.offsets):
             for word, (first, end) in zip(chunk.words, _slices(chunk, punctuation)):
                 yield Segment(
@@ -102,7 +100,15 @@ class Transcript:
                     offset + first,
                     word.estimated,
                     chunk.language,
+                    next(ends),
                 )
+
+    def _places(self) -> Iterator[Place]:
+        """Where each word is in `text`, and its language."""
+        for chunk, offset in zip(self.chunks, self.offsets):
+            for word in chunk.words:
+                start = offset + word.offset
+                yield start, start + len(word.text), chunk.language
 
     def sentences(self) -> list[Segment]:
         """Runs of words that end at a terminator, before a long pause, or at a maximal length."""
@@ -199,26 +205,9 @@ def _slices(chunk: ChunkResult, punctuation: bool) -> list[tuple[int, int]]:
         return words
     edges = [0]
     for (_, end), (start, _) in zip(words, words[1:]):
-        edges.append(_boundary(chunk.text, end, start))
+        edges.append(boundary(chunk.text, end, start))
     edges.append(len(chunk.text))
     return [_trimmed(chunk.text, first, end) for first, end in zip(edges, edges[1:])]
-
-
-def _boundary(text: str, end: int, start: int) -> int:
-    """Where the punctuation of the first of two words ends.
-
-    It ends at white space, or else before an opening mark of the second word. `end` is the end of
-    the first word, `start` the start of the second.
-    """
-    for i in range(end, start):
-        if text[i].isspace() or _opens(text[i]):
-            return i
-    return start
-
-
-def _opens(character: str) -> bool:
-    """Whether a character is a mark that stands before a word."""
-    return unicodedata.category(character) in ("Ps", "Pi") or character in "¿¡"
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
@@ -233,7 +222,7 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 def _ends_sentence(run: Sequence[Segment], following: Segment) -> bool:
     """Whether the words of `run` are a sentence without the word that follows."""
     first, last = run[0], run[-1]
-    if _is_terminated(last, following):
+    if last.ends_sentence:
         return True
     seconds = following.end - first.start
     characters = following.end_offset - first.offset
@@ -243,14 +232,6 @@ def _ends_sentence(run: Sequence[Segment], following: Segment) -> bool:
         or seconds > MAX_SENTENCE_SECONDS
         or characters > MAX_SENTENCE_CHARACTERS
     )
-
-
-def _is_terminated(word: Segment, following: Segment) -> bool:
-    """Whether a word has the mark of a sentence's end, which is no part of a name or a number."""
-    if not TERMINATED.search(word.text) or _INITIALS.fullmatch(word.text):
-        return False
-    has_gap = word.end_offset < following.offset
-    return has_gap or is_unspaced(word.text[-1])
 
 
 def _retries_of(chunk: ChunkResult) -> Output:

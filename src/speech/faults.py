@@ -51,6 +51,14 @@ def fault_in(hypothesis: Hypothesis, echo: str, seconds: float) -> str | None:
     return None
 
 
+def is_broken(hypothesis: Hypothesis) -> bool:
+    """Whether an answer is that of a broken GPU.
+
+    Where it computes NaN, every token is the first of the vocabulary, which is "!".
+    """
+    return hypothesis.finish_reason == "length" and set(hypothesis.text) == {"!"}
+
+
 def letters_in(text: str) -> int:
     """The amount of text, in letters of an alphabet."""
     letters = 0

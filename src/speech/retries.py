@@ -13,7 +13,8 @@ of the answer, if it has one. Each fault has one retry:
     too_little    it has next to no text, in a long      the chunk, sampled
                   chunk
     context_echo  it begins like its prompt              the chunk, without context and vocabulary
-    engine_error  the engine refused the chunk           the chunk, without context and vocabulary
+    engine_error  the engine refused the chunk, or       the chunk, without context and vocabulary
+                  answered as a broken GPU does
     timeout       there was no answer in time            none
     tail_missing  speech follows the last aligned word   only what follows that word
 
@@ -228,7 +229,8 @@ def _without_repetition(text: str, words: Sequence[Word], tail: str) -> str:
     repeated = words_repeated(words, tail)
     if not repeated:
         return text
-    return text[: words[-repeated].offset].rstrip()
+    kept = text[: words[-repeated].offset].rstrip()
+    return kept if letters_in(kept) else ""
 
 
 def defects(candidate: Sequence[Answer]) -> tuple[float, bool, float]:

@@ -5,12 +5,13 @@ Knows no retries, no gate and nothing of how the models work.
 
 import asyncio
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from contract.errors import AlignError, RecognitionError
 from recording.chunk import AudioChunk
 from runpod import RunPodLogger
+from speech.faults import is_broken, letters_in
 from speech.health import Health
 from speech.models.aligner import Aligner
 from speech.models.recogniser import Hypothesis, Recogniser, Vocabulary
@@ -53,7 +54,9 @@ class WatchedModels:
     ) -> Hypothesis:
         """One answer of the recogniser, as by `Recogniser.transcribe`.
 
-        Raises EngineDead, TimeoutError, or RecognitionError where the engine refuses the chunk.
+        An answer without letters and numbers is silence: it has no text and no language.
+        Raises EngineDead, TimeoutError, or RecognitionError where the engine refuses the chunk or
+        its answer is that of a broken GPU.
         """
         hypothesis = None
         try:
@@ -62,12 +65,19 @@ class WatchedModels:
                     hypothesis = await self.asr.transcribe(
                         chunk, language, context, temperature, vocabulary
                     )
+            if is_broken(hypothesis):
+                raise RecognitionError(
+                    f"The answer for {chunk.start:.3f}-{chunk.end:.3f} s is exclamation marks "
+                    "up to its token limit."
+                )
         except (RecognitionError, TimeoutError) as error:
             await self.health.failed("engine", hung=isinstance(error, TimeoutError))
             raise
         finally:
             self.usage.count_recognition(hypothesis)
         self.health.worked("engine")
+        if not letters_in(hypothesis.text):
+            return replace(hypothesis, text="", language=None)
         return hypothesis
 
     async def align(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from contract.errors import AlignError
 from recording.chunk import SAMPLE_RATE, AudioChunk
 from speech.locate import locate
-from speech.text_units import units_in, words_in
+from speech.text_units import units_in, with_signs, words_in
 from speech.words import Word
 
 MIN_WORD_MS = 20  # a word with an estimated time lasts at least this, where the chunk has room
@@ -58,7 +58,17 @@ def aligned_words(
         found.append(span)
     if not found:
         raise AlignError("The aligner's words are not those of the text.")
-    return _timed(chunk, text, list(_with_gaps_filled(text, found)))
+    return _timed(chunk, text, list(_with_gaps_filled(text, list(_with_signs(text, found)))))
+
+
+def _with_signs(text: str, found: Sequence[_MarkedSpan]) -> Iterator[_MarkedSpan]:
+    """`found` with the signs that are said with each word: the aligner's units have none."""
+    earliest = 0
+    latest = [*(span.begin for span in found[1:]), len(text)]
+    for span, limit in zip(found, latest):
+        begin, end = with_signs(text, span.begin, span.end, earliest, limit)
+        yield span._replace(begin=begin, end=end)
+        earliest = end
 
 
 def estimated_words(chunk: AudioChunk, text: str) -> tuple[Word, ...]:

@@ -21,6 +21,7 @@ from speech.admission import Gate, Holder, chunk_priority
 from speech.models.aligner_network import predicted_classes, use_windows
 from speech.models.gpu_memory import MAX_UNITS_PER_SECOND
 from speech.models.tokenizer import load_tokenizer
+from speech.text_units import with_spaces
 from speech.word_times import aligned_words
 from speech.words import Word
 
@@ -209,14 +210,18 @@ class Aligner:
     def _units_and_tokens(
         self, text: str, language: str, frames: int
     ) -> tuple[list[str], "Tensor"]:
-        """The units of `text`, and the prompt for them as (tokens,) int64."""
+        """The units of `text`, and the prompt for them as (tokens,) int64.
+
+        qwen-asr divides words at spaces only.
+        """
         import torch
         from qwen_asr.core.transformers_backend.processing_qwen3_asr import (
             _get_feat_extract_output_lengths,
         )
 
         processor = self._model.processor
-        units, template = self._model.aligner_processor.encode_timestamp(text, language)
+        spaced = with_spaces(text)
+        units, template = self._model.aligner_processor.encode_timestamp(spaced, language)
         audio_tokens = iter([_get_feat_extract_output_lengths(frames)])
         (prompt,) = processor.replace_multimodal_special_tokens([template], audio_tokens)
         return units, torch.tensor(processor.tokenizer(prompt)["input_ids"])
