@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from contract.languages import LANGUAGES
+from contract.languages import ALIGNED_LANGUAGES, LANGUAGES
 from result.account import Span, coverage
 from speech.text_units import is_unspaced
 from speech.words import ChunkResult, dominant_language, speech_seconds
@@ -91,16 +91,18 @@ class Transcript:
     def words(self, punctuation: bool) -> Iterator[Segment]:
         """Every word.
 
-        With `punctuation` their slices together hold all of the text except white space.
+        With `punctuation` their slices together hold all of the text except white space. In a
+        language without an aligner no word is marked as estimated: a warning says it of all.
         """
         for chunk, offset in zip(self.chunks, self.offsets):
+            is_marked = chunk.language is None or chunk.language in ALIGNED_LANGUAGES
             for word, (first, end) in zip(chunk.words, _slices(chunk, punctuation)):
                 yield Segment(
                     word.start,
                     word.end,
                     chunk.text[first:end],
                     offset + first,
-                    word.estimated,
+                    word.estimated and is_marked,
                     chunk.language,
                 )
 

@@ -10,7 +10,7 @@ import numpy as np
 from recording.chunk import Samples
 from speech.pause_matching import Run, match
 from speech.spoken_amount import FRAME_MS, SpokenAmount, spoken_amount
-from speech.spoken_length import ends_between, spoken_length
+from speech.spoken_length import ends_between, spoken_lengths
 
 # A word begins just behind its place on the axis of the amount, and ends just before the next:
 # a pause has one place on that axis, and belongs to no word.
@@ -29,7 +29,7 @@ def estimated_times(
     of each in `text`, at least one.
     """
     heard = spoken_amount(pcm, speech)
-    lengths = [spoken_length(text[start:end]) for start, end in units]
+    lengths = spoken_lengths([text[start:end] for start, end in units])
     times: list[tuple[int, int]] = []
     for stretch in match(_runs(heard, sum(lengths)), lengths, ends_between(text, units)):
         first, end = heard.starts[stretch.first_run], heard.ends[stretch.last_run - 1]

@@ -30,10 +30,10 @@ JOINED_PER_SECOND = 8.0
 NOISE = 4.0  # a run without words
 NOISE_PER_SECOND = 5.0
 
-MAX_JOINED = 3  # runs
-MAX_DRIFT = 200.0  # letters between a boundary and where the speech until then would have it
-MAX_EXCESS = 2.0  # a run has words for twice its amount at most, and MIN_EXCESS letters
-MIN_EXCESS = 30.0
+MAX_JOINED = 2  # runs
+MAX_DRIFT = 100.0  # letters between a boundary and where the speech until then would have it
+MAX_EXCESS = 1.5  # a run has words for this many times its amount at most, and MIN_EXCESS letters
+MIN_EXCESS = 20.0
 
 
 class Run(NamedTuple):

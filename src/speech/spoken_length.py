@@ -8,31 +8,49 @@ from speech.pause_matching import CLAUSE, SENTENCE, WITHIN
 from speech.text_units import is_unspaced
 
 # Lengths are in letters. They are fitted to the speech of espeak-ng in fourteen languages.
-VOWELS = frozenset("aeiouyıæøœαεηιουωаеиоуыэюяё")
 FIRST_VOWEL = 1.2
 NEXT_VOWEL = 0.6  # of vowels that follow each other
-CONSONANT = 0.85  # and every letter of a script whose vowels are no letters, or not told apart here
-VOWEL_SIGN = 0.35  # of a script that writes vowels as marks; accents have no length
+CONSONANT = 0.85  # and every letter of a script that has no letters for vowels
+VOWEL_SIGN = 0.35  # of a script that writes vowels as marks
 WORD = 0.4  # on top of its letters
-FIRST_VOWEL_SIGN = "\u0900"  # the marks of Latin, Greek, Cyrillic and Arabic script are before it
+# Where each word is one syllable, as in Vietnamese, its letters hardly count.
+SYLLABLE = 3.5
+LETTER_OF_SYLLABLE = 0.1
 
+_VOWELS = re.compile("[aeiouyıæøœαεηιουωаеиоуыэюяё]+")
+_ACCENTS = re.compile("[\u0300-\u06ff]")  # the marks of Latin, Greek, Cyrillic and Arabic letters
 _SENTENCE_END = re.compile(r"[.!?…。！？｡．؟۔।॥;]")
 _CLAUSE_END = re.compile(r"[,،、，:：；؛—–]")
 
 
-def spoken_length(word: str) -> float:
-    """The length of a word, or of a character where the script has no spaces, in letters."""
-    length = 0.0 if is_unspaced(word[0]) else WORD
-    follows_vowel = False
-    for letter in unicodedata.normalize("NFD", word.lower()):
-        if unicodedata.category(letter).startswith("M"):
-            length += VOWEL_SIGN if letter >= FIRST_VOWEL_SIGN else 0
-            continue
-        is_vowel = letter in VOWELS
-        vowel = NEXT_VOWEL if follows_vowel else FIRST_VOWEL
-        length += vowel if is_vowel else CONSONANT
-        follows_vowel = is_vowel
-    return length
+def spoken_lengths(words: Sequence[str]) -> list[float]:
+    """The length in letters of each word, or character where the script has no spaces."""
+    plain = [_without_accents(word) for word in words]
+    syllables = sum(len(_VOWELS.findall(word)) for word in plain)
+    if 0.9 * len(words) <= syllables <= 1.1 * len(words):
+        return [SYLLABLE + LETTER_OF_SYLLABLE * len(word) for word in plain]
+    return [_spoken_length(word) for word in plain]
+
+
+def _without_accents(word: str) -> str:
+    """A word in lower case without the marks that have no length."""
+    decomposed = unicodedata.normalize("NFD", word.lower())
+    return "".join(c for c in decomposed if not (_ACCENTS.match(c) and _is_mark(c)))
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
+
+
+def _spoken_length(word: str) -> float:
+    """The length of a word without accents, in letters."""
+    groups = _VOWELS.findall(word)
+    vowels = sum(map(len, groups))
+    signs = sum(map(_is_mark, word))
+    consonants = len(word) - vowels - signs
+    length = FIRST_VOWEL * len(groups) + NEXT_VOWEL * (vowels - len(groups))
+    length += CONSONANT * consonants + VOWEL_SIGN * signs
+    return length if is_unspaced(word[:1]) else length + WORD
 
 
 def ends_between(text: str, units: Sequence[tuple[int, int]]) -> list[int]:

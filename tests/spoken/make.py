@@ -125,7 +125,9 @@ def recording(voice: str, lines: list[str], seconds: float, noise: float, seed: 
             whole.words.append(moved)
         pause = rng.choice((rng.uniform(0, 0.4), rng.uniform(0.2, 1.2), rng.uniform(0.8, 2.2)))
         gap = np.zeros(round(pause * RATE), np.float32)
-        whole = Speech(np.concatenate([whole.pcm, part.pcm, gap]), whole.text + part.text, whole.words)
+        whole = Speech(
+            np.concatenate([whole.pcm, part.pcm, gap]), whole.text + part.text, whole.words
+        )
     whole.pcm += np.random.default_rng(seed).normal(0, noise, len(whole.pcm))
     return whole
 
