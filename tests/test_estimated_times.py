@@ -217,7 +217,7 @@ def test_words_that_fit_no_run_are_all_said_in_all_runs():
     "text, ends",
     [
         ("One, two. Three four", [CLAUSE, SENTENCE, WITHIN]),
-        ("Τι; Εδώ· ναι", [SENTENCE, WITHIN]),
+        ("Τι; Εδώ· ναι", [SENTENCE, CLAUSE]),
         ("هل؟ نعم، لا", [SENTENCE, CLAUSE]),
         ("है। और", [SENTENCE]),
         ("กข คง", [WITHIN, CLAUSE, WITHIN]),

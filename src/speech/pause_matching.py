@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -109,10 +108,9 @@ class _Matching:
         """(cost, words) for each boundary: the best number of words for the runs [first, run)."""
         runs = self._runs[first:run]
         cost = self._words.costs(runs[-1].after - runs[0].before, near)
-        cost[:, 0] = np.inf
         if len(runs) == 1:
             cost[:, 0] = NOISE + NOISE_PER_SECOND * (runs[0].end - runs[0].start)
-        cost += _before(self._cost[first], near, cost.shape[1])
+        cost += self._cost[first][self._words.before[near, : cost.shape[1]]]
         words = cost.argmin(1)
         cheapest = cost[np.arange(len(cost)), words]
         for run_before, run_after in zip(runs, runs[1:]):
@@ -135,49 +133,37 @@ class _Matching:
 
 
 class _WordCosts:
-    """What it costs that a run has the last 1, 2, … words before a boundary."""
+    """What it costs that a run has the last 0, 1, 2, … words before a boundary."""
 
     def __init__(self, passed: Floats, unpaused: Floats, largest_amount: float):
-        """`unpaused`: the cost of each boundary within a run."""
-        self._passed = passed
-        everywhere = slice(0, len(passed))
-        most = self._most_words(largest_amount, everywhere)
-        letters = passed[:, None] - _before(passed, everywhere, most + 1)
-        letters[letters <= 0] = np.nan
+        """`passed`: letters before each boundary. `unpaused`: its cost where no pause is there."""
+        boundaries = np.arange(len(passed))
+        first = np.searchsorted(passed, passed - _most_letters(largest_amount))
+        words = np.arange(max(2, int((boundaries - first).max()) + 1))
+        before = boundaries[:, None] - words
+        self.before = np.maximum(before, 0)  # (boundaries, words + 1)
+        letters = np.where(before < 0, np.inf, passed[:, None] - passed[self.before])
+        self._least_letters = letters.min(0)
+        letters[:, 0] = np.inf
         variance = SPREAD**2 + WORD_SPREAD**2 / letters
-        self._log_letters = np.log(letters)
-        self._precision = 1 / (2 * variance)
         sums = np.cumsum([0.0, *unpaused])
-        inside = sums[:-1, None] - _before(sums[1:], everywhere, most + 1)
-        self._fixed = np.log(variance) / 2 + inside
-        is_impossible = np.isnan(letters)
-        for table in (self._log_letters, self._precision):
-            table[is_impossible] = 0
-        self._fixed[is_impossible] = np.inf
+        inside = sums[:-1, None] - sums[self.before + 1]
+        self._fixed = np.where(np.isinf(letters), np.inf, np.log(variance) / 2 + inside)
+        self._precision = 1 / (2 * variance)
+        self._log_letters = np.where(np.isinf(letters), 0, np.log(letters))
 
     def costs(self, amount: float, near: slice) -> Floats:
-        """(boundaries, words + 1), for 0, 1, 2, … words; infinite for 0."""
-        table = near, slice(0, self._most_words(amount, near) + 1)
+        """(boundaries, words + 1); infinite without words."""
+        is_possible = self._least_letters <= _most_letters(amount)
+        table = near, slice(0, max(2, int(is_possible.sum())))
         ratio = np.log(max(amount, 1e-9)) - self._log_letters[table]
         cost: Floats = self._precision[table] * ratio**2 + self._fixed[table]
         return cost
 
-    def _most_words(self, amount: float, near: slice) -> int:
-        """The largest number of words that a run with this amount of speech may have."""
-        most_letters = MAX_EXCESS * amount + MIN_EXCESS
-        passed = self._passed[near]
-        first = np.searchsorted(self._passed, passed - most_letters)
-        words = np.arange(near.start, near.stop) - first
-        return max(1, int(words.max(initial=1)))
 
-
-def _before(values: Floats, near: slice, count: int) -> Floats:
-    """(boundaries, count): the value at each boundary, at the one before it, and so on.
-
-    Infinite before the first.
-    """
-    padded = np.concatenate([np.full(count - 1, np.inf), values])
-    return sliding_window_view(padded, count)[near, ::-1]
+def _most_letters(amount: float) -> float:
+    """That a run with this amount of speech may have."""
+    return MAX_EXCESS * amount + MIN_EXCESS
 
 
 def _largest_amount(runs: Sequence[Run]) -> float:

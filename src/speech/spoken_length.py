@@ -19,8 +19,8 @@ LETTER_OF_SYLLABLE = 0.1
 
 _VOWELS = re.compile("[aeiouyıæøœαεηιουωаеиоуыэюяё]+")
 _ACCENTS = re.compile("[\u0300-\u06ff]")  # the marks of Latin, Greek, Cyrillic and Arabic letters
-_SENTENCE_END = re.compile(r"[.!?…。！？｡．؟۔।॥;]")
-_CLAUSE_END = re.compile(r"[,،、，:：；؛—–]")
+_SENTENCE_END = re.compile(r"[.!?…。！？｡．؟۔।॥;\u037e]")
+_CLAUSE_END = re.compile(r"[,،、，:：；؛·\u0387—–]")
 
 
 def spoken_lengths(words: Sequence[str]) -> list[float]:
