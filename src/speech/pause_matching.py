@@ -3,8 +3,8 @@
 Dynamic programming over (run, boundary between two words). A run costs the more, the less its
 amount of speech fits the length of its words. A pause costs little at a mark and more elsewhere. A
 run may be joined to the one before it, where the pause is within a word, and it may have no words,
-where it is noise. The cost is linear in the length of the chunk: boundaries far from where they are
-expected are left out, and so are runs with far too many words.
+where it is noise. The effort is linear in the length of the chunk, because boundaries far from
+where they are expected are left out.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,10 @@ NOISE = 4.0  # a run without words
 NOISE_PER_SECOND = 5.0
 
 MAX_JOINED = 2  # runs
-MAX_DRIFT = 100.0  # letters between a boundary and where the speech until then would have it
-MAX_EXCESS = 1.5  # a run has words for this many times its amount at most, and MIN_EXCESS letters
-MIN_EXCESS = 20.0
+TINY = 1e-9  # letters, instead of none
+# For the speed: what is less likely than that is left out.
+MAX_DRIFT = 100.0  # letters between a boundary and where the amount of speech would have it
+MAX_BEHIND = 12.0  # of a boundary's cost behind the least one at the same run
 
 
 class Run(NamedTuple):
@@ -74,23 +75,23 @@ class _Matching:
         kinds = np.array([SENTENCE, *ends, SENTENCE])
         self._pause_cost = np.take(PAUSE_AT, kinds)
         self._is_within = kinds == WITHIN
-        self._words = _WordCosts(self._passed, np.take(NO_PAUSE_AT, kinds), _largest_amount(runs))
+        self._unpaused = np.cumsum([0.0, *np.take(NO_PAUSE_AT, kinds)])  # before each boundary
         shape = len(runs) + 1, len(self._passed)
         self._cost: Floats = np.full(shape, np.inf)
         self._cost[0, 0] = 0
         self._run_before: Indices = np.zeros(shape, np.intp)
-        self._words_since: Indices = np.zeros(shape, np.intp)
+        self._boundary_before: Indices = np.zeros(shape, np.intp)
 
     def add(self, run: int) -> None:
         """Find the costs at the end of run number `run`, from 1."""
         near = self._boundaries_near(run)
         cost = self._cost[run, near]
         for first in range(max(0, run - MAX_JOINED), run):
-            found, words = self._cheapest(first, run, near)
+            found, before = self._cheapest(first, run, near)
             is_better = found < cost
             cost[is_better] = found[is_better]
             self._run_before[run, near][is_better] = first
-            self._words_since[run, near][is_better] = words[is_better]
+            self._boundary_before[run, near][is_better] = before[is_better]
         if run < len(self._runs):
             pause = self._runs[run].start - self._runs[run - 1].end
             within = PAUSE_WITHIN_PER_SECOND * min(1.0, pause)
@@ -105,17 +106,21 @@ class _Matching:
         return slice(int(low), int(high))
 
     def _cheapest(self, first: int, run: int, near: slice) -> tuple[Floats, Indices]:
-        """(cost, words) for each boundary: the best number of words for the runs [first, run)."""
+        """(cost, boundary before) for each boundary, if the runs [first, run) are one stretch."""
         runs = self._runs[first:run]
-        cost = self._words.costs(runs[-1].after - runs[0].before, near)
-        if len(runs) == 1:
-            cost[:, 0] = NOISE + NOISE_PER_SECOND * (runs[0].end - runs[0].start)
-        cost += self._cost[first][self._words.before[near, : cost.shape[1]]]
-        words = cost.argmin(1)
-        cheapest = cost[np.arange(len(cost)), words]
+        likely = self._cost[first] <= self._cost[first].min() + MAX_BEHIND
+        before = np.flatnonzero(likely)
+        letters = self._passed[near, None] - self._passed[before]
+        cost = _misfit(runs[-1].after - runs[0].before, np.maximum(letters, TINY))
+        cost += self._unpaused[near, None] - self._unpaused[before + 1]
+        cost[letters < 0] = np.inf
+        cost[letters == 0] = _noise_cost(runs)
+        cost += self._cost[first, before]
+        best = cost.argmin(1)
+        cheapest = cost[np.arange(len(cost)), best]
         for run_before, run_after in zip(runs, runs[1:]):
             cheapest += JOINED + JOINED_PER_SECOND * (run_after.start - run_before.end)
-        return cheapest, words
+        return cheapest, before[best]
 
     def stretches(self) -> list[Stretch]:
         """The cheapest way through all runs; empty where there is none."""
@@ -125,48 +130,22 @@ class _Matching:
         found = []
         while run:
             first = int(self._run_before[run, word])
-            words = int(self._words_since[run, word])
-            if words:
-                found.append(Stretch(first, run, word - words, word))
-            run, word = first, word - words
+            first_word = int(self._boundary_before[run, word])
+            if first_word < word:
+                found.append(Stretch(first, run, first_word, word))
+            run, word = first, first_word
         return found[::-1]
 
 
-class _WordCosts:
-    """What it costs that a run has the last 0, 1, 2, … words before a boundary."""
-
-    def __init__(self, passed: Floats, unpaused: Floats, largest_amount: float):
-        """`passed`: letters before each boundary. `unpaused`: its cost where no pause is there."""
-        boundaries = np.arange(len(passed))
-        first = np.searchsorted(passed, passed - _most_letters(largest_amount))
-        words = np.arange(max(2, int((boundaries - first).max()) + 1))
-        before = boundaries[:, None] - words
-        self.before = np.maximum(before, 0)  # (boundaries, words + 1)
-        letters = np.where(before < 0, np.inf, passed[:, None] - passed[self.before])
-        self._least_letters = letters.min(0)
-        letters[:, 0] = np.inf
-        variance = SPREAD**2 + WORD_SPREAD**2 / letters
-        sums = np.cumsum([0.0, *unpaused])
-        inside = sums[:-1, None] - sums[self.before + 1]
-        self._fixed = np.where(np.isinf(letters), np.inf, np.log(variance) / 2 + inside)
-        self._precision = 1 / (2 * variance)
-        self._log_letters = np.where(np.isinf(letters), 0, np.log(letters))
-
-    def costs(self, amount: float, near: slice) -> Floats:
-        """(boundaries, words + 1); infinite without words."""
-        is_possible = self._least_letters <= _most_letters(amount)
-        table = near, slice(0, max(2, int(is_possible.sum())))
-        ratio = np.log(max(amount, 1e-9)) - self._log_letters[table]
-        cost: Floats = self._precision[table] * ratio**2 + self._fixed[table]
-        return cost
+def _misfit(amount: float, letters: Floats) -> Floats:
+    """What it costs that this amount of speech has words of so many letters."""
+    variance = SPREAD**2 + WORD_SPREAD**2 / letters
+    ratio = np.log(max(amount, TINY) / letters)
+    cost: Floats = ratio**2 / (2 * variance) + np.log(variance) / 2
+    return cost
 
 
-def _most_letters(amount: float) -> float:
-    """That a run with this amount of speech may have."""
-    return MAX_EXCESS * amount + MIN_EXCESS
-
-
-def _largest_amount(runs: Sequence[Run]) -> float:
-    """Of as many runs as may be joined."""
-    lasts = [*runs[MAX_JOINED - 1 :], *[runs[-1]] * (MAX_JOINED - 1)]
-    return max(last.after - first.before for first, last in zip(runs, lasts))
+def _noise_cost(runs: Sequence[Run]) -> float:
+    """What it costs that runs have no words; only a single one may have none."""
+    seconds = runs[0].end - runs[0].start
+    return NOISE + NOISE_PER_SECOND * seconds if len(runs) == 1 else np.inf
