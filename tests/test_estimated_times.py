@@ -109,14 +109,17 @@ def test_words_are_near_their_true_times_in_every_language(recordings):
             assert mean <= MAX_MEAN and p90 <= MAX_P90, f"{language}: {mean:.3f} s, {p90:.3f} s"
 
 
-def test_the_time_for_a_chunk_of_three_minutes_is_printed(recordings):
-    """It was 30 ms of one core where nothing else ran."""
+def test_the_longest_chunk_keeps_every_word(recordings):
+    """It prints the best of five times in CPU-ms; no test asserts a time."""
     longest = np.concatenate([recordings["Vietnamese"], recordings["Dutch"]])[: 180 * SAMPLE_RATE]
-    text = (TRUTH["Vietnamese"]["text"] + " " + TRUTH["Dutch"]["text"])[:2200]
-    began = process_time()
-    words = estimated_words(chunk_of(longest), text)
-    print(f"\n{len(words)} words in {1000 * (process_time() - began):.0f} ms of CPU")
-    assert len(words) == len(units_in(text))
+    text = TRUTH["Vietnamese"]["text"] + " " + TRUTH["Dutch"]["text"][:800]
+    seconds = []
+    for _ in range(5):
+        began = process_time()
+        words = estimated_words(chunk_of(longest), text)
+        seconds.append(process_time() - began)
+    print(f"\n180 s, {len(words)} words: {1000 * min(seconds):.0f} ms")
+    assert [word.offset for word in words] == [start for start, _ in units_in(text)]
 
 
 def test_the_data_is_of_languages_without_an_aligner():
