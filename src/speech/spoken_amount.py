@@ -19,6 +19,7 @@ FRAME = SAMPLE_RATE * FRAME_MS // 1000  # samples
 SPECTRUM_RATE = SAMPLE_RATE // 2
 SPECTRUM_FRAME = FRAME // 2
 WINDOW = 2 * SPECTRUM_FRAME
+BLOCK = 512  # spectra at once: what fits into the processor's cache is three times as fast
 
 # Speech is louder than the background by this share of the way up to the loudest frames.
 THRESHOLD = 0.35
@@ -60,12 +61,12 @@ def spoken_amount(pcm: Samples, speech: Sequence[tuple[int, int]]) -> SpokenAmou
 
     `speech`: the detector's (start, end) in samples, for sound in which no pause can be heard.
     """
-    power = _spectra(pcm)
-    starts, ends = _runs(power, speech)
-    is_heard = np.zeros(len(power))
+    whole, vowels, *bands = _band_powers(pcm).T
+    starts, ends = _runs(whole, speech)
+    is_heard = np.zeros(len(whole))
     for start, end in zip(starts, ends):
         is_heard[start:end] = 1
-    measures = is_heard, is_heard * _changes(power), is_heard * _syllables(power)
+    measures = is_heard, is_heard * _changes(bands), is_heard * _syllables(vowels)
     return SpokenAmount(starts, ends, _amount(measures, RUN_SHARES), _amount(measures, WORD_SHARES))
 
 
@@ -77,8 +78,11 @@ def _amount(measures: Sequence[Floats], shares: Sequence[float]) -> Floats:
     return amount
 
 
-def _spectra(pcm: Samples) -> Floats:
-    """(frames, bins) power around each frame; there is at least one."""
+def _band_powers(pcm: Samples) -> Floats:
+    """(frames, bands) mean power of the whole spectrum, of SYLLABLE_HZ and of the other bands.
+
+    There is at least one frame.
+    """
     frames = max(1, len(pcm) // FRAME)
     margin = (WINDOW - SPECTRUM_FRAME) // 2
     padded = np.zeros(frames * SPECTRUM_FRAME + 2 * margin, np.float32)
@@ -86,15 +90,22 @@ def _spectra(pcm: Samples) -> Floats:
     pairs += pcm[0 : 2 * len(pairs) : 2]
     pairs += pcm[1 : 2 * len(pairs) : 2]
     windows = sliding_window_view(padded, WINDOW)[::SPECTRUM_FRAME]
-    spectra = np.fft.rfft(windows * np.hanning(WINDOW).astype(np.float32), axis=1)
-    return spectra.real**2 + spectra.imag**2
+    shape, means = np.hanning(WINDOW).astype(np.float32), _band_means()
+    powers = np.empty((frames, means.shape[1]))
+    for first in range(0, frames, BLOCK):
+        spectra = np.fft.rfft(windows[first : first + BLOCK] * shape, axis=1)
+        powers[first : first + BLOCK] = (spectra.real**2 + spectra.imag**2) @ means
+    return powers
 
 
-def _band(power: Floats, low: float, high: float) -> Floats:
-    """(frames,) mean power between two frequencies in Hz."""
-    first, end = (round(hertz * WINDOW / SPECTRUM_RATE) for hertz in (low, high))
-    band: Floats = power[:, first:end].mean(1, dtype=np.float64)
-    return band
+def _band_means() -> NDArray[np.float32]:
+    """(bins, bands): the weight of each bin of a spectrum in the mean of each band."""
+    bands = [(0, SPECTRUM_RATE / 2), SYLLABLE_HZ, *pairwise(BAND_EDGES_HZ)]
+    means = np.zeros((WINDOW // 2 + 1, len(bands)), np.float32)
+    for band, edges in enumerate(bands):
+        first, end = (round(hertz * WINDOW / SPECTRUM_RATE) for hertz in edges)
+        means[first:end, band] = 1 / (end - first)
+    return means
 
 
 def _decibels(power: Floats) -> Floats:
@@ -103,7 +114,7 @@ def _decibels(power: Floats) -> Floats:
 
 def _runs(power: Floats, speech: Sequence[tuple[int, int]]) -> tuple[Frames, Frames]:
     """(first frames, frames behind) of the runs of speech; there is at least one."""
-    loudness = _decibels(_band(power, 0, SPECTRUM_RATE / 2) + 1)
+    loudness = _decibels(power + 1)
     quiet, loud = np.percentile(loudness, (5, 95))
     quiet = max(quiet, loud - MAX_RANGE_DB)
     is_speech = loudness > quiet + THRESHOLD * (loud - quiet)
@@ -125,12 +136,11 @@ def _detected_runs(speech: Sequence[tuple[int, int]], frames: int) -> tuple[Fram
     return np.minimum(spans[:, 0] // FRAME, ends), ends
 
 
-def _changes(power: Floats) -> Floats:
+def _changes(bands: Sequence[Floats]) -> Floats:
     """(frames,) how much the spectrum changes around each frame, in dB, summed over the bands."""
-    changes = np.zeros(len(power))
-    for low, high in pairwise(BAND_EDGES_HZ):
-        band = _band(power, low, high)
-        loudness = _decibels(band + BAND_FLOOR * np.percentile(band, 95) + 1)
+    changes = np.zeros(len(bands[0]))
+    for power in bands:
+        loudness = _decibels(power + BAND_FLOOR * np.percentile(power, 95) + 1)
         steps = np.abs(loudness[2:] - loudness[:-2])
         changes[1:-1] += np.minimum(steps, MAX_CHANGE_DB)
     return changes
@@ -138,8 +148,7 @@ def _changes(power: Floats) -> Floats:
 
 def _syllables(power: Floats) -> Floats:
     """(frames,) 1 at the loudest frame of each syllable, elsewhere 0."""
-    band = _band(power, *SYLLABLE_HZ)
-    loudness = _decibels(band + BAND_FLOOR * band.mean() + 1)
+    loudness = _decibels(power + BAND_FLOOR * power.mean() + 1)
     window = np.hanning(SYLLABLE_FRAMES)
     smooth = np.convolve(loudness, window)[SYLLABLE_FRAMES // 2 :][: len(loudness)]
     peaks = np.zeros(len(power))
