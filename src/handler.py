@@ -154,7 +154,7 @@ async def transcribe_recording(
         decoded(request, folder, usage) as pcm,
     ):
         work = Work(request, vocabulary, models, progress, holder)
-        async for chunk in chunks_of(pcm, progress, usage):
+        async for chunk in chunks_of(pcm, request.language, progress, usage):
             with usage.time("waiting"):  # a job that waits here decodes no further
                 await gate.enter(holder, chunk_priority(chunk.index))
             admitted.append((chunk.start, chunk.end))
@@ -203,9 +203,12 @@ async def decoded(request: Request, folder: Path, usage: Usage) -> AsyncIterator
         yield pcm
 
 
-async def chunks_of(pcm: PcmStream, progress: Progress, usage: Usage) -> AsyncIterator[AudioChunk]:
+async def chunks_of(
+    pcm: PcmStream, language: str | None, progress: Progress, usage: Usage
+) -> AsyncIterator[AudioChunk]:
     """The chunks of a recording as it is decoded, counted in its progress and usage."""
-    rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
+    target = settings.target_seconds(language)
+    rules = CutRules(target, settings.chunk_limit_seconds, settings.vad_mode)
     progress.phase = "decoding"
     async for chunk in usage.chunks(split_at_pauses(pcm, rules, pcm.offset)):
         progress.seconds_known = pcm.duration

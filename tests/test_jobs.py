@@ -268,7 +268,7 @@ def test_an_aligner_without_an_answer_costs_times_not_text_fault_injected(
     )
     output = succeeded(run({"audio_url": serve("hangs.wav", ENGLISH[0].pcm)}))
     assert output["text"] == ENGLISH[0].text and all(s["estimated"] for s in output["segments"])
-    assert output["warnings"] == ["Some times are estimated. The aligner did not answer in time."]
+    assert output["warnings"] == ["Times are estimated. The aligner did not answer in time."]
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def every_output() -> list[dict]:
             words,
             ("loop",),
             True,
-            warning="Some times are estimated.",
+            warning="Times are estimated.",
         ),
         ChunkResult(2, 4, 2, "drei", "German", (Word("drei", 2, 3, 0),)),
         ChunkResult(4, 5, 1, failure="timeout"),

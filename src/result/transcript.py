@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from contract.languages import LANGUAGES
+from contract.languages import ALIGNED_LANGUAGES, LANGUAGES
 from result.account import Span, coverage
 from result.sentences import Place, boundary, sentence_ends
 from speech.text_units import is_unspaced
@@ -88,17 +88,19 @@ class Transcript:
     def words(self, punctuation: bool) -> Iterator[Segment]:
         """Every word.
 
-        With `punctuation` their slices together hold all of the text except white space.
+        With `punctuation` their slices together hold all of the text except white space. In a
+        language without an aligner no word is marked as estimated: a warning says it of all.
         """
         ends = iter(sentence_ends(self.text, list(self._places())))
         for chunk, offset in zip(self.chunks, self.offsets):
+            is_marked = chunk.language is None or chunk.language in ALIGNED_LANGUAGES
             for word, (first, end) in zip(chunk.words, _slices(chunk, punctuation)):
                 yield Segment(
                     word.start,
                     word.end,
                     chunk.text[first:end],
                     offset + first,
-                    word.estimated,
+                    word.estimated and is_marked,
                     chunk.language,
                     next(ends),
                 )
