@@ -7,6 +7,7 @@ Times are floats in seconds from the start of the recording.
 
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from contract.languages import LANGUAGES
 from result.account import Span, coverage
 from speech.text_units import is_unspaced
+from speech.tokens import Token, confidence_of, tokens_in
 from speech.words import ChunkResult, dominant_language, speech_seconds
 
 # The end of a sentence, with its closing quotes and brackets.
@@ -36,6 +38,7 @@ class Segment:
     offset: int  # index of the first character in the transcript's text
     estimated: bool = False
     language: str | None = None
+    confidence: float | None = None  # the mean probability of its tokens, where they are known
 
     @property
     def end_offset(self) -> int:
@@ -53,6 +56,8 @@ class Segment:
         }
         if self.estimated:
             output["estimated"] = True
+        if self.confidence is not None:
+            output["confidence"] = round(self.confidence, 3)
         if with_language:
             output["language"] = self.language
         return output
@@ -91,10 +96,12 @@ class Transcript:
     def words(self, punctuation: bool) -> Iterator[Segment]:
         """Every word.
 
-        With `punctuation` their slices together hold all of the text except white space.
+        With `punctuation` their slices together hold all of the text except white space. The
+        confidence of a word is that of its letters, with punctuation or without.
         """
         for chunk, offset in zip(self.chunks, self.offsets):
             for word, (first, end) in zip(chunk.words, _slices(chunk, punctuation)):
+                tokens = tokens_in(chunk.tokens, word.offset, word.offset + len(word.text))
                 yield Segment(
                     word.start,
                     word.end,
@@ -102,6 +109,7 @@ class Transcript:
                     offset + first,
                     word.estimated,
                     chunk.language,
+                    confidence_of(tokens),
                 )
 
     def sentences(self) -> list[Segment]:
@@ -120,7 +128,25 @@ class Transcript:
         """The sentence from one word to another."""
         text = self.text[first.offset : last.end_offset]
         estimated = first.estimated or last.estimated
-        return Segment(first.start, last.end, text, first.offset, estimated, first.language)
+        confidence = confidence_of(self.tokens_in(first.offset, last.end_offset))
+        return Segment(
+            first.start, last.end, text, first.offset, estimated, first.language, confidence
+        )
+
+    def tokens_in(self, start: int, end: int) -> list[Token]:
+        """The tokens of a slice of the text, where the chunks have tokens."""
+        found: list[Token] = []
+        for i in range(self._chunk_at(start), bisect_left(self.offsets, end)):
+            offset = self.offsets[i]
+            found += tokens_in(self.chunks[i].tokens, start - offset, end - offset)
+        return found
+
+    def chunk_of(self, segment: Segment) -> ChunkResult:
+        """The chunk with the first character of a segment."""
+        return self.chunks[self._chunk_at(segment.offset)]
+
+    def _chunk_at(self, position: int) -> int:
+        return bisect_right(self.offsets, position) - 1
 
     def languages(self) -> list[Output]:
         """Each detected language with its ISO code and its seconds of speech, the most first."""

@@ -42,6 +42,7 @@ class WatchedModels:
     health: Health
     timeout_seconds: float  # a call of a model takes at most this
     usage: Meter
+    with_tokens: bool = False  # the answers tell the probabilities of their tokens
 
     async def recognise(
         self,
@@ -60,7 +61,7 @@ class WatchedModels:
             async with asyncio.timeout(self.timeout_seconds):
                 with self.usage.time("recognition"):
                     hypothesis = await self.asr.transcribe(
-                        chunk, language, context, temperature, vocabulary
+                        chunk, language, context, temperature, vocabulary, self.with_tokens
                     )
         except (RecognitionError, TimeoutError) as error:
             await self.health.failed("engine", hung=isinstance(error, TimeoutError))
