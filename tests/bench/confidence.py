@@ -20,7 +20,9 @@ from measure import cost_of, table
 CHUNKS, IN_FLIGHT = 32, 8
 VOCABULARY = 151_936  # of the real models
 ROWS = (1, 8, 32)  # chunks in a step of the sampler
-ANSWER = "今天上午，我们在公园里看到 many children. It was a lovely 👍 day; καλημέρα, 안녕하세요. " * 6
+ANSWER = (
+    "今天上午，我们在公园里看到 many children. It was a lovely 👍 day; καλημέρα, 안녕하세요. " * 6
+)
 
 
 def run(quick: bool) -> None:
@@ -108,10 +110,10 @@ def _of_front_end(repeats: int) -> dict[str, float]:
     """vLLM's detokenizer for one answer, without and with its probabilities and our mapping."""
     from speech.models.answer_tokens import answer_tokens
     from speech.models.tokenizer import load_tokenizer
+    from vllm import SamplingParams
     from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
     from vllm.v1.engine.logprobs import LogprobsProcessor
     from vllm.v1.outputs import LogprobsLists
-    from vllm import SamplingParams
 
     with tempfile.TemporaryDirectory() as folder:
         real_models.write_tokenizer(Path(folder))
