@@ -18,6 +18,7 @@ from contract.settings import Settings
 from result.delivery import output_of
 from result.transcript import merge
 from result.usage import Usage
+from speech.tokens import Token
 from speech.words import ChunkResult, Word
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +113,7 @@ def test_every_field_of_a_request_stands_in_the_table(readme):
 
 def every_output() -> list[dict]:
     """Outputs in all formats that together have every field: two languages, an estimated word, a
-    retry, a failure, a warning.
+    retry, a failure, a warning, a token.
     """
     words = Word("one", 0, 1, 0, estimated=True), Word("two", 1, 2, 4)
     chunks = [
@@ -127,7 +128,9 @@ def every_output() -> list[dict]:
             True,
             warning="Some times are estimated.",
         ),
-        ChunkResult(2, 4, 2, "drei", "German", (Word("drei", 2, 3, 0),)),
+        ChunkResult(
+            2, 4, 2, "drei", "German", (Word("drei", 2, 3, 0),), tokens=(Token(1, -0.1, 0, 4),)
+        ),
         ChunkResult(4, 5, 1, failure="timeout"),
     ]
     requests = (

@@ -254,6 +254,7 @@ SAMPLES = {
     ),
 }
 PARTS = "😀👨‍👩‍👧‍👦 𠮷野家 ñandú ½ ㎏ 𝄞 🇫🇮"  # most of these characters take several tokens
+LIKE_ITS_HEAD = "language Chinese: an age in China"  # the answer begins with the same letters
 FAST_WORDS_PER_SECOND = 5.2  # 1.4 times a usual rate
 FAST_CHARACTERS_PER_SECOND = {"Chinese": 9, "Japanese": 11, "Thai": 24}  # written without spaces
 TOKENS_PER_WORD = {
@@ -287,23 +288,23 @@ def test_a_word_takes_as_many_tokens_as_the_limit_was_computed_with(tokenizer, l
 # the probabilities of the tokens
 
 
-@pytest.mark.parametrize("text", [*SAMPLES.values(), PARTS], ids=[*SAMPLES, "parts"])
+@pytest.mark.parametrize("text", [*SAMPLES.values(), PARTS, LIKE_ITS_HEAD])
 def test_the_tokens_of_an_answer_are_where_the_published_tokenizer_has_them(
     tokenizer, published, text
 ):
     encoded = published(text, return_offsets_mapping=True)
-    wanted = list(zip(encoded["input_ids"], encoded["offset_mapping"]))
-    middle = len(wanted) // 2
-    non_speech = tokenizer.encode("<non_speech>")
-    said = encoded["input_ids"][:middle] + non_speech + encoded["input_ids"][middle:]
-    for before in ("", "language Chinese<asr_text>"):
-        ids = [*tokenizer.encode(before), *said, *tokenizer.encode("<|im_end|>")]
-        tokens = answer_tokens(tokenizer, ids, [-0.01 * i for i in range(len(ids))], text)
-        assert [token.id for token in tokens] == [token_id for token_id, _ in wanted]
-        assert tokens[-1].logprob == -0.01 * (len(ids) - 2), "the logarithm is another token's"
-        for token, (_, (start, end)) in zip(tokens, wanted):
-            letters = text[start:end].lstrip()  # the mapping leaves out a space before a word
-            assert letters in text[token.start : token.end], (token, start, end)
+    spoken = [(token_id, -0.01 * i) for i, token_id in enumerate(encoded["input_ids"])]
+    middle = len(spoken) // 2
+    for head in ("", "language Chinese<asr_text>"):
+        before, within, end = (
+            [(token_id, -9.0) for token_id in tokenizer.encode(added)]
+            for added in (head, "<non_speech>", "<|im_end|>")
+        )
+        answer = [*before, *spoken[:middle], *within, *spoken[middle:], *end]
+        tokens = answer_tokens(tokenizer, *zip(*answer), text)
+        assert [(token.id, token.logprob) for token in tokens] == spoken
+        for token, (start, end) in zip(tokens, encoded["offset_mapping"]):
+            # The mapping leaves out a space before a word.
             assert token.end == end and token.start in (start, start - 1), (token, start, end)
 
 

@@ -32,12 +32,12 @@ class Request:
     allow_partial: bool = False  # a result with failed_spans instead of a failed job
     segment_level: str = "word"  # one of SEGMENT_LEVELS
     punctuation: bool = False  # words include the punctuation around them
-    confidence: bool = False  # words and sentences with the probability of their tokens
     output_format: str = "json"  # one of OUTPUT_FORMATS
     start: float = 0.0  # the part to transcribe begins here, in seconds
     end: float | None = None  # the part ends here; None: at the end of the recording
     channel: int | None = None  # the only one to transcribe, from 0; None: all, mixed
     vocabulary: tuple[str, ...] = ()  # names and terms, for every chunk
+    confidence: bool = False  # words and sentences with the probability of their tokens
 
     @property
     def needs_tokens(self) -> bool:
@@ -70,12 +70,12 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
         allow_partial=_flag("allow_partial", given("allow_partial")),
         segment_level=_choice("segment_level", given("segment_level"), SEGMENT_LEVELS),
         punctuation=_flag("punctuation", given("punctuation")),
-        confidence=_flag("confidence", given("confidence")),
         output_format=_choice("output_format", given("output_format"), OUTPUT_FORMATS),
         start=start,
         end=end,
         channel=_channel(given("channel")),
         vocabulary=_vocabulary(given("vocabulary")),
+        confidence=_flag("confidence", given("confidence")),
     )
 
 
