@@ -2,7 +2,8 @@
 
 Job input:  audio_url (with audio_headers) or audio_base64; start, end, channel;
             language ("auto", null, a name or a code), vocabulary, initial_context,
-            use_previous_context; output_format, segment_level, punctuation, allow_partial.
+            use_previous_context; output_format, segment_level, punctuation, confidence,
+            allow_partial.
 Output:     language_detected, language_code, languages, duration, text, usage,
             segments [{start, end, text, offset, length}] or srt, vtt, verbose_json;
             sentences, failed_spans, retries, warnings where there are any;
@@ -144,7 +145,7 @@ async def transcribe_recording(
     Raises LostResults where the results do not tile the chunks.
     """
     vocabulary, outliers = asr.vocabulary(request.vocabulary), LanguageOutliers()
-    models = watched_models(usage)
+    models = watched_models(usage, request.needs_tokens)
     context = request.initial_context
     admitted: list[tuple[float, float]] = []  # (start, end) of each chunk in seconds
     tasks: list[asyncio.Task[list[ChunkResult]]] = []
@@ -234,9 +235,9 @@ async def transcribe_admitted(chunk: AudioChunk, context: str, work: Work) -> li
     return results
 
 
-def watched_models(usage: Usage) -> WatchedModels:
+def watched_models(usage: Usage, with_tokens: bool = False) -> WatchedModels:
     """The models for one job, whose calls `usage` counts."""
-    return WatchedModels(asr, aligner, health, settings.chunk_timeout_seconds, usage)
+    return WatchedModels(asr, aligner, health, settings.chunk_timeout_seconds, usage, with_tokens)
 
 
 async def context_after(task: asyncio.Task[list[ChunkResult]], context: str) -> str:

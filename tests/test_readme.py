@@ -24,6 +24,7 @@ from result.delivery import output_of
 from result.transcript import merge
 from result.usage import Usage
 from runpod.serverless import parser
+from speech.tokens import Token
 from speech.words import ChunkResult, Word
 from standin import ENDPOINT, Platform, until
 
@@ -127,7 +128,7 @@ def test_every_field_of_a_request_stands_in_the_table(readme):
 
 def every_output() -> list[dict]:
     """Outputs in all formats that together have every field: two languages, an estimated word, a
-    retry, a failure, a warning.
+    retry, a failure, a warning, a token.
     """
     words = Word("one", 0, 1, 0, estimated=True), Word("two", 1, 2, 4)
     chunks = [
@@ -142,7 +143,9 @@ def every_output() -> list[dict]:
             True,
             warning="Times are estimated.",
         ),
-        ChunkResult(2, 4, 2, "drei", "German", (Word("drei", 2, 3, 0),)),
+        ChunkResult(
+            2, 4, 2, "drei", "German", (Word("drei", 2, 3, 0),), tokens=(Token(1, -0.1, 0, 4),)
+        ),
         ChunkResult(4, 5, 1, failure="timeout"),
     ]
     requests = (

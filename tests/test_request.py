@@ -76,9 +76,8 @@ def test_every_field_is_taken_over():
         "output_format": "srt",
     }
     job_input |= {"start": 1.5, "end": 2, "channel": 1, "vocabulary": ["Žižek"]}
-    job_input |= {"audio_headers": {"A": "b"}}
-    rest = ("German", "Namen: Žižek", True, True, "both", True, "srt", 1.5, 2.0, 1, ("Žižek",))
-    assert parse_request(job_input) == Request(URL, b"", {"A": "b"}, *rest)
+    job_input |= {"audio_headers": {"A": "b"}, "confidence": True}
+    assert parse_request(job_input) == Request(**job_input | {"vocabulary": ("Žižek",)})
 
 
 def test_null_is_the_same_as_absent():
@@ -201,7 +200,9 @@ def test_a_string_field_of_another_type_is_refused(field, value):
     assert refusal({"audio_url": URL, field: value}).startswith(f"{field} is {shown}")
 
 
-@pytest.mark.parametrize("field", ["use_previous_context", "allow_partial", "punctuation"])
+@pytest.mark.parametrize(
+    "field", ["use_previous_context", "allow_partial", "punctuation", "confidence"]
+)
 @pytest.mark.parametrize("value", NO_FLAGS, ids=repr)
 def test_a_flag_other_than_true_or_false_is_refused(field, value):
     message = refusal({"audio_url": URL, field: value})
@@ -713,6 +714,7 @@ any_input = st.one_of(
             "allow_partial": any_json,
             "segment_level": any_json | st.sampled_from(SEGMENT_LEVELS),
             "punctuation": any_json,
+            "confidence": any_json,
             "output_format": any_json | st.sampled_from(OUTPUT_FORMATS),
             "start": any_json | st.floats(-1, 100, allow_subnormal=False),
             "end": any_json | st.floats(-1, 100, allow_subnormal=False),

@@ -33,6 +33,7 @@ class Request:
     allow_partial: bool = False  # a result with failed_spans instead of a failed job
     segment_level: str = "word"  # one of SEGMENT_LEVELS
     punctuation: bool = False  # words include the punctuation around them
+    confidence: bool = False  # words and sentences with the probability of their tokens
     output_format: str = "json"  # one of OUTPUT_FORMATS
     start: float = 0.0  # the part to transcribe begins here, in seconds
     end: float | None = None  # the part ends here; None: at the end of the recording
@@ -42,6 +43,13 @@ class Request:
     warnings: tuple[str, ...] = ()  # a sentence for each unknown field
     # Of Chinese text, from the field language: one of CHINESE_SCRIPTS; None: as recognised.
     script: str | None = None
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the output has values that come from the probabilities of the tokens."""
+        if self.output_format == "json":
+            return self.confidence
+        return self.output_format == "verbose_json"
 
 
 INPUT_FIELDS = tuple(f.name for f in fields(Request) if f.name not in ("warnings", "script"))
@@ -81,6 +89,7 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
         vocabulary=_vocabulary(given("vocabulary")),
         warnings=warnings_for(unknown, INPUT_FIELDS),
         script=_script(given("language")),
+        confidence=_flag("confidence", given("confidence")),
     )
 
 

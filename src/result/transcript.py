@@ -5,6 +5,7 @@ Knows nothing of samples, models or RunPod.
 Times are floats in seconds from the start of the recording.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from contract.languages import ALIGNED_LANGUAGES, LANGUAGES
 from result.account import Span, coverage
 from result.sentences import Place, boundary, sentence_ends
 from speech.text_units import is_unspaced
+from speech.tokens import Token, confidence_of, tokens_in
 from speech.words import ChunkResult, dominant_language, speech_seconds
 
 MIN_SENTENCE_PAUSE_SECONDS = 1.5  # such a pause ends a sentence
@@ -33,6 +35,7 @@ class Segment:
     estimated: bool = False
     language: str | None = None
     ends_sentence: bool = False  # whether its punctuation ends a sentence before the next word
+    confidence: float | None = None  # the mean probability of its tokens, where they are known
 
     @property
     def end_offset(self) -> int:
@@ -50,6 +53,8 @@ class Segment:
         }
         if self.estimated:
             output["estimated"] = True
+        if self.confidence is not None:
+            output["confidence"] = round(self.confidence, 3)
         if with_language:
             output["language"] = self.language
         return output
@@ -89,12 +94,14 @@ class Transcript:
         """Every word.
 
         With `punctuation` their slices together hold all of the text except white space. In a
-        language without an aligner no word is marked as estimated: a warning says it of all.
+        language without an aligner no word is marked as estimated: a warning says it of all. The
+        confidence of a word is that of its letters, with punctuation or without.
         """
         ends = iter(sentence_ends(self.text, list(self._places())))
         for chunk, offset in zip(self.chunks, self.offsets):
             is_marked = chunk.language is None or chunk.language in ALIGNED_LANGUAGES
             for word, (first, end) in zip(chunk.words, _slices(chunk, punctuation)):
+                tokens = tokens_in(chunk.tokens, word.offset, word.offset + len(word.text))
                 yield Segment(
                     word.start,
                     word.end,
@@ -103,6 +110,7 @@ class Transcript:
                     word.estimated and is_marked,
                     chunk.language,
                     next(ends),
+                    confidence_of(tokens),
                 )
 
     def _places(self) -> Iterator[Place]:
@@ -128,7 +136,31 @@ class Transcript:
         """The sentence from one word to another."""
         text = self.text[first.offset : last.end_offset]
         estimated = first.estimated or last.estimated
-        return Segment(first.start, last.end, text, first.offset, estimated, first.language)
+        confidence = confidence_of(self.tokens_in(first.offset, last.end_offset))
+        return Segment(
+            first.start,
+            last.end,
+            text,
+            first.offset,
+            estimated,
+            first.language,
+            confidence=confidence,
+        )
+
+    def tokens_in(self, start: int, end: int) -> list[Token]:
+        """The tokens of a slice of the text, where the chunks have tokens."""
+        found: list[Token] = []
+        for i in range(self._chunk_at(start), bisect_left(self.offsets, end)):
+            offset = self.offsets[i]
+            found += tokens_in(self.chunks[i].tokens, start - offset, end - offset)
+        return found
+
+    def chunk_of(self, segment: Segment) -> ChunkResult:
+        """The chunk with the first character of a segment."""
+        return self.chunks[self._chunk_at(segment.offset)]
+
+    def _chunk_at(self, position: int) -> int:
+        return bisect_right(self.offsets, position) - 1
 
     def languages(self) -> list[Output]:
         """Each detected language with its ISO code and its seconds of speech, the most first."""

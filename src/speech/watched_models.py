@@ -44,6 +44,7 @@ class WatchedModels:
     health: Health
     timeout_seconds: float  # a call of a model takes at most this
     usage: Meter
+    with_tokens: bool = False  # the answers tell the probabilities of their tokens
 
     async def recognise(
         self,
@@ -64,7 +65,7 @@ class WatchedModels:
             async with asyncio.timeout(self.timeout_seconds):
                 with self.usage.time("recognition"):
                     hypothesis = await self.asr.transcribe(
-                        chunk, language, context, temperature, vocabulary
+                        chunk, language, context, temperature, vocabulary, self.with_tokens
                     )
             if is_broken(hypothesis):
                 raise RecognitionError(
