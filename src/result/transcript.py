@@ -66,7 +66,7 @@ class Transcript:
     chunks: tuple[ChunkResult, ...]  # in the order of their times
     offsets: tuple[int, ...]  # where each chunk's text begins in `text`
     spans: tuple[Span, ...]  # they tile the recording or its part
-    warning: str | None = None  # it concerns the recording as a whole
+    warnings: tuple[str, ...] = ()  # they concern the recording as a whole
 
     @property
     def language(self) -> str | None:
@@ -154,7 +154,7 @@ class Transcript:
 
     def problem_fields(self) -> Output:
         """The fields that are there only after a problem: failed_spans, retries, warnings."""
-        warnings = [self.warning, *(chunk.warning for chunk in self.chunks)]
+        warnings = [*self.warnings, *(chunk.warning for chunk in self.chunks)]
         fields: Output = {
             "failed_spans": [span.to_output() for span in self.failed],
             "retries": [_retries_of(chunk) for chunk in self.chunks if chunk.retries],
@@ -164,7 +164,7 @@ class Transcript:
 
 
 def merge(
-    chunks: Sequence[ChunkResult], end: float, warning: str | None = None, start: float = 0.0
+    chunks: Sequence[ChunkResult], end: float, warnings: Sequence[str] = (), start: float = 0.0
 ) -> Transcript:
     """The transcript of a recording, or of its part from `start` to `end` seconds.
 
@@ -173,7 +173,7 @@ def merge(
     ordered = tuple(sorted(chunks, key=lambda chunk: chunk.start))
     text, offsets = join([chunk.text for chunk in ordered])
     spans = tuple(coverage(ordered, end, start))
-    return Transcript(text, ordered, tuple(offsets), spans, warning)
+    return Transcript(text, ordered, tuple(offsets), spans, tuple(warnings))
 
 
 def join(texts: Sequence[str]) -> tuple[str, list[int]]:

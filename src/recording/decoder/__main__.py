@@ -8,8 +8,8 @@ is imported: each takes longer to load than a minute of audio to decode. No modu
 imports this one.
 
 A failure is one line of JSON on stderr, {"kind": …, "message": …} with the kind "empty",
-"undecodable", "too long" or "no channel". A line of the kind "warning" is no failure: the file
-holds less than it declares.
+"undecodable", "too long", "no channel" or "no track". Two kinds are no failure: a "warning", and
+"found", which has more fields: `Found` of pcm_stream.py.
 """
 
 import io
@@ -29,10 +29,12 @@ import av.subtitles.codeccontext
 import av.subtitles.stream
 from growing_file import ForwardOnlyFile, GrowingFile
 from length import MATROSKA, declared_seconds, estimated_seconds, is_longer
+from levels import Levels, decibels
 from packets import Packets
 from report import FileRefused, report
 from sandbox import confine
 from track import Track
+from tracks import DEFAULT, MixedTracks, chosen
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 SAMPLED_PACKETS = 500  # packets that show how long a file of its size is
@@ -49,6 +51,7 @@ def _main(
     rate: int,
     descriptor: int,
     size: int | None = None,
+    track: int | str = DEFAULT,
     channel: int | None = None,
     offset: int = 0,
     end: int = sys.maxsize,
@@ -57,7 +60,8 @@ def _main(
     """Write the file's audio at `rate` to stdout; returns the exit status.
 
     It begins with the file's first sample and ends before the sample `end`.
-    `size`: bytes of the complete file, None where unknown. `channel`: the only one to decode, from
+    `size`: bytes of the complete file, None where unknown. `track`: the audio track to decode, from
+    0; DEFAULT for the one that players take, MIX for all. `channel`: the only one to decode, from
     0; None mixes all. `limit`: a file that declares more seconds than this between the samples
     `offset` and `end` is refused.
     """
@@ -67,7 +71,7 @@ def _main(
     file = GrowingFile(descriptor, size)
     confine()
     try:
-        for block in _decode(file, rate, channel, offset, end, limit):
+        for block in _decode(file, rate, track, channel, offset, end, limit):
             out.write(block)
         out.flush()
     except FileRefused as failure:
@@ -80,13 +84,20 @@ def _main(
 
 
 def _decode(
-    file: GrowingFile, rate: int, channel: int | None, offset: int, end: int, limit: float
+    file: GrowingFile,
+    rate: int,
+    which: int | str,
+    channel: int | None,
+    offset: int,
+    end: int,
+    limit: float,
 ) -> Iterator[bytes]:
-    """The best audio track of the file as little-endian int16 mono; arguments as for `_main`."""
+    """The audio of the file as little-endian int16 mono; arguments as for `_main`."""
     with _open(file) as container:
-        stream = _best_track(container)
-        packets = Packets(container, stream)
-        track = Track(container, stream, packets, rate, channel)
+        choice = chosen(container, which)
+        # FLAC numbers its channels as a film does, whatever they are.
+        levels = Levels(rate, channel, end, no_films=container.format.name == "flac")
+        track, packets = _tracks(container, choice.streams, rate, levels)
         unread = iter(packets)
         read = list(islice(unread, 1))
         declared = declared_seconds(file, container, read[0]) if read else 0.0
@@ -106,6 +117,29 @@ def _decode(
         track.check_damage()
         if missing > 0:
             _warn_of_missing_audio(declared, track, packets)
+        _warn_of_levels(levels)
+        report(
+            "found",
+            "",
+            tracks=choice.total,
+            track=choice.numbers[0] if len(choice.numbers) == 1 else None,
+            channels=levels.channels,
+            peak=levels.peak,
+        )
+
+
+def _tracks(
+    container: av.container.InputContainer,
+    streams: list[av.AudioStream],
+    rate: int,
+    levels: Levels,
+) -> tuple[Track | MixedTracks, Packets | MixedTracks]:
+    """What decodes these streams to int16, and their packets."""
+    if len(streams) > 1:
+        mixed = MixedTracks(container, streams, rate, levels)
+        return mixed, mixed
+    packets = Packets(container, streams[0])
+    return Track(container, streams[0], packets, levels), packets
 
 
 def _declares_audio(container: av.container.InputContainer) -> bool:
@@ -124,13 +158,31 @@ def _too_long(limit: float) -> FileRefused:
     )
 
 
-def _warn_of_missing_audio(declared: float, track: Track, packets: Packets) -> None:
+def _warn_of_missing_audio(
+    declared: float, track: Track | MixedTracks, packets: Packets | MixedTracks
+) -> None:
     held = max(track.seconds, packets.end)  # Some writers declare the last timestamp.
     if is_longer(declared, held) and not is_longer(packets.other_tracks_end, held):
         report(
             "warning",
             f"The file declares {declared:.1f} seconds of audio, "
             f"but holds only {track.seconds:.1f}; the rest is missing.",
+        )
+
+
+def _warn_of_levels(levels: Levels) -> None:
+    if levels.peak and levels.gain > 1:
+        report(
+            "warning",
+            f"The recording is very quiet: its peak level is {decibels(levels.peak):.1f} dBFS. "
+            f"It was amplified by {decibels(levels.gain):.1f} dB.",
+        )
+    if levels.instead_of_mix:
+        channels = ", ".join(map(str, sorted(levels.instead_of_mix)))
+        report(
+            "warning",
+            "The channels are in opposite phase and cancel each other in the mix; instead of it, "
+            f"channel {channels} was transcribed there.",
         )
 
 
@@ -158,18 +210,6 @@ def _refuse_non_media(head: bytes) -> None:
             "undecodable",
             "The file at audio_url is a web page, not audio; the URL must lead to the file itself.",
         )
-
-
-def _best_track(container: av.container.InputContainer) -> av.AudioStream:
-    stream = container.streams.best("audio")
-    if stream is None:
-        raise FileRefused("undecodable", "The file at audio_url has no audio track.")
-    if stream.codec_context is None:  # Decoding a packet of it would crash PyAV.
-        raise FileRefused(
-            "undecodable",
-            "The audio track of the file at audio_url is in a format that is not known.",
-        )
-    return stream
 
 
 if __name__ == "__main__":

@@ -50,21 +50,25 @@ class Packets:
         by_bytes = self._holes.bytes * self.count / max(1, self.bytes)
         return round(min(self._holes.durations, by_bytes))
 
+    @property
+    def watched(self) -> list[int]:
+        """The indices of the streams whose packets count here."""
+        return list(self._ticks)
+
     def __iter__(self) -> Iterator[av.Packet]:
         """Raises FileRefused where damage of the container makes the rest unreadable."""
-        streams = [self._container.streams[index] for index in self._ticks]
-        try:
-            for packet in self._container.demux(*streams):
-                self._note_end(packet)
-                if packet.stream.index == self._index:
-                    self._count(packet)
-                    yield packet
-        except av.error.EOFError:
-            pass  # In a file that was cut short, what came before the cut is good.
-        except av.error.InvalidDataError as error:
-            raise FileRefused(
-                "undecodable", "The file at audio_url is damaged and cannot be read to its end."
-            ) from error
+        for packet in demuxed(self._container, self.watched):
+            if self.take(packet):
+                yield packet
+
+    def take(self, packet: av.Packet) -> bool:
+        """Count a packet of the file; returns whether it is one of the track."""
+        if packet.stream.index in self._ticks:
+            self._note_end(packet)
+        if packet.stream.index != self._index:
+            return False
+        self._count(packet)
+        return True
 
     def _note_end(self, packet: av.Packet) -> None:
         if packet.pts is not None:
@@ -79,6 +83,21 @@ class Packets:
         if packet.pos is not None:
             self._holes.add_bytes_before(packet.pos, packet.size)
         self._holes.add_time_before(packet.pts, packet.duration or 0)
+
+
+def demuxed(container: av.container.InputContainer, indices: list[int]) -> Iterator[av.Packet]:
+    """The packets of these streams.
+
+    Raises FileRefused where damage of the container makes the rest unreadable.
+    """
+    try:
+        yield from container.demux(*(container.streams[index] for index in indices))
+    except av.error.EOFError:
+        pass  # In a file that was cut short, what came before the cut is good.
+    except av.error.InvalidDataError as error:
+        raise FileRefused(
+            "undecodable", "The file at audio_url is damaged and cannot be read to its end."
+        ) from error
 
 
 class _Holes:

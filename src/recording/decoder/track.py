@@ -1,4 +1,4 @@
-"""Packets of an audio track → int16 mono, one after another.
+"""Packets of an audio track → mono, one after another.
 
 Damaged or missing audio becomes silence or an error. Part of the child process of pcm_stream.py:
 imports neither numpy nor asyncio.
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from math import inf
 
 import av
+from levels import Levels
 from packets import Packets
 from report import FileRefused
 from resampler import Resampler
@@ -21,10 +22,9 @@ MAX_GAP_SECONDS = 3600
 
 
 class Track:
-    """Decodes packets to little-endian int16 mono at `rate`.
+    """Decodes packets to what `resampler` makes of their audio.
 
-    Silence fills damage and gaps, so that later audio keeps its time. `channel`: the only one to
-    decode, from 0; None mixes all.
+    Silence fills damage and gaps, so that later audio keeps its time.
     """
 
     def __init__(
@@ -32,8 +32,7 @@ class Track:
         container: av.container.InputContainer,
         stream: av.AudioStream,
         packets: Packets,
-        rate: int,
-        channel: int | None,
+        resampler: Levels | Resampler,
     ):
         self._may_end_in_tags = container.format.name == "mp3"
         # A FLAC packet is one frame. Around damage the parser joins several, and PyAV 18 hides an
@@ -50,7 +49,7 @@ class Track:
         self._total_joined = 0  # those of them that are not in `packets.count`
         self._last_frame: av.AudioFrame | None = None
         self.seconds = 0.0  # audio given to the resampler, silence included
-        self._resampler = Resampler(rate, channel)
+        self._resampler = resampler
 
     def decode(self, packets: Iterable[av.Packet]) -> Iterator[bytes]:
         """The audio of these packets, except for what the resampler still holds."""
