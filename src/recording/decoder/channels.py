@@ -24,6 +24,7 @@ U8_ZERO = 128
 # The power of the mix, relative to the power that channels without any likeness would have.
 CANCELLED = 0.06  # -12 dB: the channels cancel each other
 RESTORED = 0.25  # -6 dB: they no longer do
+SAME_LEVEL = 0.5  # -3 dB
 LOOK, CLOSE_LOOK = 24, 2048  # instants of a block that are compared
 
 Filter = tuple[str, str]
@@ -69,7 +70,9 @@ class Phase:
         if likeness >= (CANCELLED if self._channel is None else RESTORED):
             self._channel = None
         elif self._channel is None:
-            self._channel = powers.index(max(powers))
+            # Of channels that are about as loud, always the first: the others have another sign.
+            enough = SAME_LEVEL * max(powers)
+            self._channel = next(i for i, power in enumerate(powers) if power >= enough)
         return self._channel
 
     def _samples(self, block: av.AudioFrame, instants: int) -> list[list[float]]:

@@ -13,7 +13,7 @@ from resampler import Resampler
 
 HOLD_SECONDS = 600  # at most 60 MB
 # Relative to full scale, as are all peaks here.
-QUIET_PEAK = 10 ** (-45 / 20)  # the detector misses half of the speech that peaks here
+QUIET_PEAK = 10 ** (-40 / 20)  # the detector misses a third of the speech that peaks here
 TARGET_PEAK = 10 ** (-20 / 20)
 MAX_PEAK = 0.9  # what is louder later lowers the gain
 MAX_GAIN = 10 ** (60 / 20)  # a higher one would make the rounding of 16 bits loud
@@ -38,8 +38,15 @@ class Levels:
 
     @property
     def peak(self) -> float | None:
-        """Of the samples so far; None where the recording is not very quiet, or has none."""
-        return None if self._fine is None or self._low > self._high else max(self._high, -self._low)
+        """Of the samples so far, without a constant offset, which is no sound.
+
+        None where the recording is not very quiet, or has none.
+        """
+        return None if self._fine is None or self._low > self._high else self._swing
+
+    @property
+    def _swing(self) -> float:
+        return (self._high - self._low) / 2
 
     @property
     def channels(self) -> int:
@@ -75,35 +82,29 @@ class Levels:
         self._held.append(plain)
         low, high = _range(samples)
         self._low, self._high = min(low, self._low), max(high, self._high)
-        swing = (self._high - self._low) / 2  # A constant offset is no sound.
-        if not self._gain and swing >= QUIET_PEAK:
-            return self._released()
-        if not swing:  # Digital silence says nothing of the level.
-            self._held_fine = array("f")
+        if not self._gain and self._swing >= QUIET_PEAK:
+            self._fine = None
+            return self._taken()
+        if not (self._low or self._high):  # Digital silence says nothing of the level.
             return self._taken()
         if self._gain or len(self._held_fine) >= self._max_held:
             return self._amplified()
         return b""
 
-    def _released(self) -> bytes:
-        """The recording is not very quiet: what was held, as it is."""
-        self._fine = None
-        self._held_fine = array("f")
-        return self._taken()
-
     def _taken(self) -> bytes:
+        """What was held, as it is."""
         taken = b"".join(self._held)
-        self._held = []
+        self._held, self._held_fine = [], array("f")
         return taken
 
     def _amplified(self) -> bytes:
         """What was held, amplified; the recording is very quiet."""
-        samples, self._held_fine, self._held = self._held_fine, array("f"), []
-        if not samples:
-            return b""
+        samples, plain = self._held_fine, self._taken()
+        if not samples or not self._swing:
+            return plain
         low, high = _range(samples)
-        swing, peak = (self._high - self._low) / 2, max(high, -low)
-        wanted = self._gain or min(MAX_GAIN, TARGET_PEAK / swing)
+        peak = max(high, -low)
+        wanted = self._gain or min(MAX_GAIN, TARGET_PEAK / self._swing)
         self._gain = max(1.0, min(wanted, MAX_PEAK / (peak or MAX_PEAK)))
         self.gain = max(self.gain, self._gain)
         if peak > MAX_PEAK:  # In this order, what is not a number becomes the lowest sample.
