@@ -179,11 +179,12 @@ class PcmStream:
             raise DecodeError(f"The audio decoder failed on this file (exit status {status}).")
         if failures:
             kind, message = str(failures[-1]["kind"]), str(failures[-1]["message"])
-            raise ERRORS.get(kind, DecodeError)(message)
+            # A warning may tell of a track that can be decoded.
+            raise ERRORS.get(kind, DecodeError)(" ".join([message, *_warnings(reports)]))
 
     def _keep(self, reports: list[Report]) -> None:
         """Set `warnings` and `found`."""
-        self.warnings = tuple(str(r["message"]) for r in reports if r["kind"] == "warning")
+        self.warnings = tuple(_warnings(reports))
         peak = self._peak / FULL_SCALE
         for report in reports:
             with suppress(KeyError, TypeError, ValueError):
@@ -194,6 +195,10 @@ class PcmStream:
                     int(report["channels"]),
                     float(report["peak"] or peak),
                 )
+
+
+def _warnings(reports: list[Report]) -> list[str]:
+    return [str(report["message"]) for report in reports if report["kind"] == "warning"]
 
 
 @asynccontextmanager

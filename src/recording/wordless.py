@@ -10,7 +10,7 @@ from contract.request import Request
 from recording.pcm_stream import Found, PcmStream, decode
 from recording.vad import CutRules, split_at_pauses
 
-LOOK_SECONDS = 60  # at most for the other tracks of a file
+LOOK_SECONDS = 30  # at most for the other tracks of a file
 
 
 async def why_wordless(
