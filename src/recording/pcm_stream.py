@@ -187,7 +187,7 @@ class PcmStream:
         self.warnings = tuple(_warnings(reports))
         peak = self._peak / FULL_SCALE
         for report in reports:
-            with suppress(KeyError, TypeError, ValueError):
+            with suppress(KeyError, TypeError, ValueError, OverflowError):
                 track = report["track"]
                 self.found = Found(
                     int(report["tracks"]),
