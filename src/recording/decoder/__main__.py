@@ -7,16 +7,16 @@ sandbox.py takes all other rights away. FFmpeg's libraries come with PyAV. Neith
 is imported: each takes longer to load than a minute of audio to decode. No module of the worker
 imports this one.
 
-A failure is one line of JSON on stderr, {"kind": …, "message": …} with the kind "empty",
-"undecodable", "too long" or "no channel". A line of the kind "warning" is no failure: the file
-holds less than it declares.
+Each report is one line of JSON on stderr, {"kind": …, "message": …}. A failure is the last one and
+has the kind "empty", "undecodable", "too long" or "no channel". The kinds "warning" and "damage"
+are no failures. "damage" has "spans" too: (start, end) of each lost stretch in milliseconds.
 """
 
 import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fcntl import F_SETPIPE_SZ, fcntl
 from itertools import chain, islice
@@ -27,17 +27,25 @@ import av
 # PyAV imports these two with the first track, when confine() forbids it.
 import av.subtitles.codeccontext
 import av.subtitles.stream
+from damage import DamagedSpans
 from growing_file import ForwardOnlyFile, GrowingFile
-from length import MATROSKA, declared_seconds, estimated_seconds, is_longer
+from length import LENGTH_OF_ALL_TRACKS, declared_seconds, estimated_seconds, is_longer
 from packets import Packets
+from parts import Parts, WavParts, flac_parts, ogg_parts
 from report import FileRefused, report
 from sandbox import confine
+from tags import without_tags
 from track import Track
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 SAMPLED_PACKETS = 500  # packets that show how long a file of its size is
 # The first bytes of Ogg, WAV, Matroska and WebM, which are decoded the same without seeking.
 FORWARD_ONLY = (b"OggS", b"RIFF", b"RF64", b"\x1a\x45\xdf\xa3")
+# Demuxers of files that may hold tags between their frames, or several recordings.
+TAGGED = ("mp3", "aac")
+PARTS = {"ogg": ogg_parts, "flac": flac_parts, "wav": WavParts}
+MAX_HELD_BYTES = 10 << 20  # 5 minutes at 16 kHz
+MIN_DECODED_SHARE = 0.1  # a recording of which less can be decoded is refused
 # No playlists, no concatenation, no devices: nothing that opens another file or address.
 DEMUXERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,eac3,flac,flv,loas,matroska,mov,mp3,mpeg,"
@@ -83,10 +91,10 @@ def _decode(
     file: GrowingFile, rate: int, channel: int | None, offset: int, end: int, limit: float
 ) -> Iterator[bytes]:
     """The best audio track of the file as little-endian int16 mono; arguments as for `_main`."""
-    with _open(file) as container:
+    container, parts = _open(file)
+    with container:
         stream = _best_track(container)
-        packets = Packets(container, stream)
-        track = Track(container, stream, packets, rate, channel)
+        packets = Packets(container, stream, _following_tracks(parts, container.format.name))
         unread = iter(packets)
         read = list(islice(unread, 1))
         declared = declared_seconds(file, container, read[0]) if read else 0.0
@@ -97,13 +105,16 @@ def _decode(
             estimated = estimated_seconds(file.known_size, read)
             if is_longer(min(declared, estimated), max_seconds):
                 raise _too_long(limit)
+        damage = DamagedSpans(offset / rate, end / rate)
+        track = Track(container, stream, packets, rate, channel, declared, damage)
         missing = 2 * end  # bytes
-        for block in chain(track.decode(chain(read, unread)), track.finish()):
+        blocks = chain(track.decode(chain(read, unread)), track.finish())
+        for block in _while_decodable(blocks, track):
             yield block[:missing]
             missing -= len(block)
             if missing <= 0:
                 break
-        track.check_damage()
+        _report_damage(damage, min(track.seconds, end / rate) - offset / rate)
         if missing > 0:
             _warn_of_missing_audio(declared, track, packets)
 
@@ -113,7 +124,7 @@ def _declares_audio(container: av.container.InputContainer) -> bool:
 
     A Matroska with video may declare the video's, which cannot refuse the audio.
     """
-    return container.format.name != MATROSKA or len(container.streams) == 1
+    return container.format.name not in LENGTH_OF_ALL_TRACKS or len(container.streams) == 1
 
 
 def _too_long(limit: float) -> FileRefused:
@@ -124,6 +135,40 @@ def _too_long(limit: float) -> FileRefused:
     )
 
 
+def _while_decodable(blocks: Iterable[bytes], track: Track) -> Iterator[bytes]:
+    """The blocks, held back while next to nothing of the audio so far can be decoded.
+
+    So no model is asked for the sound of a file that is refused.
+    Raises FileRefused where next to nothing could be decoded in the end.
+    """
+    held: list[bytes] = []
+    held_bytes = 0
+    for block in blocks:
+        held.append(block)
+        held_bytes += len(block)
+        if track.decoded_share >= MIN_DECODED_SHARE or held_bytes > MAX_HELD_BYTES:
+            yield from held
+            held, held_bytes = [], 0
+    if track.decoded_share < MIN_DECODED_SHARE:
+        raise FileRefused(
+            "undecodable",
+            f"The file at audio_url is damaged: only {track.decoded_share:.1%} of its audio can be "
+            "decoded.",
+        )
+    yield from held
+
+
+def _report_damage(damage: DamagedSpans, seconds: float) -> None:
+    """`seconds`: the length of the audio, or of its part."""
+    if damage.seconds:
+        report(
+            "damage",
+            f"The file is damaged: {damage.seconds:.1f} of {seconds:.1f} seconds of audio are lost "
+            "and silent; damaged_spans says which.",
+            spans=damage.in_milliseconds(),
+        )
+
+
 def _warn_of_missing_audio(declared: float, track: Track, packets: Packets) -> None:
     held = max(track.seconds, packets.end)  # Some writers declare the last timestamp.
     if is_longer(declared, held) and not is_longer(packets.other_tracks_end, held):
@@ -132,21 +177,60 @@ def _warn_of_missing_audio(declared: float, track: Track, packets: Packets) -> N
             f"The file declares {declared:.1f} seconds of audio, "
             f"but holds only {track.seconds:.1f}; the rest is missing.",
         )
+    elif packets.is_broken:
+        report(
+            "warning",
+            f"The file is damaged behind its first {track.seconds:.1f} seconds of audio "
+            "and cannot be read further.",
+        )
 
 
-def _open(file: GrowingFile) -> av.container.InputContainer:
+def _open(file: GrowingFile) -> tuple[av.container.InputContainer, Parts | None]:
+    """The container, and the file where other recordings may be joined behind that one."""
     av.logging.set_level(av.logging.PANIC)
     head = file.read(512)
     file.seek(0, os.SEEK_SET)
     _refuse_non_media(head)
     source = ForwardOnlyFile(file) if head.startswith(FORWARD_ONLY) else file
+    container = _container(source)
+    name = container.format.name
+    if name not in TAGGED and name not in PARTS:
+        return container, None
+    container.close()
+    file.seek(0, os.SEEK_SET)
+    parts = PARTS[name](file) if name in PARTS else None
+    return _container(parts or without_tags(file), name), parts
+
+
+def _container(source: object, name: str | None = None) -> av.container.InputContainer:
+    """`name`: that of the demuxer, None to find it."""
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
     try:
-        return av.open(source, container_options=options)
+        return av.open(source, format=name, container_options=options)
     except (av.error.FFmpegError, ValueError) as error:
         raise FileRefused(
             "undecodable", "The file at audio_url is not audio or video in a known format."
         ) from error
+
+
+def _following_tracks(parts: Parts | None, name: str) -> Iterator[av.AudioStream]:
+    """The tracks of the recordings that are joined behind the first one.
+
+    It warns of those that it leaves out. `name`: that of their demuxer.
+    """
+    left_out = 0
+    while parts is not None and parts.next():
+        try:
+            with _container(parts, name) as container:
+                yield _best_track(container)
+        except FileRefused:
+            left_out += 1
+    if left_out:
+        report(
+            "warning",
+            "Several recordings are joined in this file, and no audio could be decoded from "
+            f"{left_out} of them; it is left out.",
+        )
 
 
 def _refuse_non_media(head: bytes) -> None:

@@ -31,10 +31,9 @@ class Resampler:
         source = (frame.format.name, frame.layout.name, frame.sample_rate)
         if source != self._source:  # It may change within a file.
             self._check_channel(frame.layout.nb_channels)
+            graph = _resampling_graph(*source, self._rate, self._channel)
             before = self.finish()
-            self._source = source
-            self._graph = _resampling_graph(*source, self._rate, self._channel)
-            self._fifo = av.AudioFifo()
+            self._source, self._graph, self._fifo = source, graph, av.AudioFifo()
         frame.pts = None  # Samples follow one another; timestamps of damaged files do not.
         self._fifo.write(frame)
         if self._fifo.samples < RESAMPLE_SECONDS * frame.sample_rate:
