@@ -1,11 +1,11 @@
 """The worker: a RunPod job with the URL of a recording in, a transcript with a time per word out.
 
-Job input:  audio_url (with audio_headers) or audio_base64; start, end, channel;
+Job input:  audio_url (with audio_headers) or audio_base64; start, end, track, channel;
             language ("auto", null, a name or a code), vocabulary, initial_context,
             use_previous_context; output_format, segment_level, punctuation, allow_partial.
 Output:     language_detected, language_code, languages, duration, text, usage,
             segments [{start, end, text, offset, length}] or srt, vtt, verbose_json;
-            sentences, failed_spans, retries, warnings where there are any;
+            sentences, failed_spans, damaged_spans, retries, warnings where there are any;
             or error, error_code, retryable.
 Beside the input, policy.executionTimeout limits the job, and s3Config receives results over
 RunPod's size limit. While a job runs, /status shows its progress.
@@ -27,7 +27,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -61,6 +61,7 @@ try:
     from recording.pcm_stream import PcmStream, decode
     from recording.source import recording
     from recording.vad import CutRules, split_at_pauses
+    from recording.wordless import why_wordless
     from result.account import Span, check_account
     from result.bucket import MAX_UPLOAD_SECONDS, bucket_for
     from result.delivery import deliver
@@ -177,9 +178,11 @@ async def transcribe_recording(
     if request.language is None:
         results = await outliers.retried(results, vocabulary, models, gate)
     check_account(results, admitted)
-    transcript = merge(results, pcm.end, pcm.warning, pcm.start)
+    transcript = merge(results, pcm.end, pcm.warnings, pcm.start, pcm.damaged_spans)
     if not transcript.text:
         raise_if_incomplete(results)
+        why = await why_wordless(pcm, request, cut_rules(), settings.max_audio_seconds)
+        transcript = replace(transcript, warnings=(*transcript.warnings, *why))
     return transcript
 
 
@@ -204,6 +207,7 @@ async def decoded(request: Request, folder: Path, usage: Usage) -> AsyncIterator
             file.complete_marker,
             start=request.start,
             end=request.end,
+            track=request.track,
             channel=request.channel,
         ) as pcm,
     ):
@@ -212,11 +216,15 @@ async def decoded(request: Request, folder: Path, usage: Usage) -> AsyncIterator
 
 async def chunks_of(pcm: PcmStream, progress: Progress, usage: Usage) -> AsyncIterator[AudioChunk]:
     """The chunks of a recording as it is decoded, counted in its progress and usage."""
-    rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
     progress.phase = "decoding"
-    async for chunk in usage.chunks(split_at_pauses(pcm, rules, pcm.offset)):
+    async for chunk in usage.chunks(split_at_pauses(pcm, cut_rules(), pcm.offset)):
         progress.seconds_known = pcm.duration
         yield chunk
+
+
+def cut_rules() -> CutRules:
+    """Where recordings are cut."""
+    return CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
 
 
 async def transcribe_admitted(chunk: AudioChunk, context: str, work: Work) -> list[ChunkResult]:

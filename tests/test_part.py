@@ -29,6 +29,7 @@ from result.transcript import merge
 from result.usage import Usage
 from speech.models.recogniser import Recogniser
 from speech.words import ChunkResult, Word
+from test_audio import one_warning
 from test_end_to_end import run, words_of
 from utterance import plain
 
@@ -63,7 +64,7 @@ def decoded(path: Path, max_seconds: float = 3600, **how) -> tuple[np.ndarray, s
                 pcm.offset / SAMPLE_RATE,
                 (pcm.offset + pcm.samples) / SAMPLE_RATE,
             )
-            return np.concatenate(blocks), pcm.warning
+            return np.concatenate(blocks), one_warning(pcm)
 
     return asyncio.run(asyncio.wait_for(collect(), 60))
 

@@ -7,16 +7,17 @@ sandbox.py takes all other rights away. FFmpeg's libraries come with PyAV. Neith
 is imported: each takes longer to load than a minute of audio to decode. No module of the worker
 imports this one.
 
-Each report is one line of JSON on stderr, {"kind": …, "message": …}. A failure is the last one and
-has the kind "empty", "undecodable", "too long" or "no channel". The kinds "warning" and "damage"
-are no failures. "damage" has "spans" too: (start, end) of each lost stretch in milliseconds.
+Each report is one line of JSON on stderr, {"kind": …, "message": …}. A failure has the kind
+"empty", "undecodable", "too long", "no channel" or "no track". Three kinds are no failure: a
+"warning"; "found", which has more fields: `Found` of pcm_stream.py; and "damage", which has
+"spans": (start, end) of each lost stretch in milliseconds.
 """
 
 import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fcntl import F_SETPIPE_SZ, fcntl
 from itertools import chain, islice
@@ -27,15 +28,17 @@ import av
 # PyAV imports these two with the first track, when confine() forbids it.
 import av.subtitles.codeccontext
 import av.subtitles.stream
-from damage import DamagedSpans
+from damage import DamagedSpans, while_decodable
 from growing_file import ForwardOnlyFile, GrowingFile
 from length import LENGTH_OF_ALL_TRACKS, declared_seconds, estimated_seconds, is_longer
+from levels import Levels, decibels
 from packets import Packets
 from parts import Parts, WavParts, flac_parts, ogg_parts
 from report import FileRefused, report
 from sandbox import confine
 from tags import without_tags
 from track import Track
+from tracks import DEFAULT, MixedTracks, chosen
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 SAMPLED_PACKETS = 500  # packets that show how long a file of its size is
@@ -43,9 +46,11 @@ SAMPLED_PACKETS = 500  # packets that show how long a file of its size is
 FORWARD_ONLY = (b"OggS", b"RIFF", b"RF64", b"\x1a\x45\xdf\xa3")
 # Demuxers of files that may hold tags between their frames, or several recordings.
 TAGGED = ("mp3", "aac")
-PARTS = {"ogg": ogg_parts, "flac": flac_parts, "wav": WavParts}
-MAX_HELD_BYTES = 10 << 20  # 5 minutes at 16 kHz
-MIN_DECODED_SHARE = 0.1  # a recording of which less can be decoded is refused
+PARTS: dict[str, Callable[[GrowingFile], Parts]] = {
+    "ogg": ogg_parts,
+    "flac": flac_parts,
+    "wav": WavParts,
+}
 # No playlists, no concatenation, no devices: nothing that opens another file or address.
 DEMUXERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,eac3,flac,flv,loas,matroska,mov,mp3,mpeg,"
@@ -57,6 +62,7 @@ def _main(
     rate: int,
     descriptor: int,
     size: int | None = None,
+    track: int | str = DEFAULT,
     channel: int | None = None,
     offset: int = 0,
     end: int = sys.maxsize,
@@ -65,7 +71,8 @@ def _main(
     """Write the file's audio at `rate` to stdout; returns the exit status.
 
     It begins with the file's first sample and ends before the sample `end`.
-    `size`: bytes of the complete file, None where unknown. `channel`: the only one to decode, from
+    `size`: bytes of the complete file, None where unknown. `track`: the audio track to decode, from
+    0; DEFAULT for the one that players take, MIX for all. `channel`: the only one to decode, from
     0; None mixes all. `limit`: a file that declares more seconds than this between the samples
     `offset` and `end` is refused.
     """
@@ -75,7 +82,7 @@ def _main(
     file = GrowingFile(descriptor, size)
     confine()
     try:
-        for block in _decode(file, rate, channel, offset, end, limit):
+        for block in _decode(file, rate, track, channel, offset, end, limit):
             out.write(block)
         out.flush()
     except FileRefused as failure:
@@ -88,13 +95,23 @@ def _main(
 
 
 def _decode(
-    file: GrowingFile, rate: int, channel: int | None, offset: int, end: int, limit: float
+    file: GrowingFile,
+    rate: int,
+    which: int | str,
+    channel: int | None,
+    offset: int,
+    end: int,
+    limit: float,
 ) -> Iterator[bytes]:
-    """The best audio track of the file as little-endian int16 mono; arguments as for `_main`."""
+    """The audio of the file as little-endian int16 mono; arguments as for `_main`."""
     container, parts = _open(file)
     with container:
-        stream = _best_track(container)
-        packets = Packets(container, stream, _following_tracks(parts, container.format.name))
+        choice = chosen(container, which)
+        # FLAC numbers its channels as a film does, whatever they are.
+        levels = Levels(rate, channel, end, no_films=container.format.name == "flac")
+        following = _following_tracks(parts, container.format.name)
+        part = (offset / rate, end / rate)
+        track, packets = _tracks(container, choice.streams, following, levels, part)
         unread = iter(packets)
         read = list(islice(unread, 1))
         declared = declared_seconds(file, container, read[0]) if read else 0.0
@@ -105,18 +122,44 @@ def _decode(
             estimated = estimated_seconds(file.known_size, read)
             if is_longer(min(declared, estimated), max_seconds):
                 raise _too_long(limit)
-        damage = DamagedSpans(offset / rate, end / rate)
-        track = Track(container, stream, packets, rate, channel, declared, damage)
+        track.declare(declared)
         missing = 2 * end  # bytes
         blocks = chain(track.decode(chain(read, unread)), track.finish())
-        for block in _while_decodable(blocks, track):
+        for block in while_decodable(blocks, lambda: track.decoded_share):
             yield block[:missing]
             missing -= len(block)
             if missing <= 0:
                 break
-        _report_damage(damage, min(track.seconds, end / rate) - offset / rate)
+        track.damage.warn(track.seconds)
         if missing > 0:
             _warn_of_missing_audio(declared, track, packets)
+        _warn_of_levels(levels)
+        report(
+            "found",
+            "",
+            tracks=choice.total,
+            track=choice.numbers[0] if len(choice.numbers) == 1 else None,
+            channels=levels.channels,
+            peak=levels.peak,
+        )
+
+
+def _tracks(
+    container: av.container.InputContainer,
+    streams: list[av.AudioStream],
+    following: Iterator[av.AudioStream],
+    levels: Levels,
+    part: tuple[float, float],
+) -> tuple[Track | MixedTracks, Packets | MixedTracks]:
+    """What decodes these streams to int16, and their packets.
+
+    `following`: the tracks of joined parts. `part`: start and end of the wanted part, in seconds.
+    """
+    if len(streams) > 1:
+        mixed = MixedTracks(container, streams, levels, part)
+        return mixed, mixed
+    packets = Packets(container, streams[0], following)
+    return Track(container, streams[0], packets, levels, DamagedSpans(*part)), packets
 
 
 def _declares_audio(container: av.container.InputContainer) -> bool:
@@ -135,41 +178,9 @@ def _too_long(limit: float) -> FileRefused:
     )
 
 
-def _while_decodable(blocks: Iterable[bytes], track: Track) -> Iterator[bytes]:
-    """The blocks, held back while next to nothing of the audio so far can be decoded.
-
-    So no model is asked for the sound of a file that is refused.
-    Raises FileRefused where next to nothing could be decoded in the end.
-    """
-    held: list[bytes] = []
-    held_bytes = 0
-    for block in blocks:
-        held.append(block)
-        held_bytes += len(block)
-        if track.decoded_share >= MIN_DECODED_SHARE or held_bytes > MAX_HELD_BYTES:
-            yield from held
-            held, held_bytes = [], 0
-    if track.decoded_share < MIN_DECODED_SHARE:
-        raise FileRefused(
-            "undecodable",
-            f"The file at audio_url is damaged: only {track.decoded_share:.1%} of its audio can be "
-            "decoded.",
-        )
-    yield from held
-
-
-def _report_damage(damage: DamagedSpans, seconds: float) -> None:
-    """`seconds`: the length of the audio, or of its part."""
-    if damage.seconds:
-        report(
-            "damage",
-            f"The file is damaged: {damage.seconds:.1f} of {seconds:.1f} seconds of audio are lost "
-            "and silent; damaged_spans says which.",
-            spans=damage.in_milliseconds(),
-        )
-
-
-def _warn_of_missing_audio(declared: float, track: Track, packets: Packets) -> None:
+def _warn_of_missing_audio(
+    declared: float, track: Track | MixedTracks, packets: Packets | MixedTracks
+) -> None:
     held = max(track.seconds, packets.end)  # Some writers declare the last timestamp.
     if is_longer(declared, held) and not is_longer(packets.other_tracks_end, held):
         report(
@@ -182,6 +193,22 @@ def _warn_of_missing_audio(declared: float, track: Track, packets: Packets) -> N
             "warning",
             f"The file is damaged behind its first {track.seconds:.1f} seconds of audio "
             "and cannot be read further.",
+        )
+
+
+def _warn_of_levels(levels: Levels) -> None:
+    if levels.peak and levels.gain > 1:
+        report(
+            "warning",
+            f"The recording is very quiet: its peak level is {decibels(levels.peak):.1f} dBFS. "
+            f"It was amplified by {decibels(levels.gain):.1f} dB.",
+        )
+    if levels.instead_of_mix:
+        channels = ", ".join(map(str, sorted(levels.instead_of_mix)))
+        report(
+            "warning",
+            "The channels are in opposite phase and cancel each other in the mix; instead of it, "
+            f"channel {channels} was transcribed there.",
         )
 
 
@@ -222,7 +249,7 @@ def _following_tracks(parts: Parts | None, name: str) -> Iterator[av.AudioStream
     while parts is not None and parts.next():
         try:
             with _container(parts, name) as container:
-                yield _best_track(container)
+                yield chosen(container, 0).streams[0]
         except FileRefused:
             left_out += 1
     if left_out:
@@ -242,18 +269,6 @@ def _refuse_non_media(head: bytes) -> None:
             "undecodable",
             "The file at audio_url is a web page, not audio; the URL must lead to the file itself.",
         )
-
-
-def _best_track(container: av.container.InputContainer) -> av.AudioStream:
-    stream = container.streams.best("audio")
-    if stream is None:
-        raise FileRefused("undecodable", "The file at audio_url has no audio track.")
-    if stream.codec_context is None:  # Decoding a packet of it would crash PyAV.
-        raise FileRefused(
-            "undecodable",
-            "The audio track of the file at audio_url is in a format that is not known.",
-        )
-    return stream
 
 
 if __name__ == "__main__":

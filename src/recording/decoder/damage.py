@@ -1,6 +1,12 @@
-"""Where audio was lost: spans of seconds, few enough for one report."""
+"""Where audio was lost, and whether enough is left to be worth a transcript."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from report import FileRefused, report
 
 MAX_SPANS = 2000  # sandbox.py limits the report to 64 KiB
+MAX_HELD_BYTES = 10 << 20  # 5 minutes at 16 kHz
+MIN_DECODED_SHARE = 0.1  # a recording of which less can be decoded is refused
 MIN_DISTANCE_SECONDS = 0.1  # spans closer than this become one
 
 
@@ -14,6 +20,16 @@ class DamagedSpans:
         self._distance = MIN_DISTANCE_SECONDS
         self.seconds = 0.0  # lost in the part, without what lies between merged spans
         self.unplaced = 0.0  # seconds lost before the first audio, which have no place in time
+
+    @classmethod
+    def of_all(cls, all_damage: "list[DamagedSpans]", start: float, end: float) -> "DamagedSpans":
+        """What is lost in any of these, for the part between the two seconds."""
+        union = cls(start, end)
+        at = start
+        for first, last in sorted(span for damage in all_damage for span in damage._spans):
+            union.add(max(first, at), last)
+            at = max(at, last)
+        return union
 
     def add(self, start: float, end: float) -> None:
         """Audio was lost between these two seconds; it begins behind all that was added before."""
@@ -34,12 +50,42 @@ class DamagedSpans:
         seconds = max(0.0, min(end, part_end) - start) + self.unplaced
         return 1 - (self.seconds + self.unplaced) / seconds if seconds else 1.0
 
-    def in_milliseconds(self) -> list[tuple[int, int]]:
-        """(start, end) of each span."""
-        return [(round(start * 1000), round(end * 1000)) for start, end in self._spans]
+    def warn(self, end: float) -> None:
+        """Report the spans, if there are any. `end`: where the audio ends, in seconds."""
+        if not self._spans:
+            return
+        start, part_end = self._part
+        report(
+            "damage",
+            f"The file is damaged: {self.seconds:.1f} of {min(end, part_end) - start:.1f} seconds "
+            "of audio are lost and silent; damaged_spans says which.",
+            spans=[(round(first * 1000), round(last * 1000)) for first, last in self._spans],
+        )
 
     def _append(self, start: float, end: float) -> None:
         if self._spans and start - self._spans[-1][1] < self._distance:
             self._spans[-1][1] = end
         else:
             self._spans.append([start, end])
+
+
+def while_decodable(blocks: Iterable[bytes], share: Callable[[], float]) -> Iterator[bytes]:
+    """The blocks, held back while next to nothing of the audio so far can be decoded.
+
+    So no model is asked for the sound of a file that is refused. `share`: what could be decoded so
+    far, 0 to 1. Raises FileRefused where it is next to nothing in the end.
+    """
+    held: list[bytes] = []
+    held_bytes = 0
+    for block in blocks:
+        held.append(block)
+        held_bytes += len(block)
+        if share() >= MIN_DECODED_SHARE or held_bytes > MAX_HELD_BYTES:
+            yield from held
+            held, held_bytes = [], 0
+    if share() < MIN_DECODED_SHARE:
+        raise FileRefused(
+            "undecodable",
+            f"The file at audio_url is damaged: only {share():.1%} of its audio can be decoded.",
+        )
+    yield from held

@@ -19,7 +19,8 @@ class Packets:
         following: Iterable[av.AudioStream] = (),
     ):
         """`following`: the tracks of parts that were joined to the file, each once it is needed."""
-        self._stream = stream
+        self._container = container
+        self._index: int = stream.index
         self._following = following
         # Some declare one length for all tracks. The others show whether the file is cut short, or
         # only its audio ends early.
@@ -27,13 +28,15 @@ class Packets:
         self._watched = list(container.streams) if one_length else [stream]
         self._ticks = {each.index: float(each.time_base or 0) for each in self._watched}  # seconds
         self._ends = dict.fromkeys(self._ticks, 0.0)  # latest timestamps, in seconds
+        self._positions = _Positions() if _are_all_known(container, self._watched) else None
+        self._is_hole = False  # since the last packet of the track
         self._behind_holes: set[int | None] = set()  # timestamps
         self.is_broken = False  # whether the demuxer gave up before the end of the file
 
     @property
     def end(self) -> float:
         """The latest timestamp of the track so far, in seconds."""
-        return self._ends[self._stream.index]
+        return self._ends[self._index]
 
     @property
     def other_tracks_end(self) -> float:
@@ -41,7 +44,7 @@ class Packets:
 
         0 where they are not watched.
         """
-        others = [end for index, end in self._ends.items() if index != self._stream.index]
+        others = [end for index, end in self._ends.items() if index != self._index]
         return max(others, default=0.0)
 
     def is_behind_hole(self, packet: av.Packet) -> bool:
@@ -54,48 +57,62 @@ class Packets:
         self._behind_holes.remove(packet.pts)
         return True
 
+    @property
+    def watched(self) -> list[av.stream.Stream]:
+        """The streams whose packets count here."""
+        return self._watched
+
     def __iter__(self) -> Iterator[av.Packet]:
-        yield from self._packets_of(self._stream, self._watched)
+        yield from filter(self.take, self.demuxed(self._watched))
         for stream in self._following:
-            yield from self._packets_of(stream, [stream])
+            self._continue_with(stream)
+            yield from filter(self.take, self.demuxed([stream]))
 
-    def _packets_of(
-        self, stream: av.AudioStream, watched: list[av.stream.Stream]
-    ) -> Iterator[av.Packet]:
-        positions = _Positions() if _are_all_known(stream.container, watched) else None
-        is_hole = False
-        for packet in self._demux(stream.container, watched):
-            self._note_end(packet)
-            if positions and packet.pos is not None:
-                is_hole = positions.skips(packet.pos, packet.size) or is_hole
-            if packet.stream is stream:
-                if is_hole:
-                    self._behind_holes.add(packet.pts)
-                    is_hole = False
-                yield packet
-
-    def _demux(
-        self, container: av.container.InputContainer, streams: list[av.stream.Stream]
-    ) -> Iterator[av.Packet]:
-        """Goes on behind damage of the container where the demuxer can."""
+    def demuxed(self, streams: list[av.stream.Stream]) -> Iterator[av.Packet]:
+        """The packets of these streams; goes on behind damage where the demuxer can."""
         errors = 0
         while errors < MAX_ERRORS:
             try:
-                for packet in container.demux(*streams):
+                for packet in self._container.demux(*streams):
                     errors = 0
                     yield packet
                 return
             except av.error.EOFError:
                 return  # In a file that was cut short, what came before the cut is good.
-            except (av.error.FFmpegError, IndexError):  # IndexError: a packet of a track that came late
+            except (av.error.FFmpegError, IndexError):  # IndexError: PyAV, for a track that is new.
                 errors += 1
         self.is_broken = True
 
-    def _note_end(self, packet: av.Packet) -> None:
+    def take(self, packet: av.Packet) -> bool:
+        """Count a packet of the file; returns whether it is one of the track."""
+        index = packet.stream.index
+        if index in self._ends:
+            self._note_end(packet, index)
+            self._note_position(packet)
+        if index != self._index:
+            return False
+        if self._is_hole:
+            self._behind_holes.add(packet.pts)
+            self._is_hole = False
+        return True
+
+    def _continue_with(self, stream: av.AudioStream) -> None:
+        """Packets of the track of another part come next."""
+        self._container, self._index = stream.container, stream.index
+        self._watched = [stream]
+        self._ticks = {stream.index: float(stream.time_base or 0)}
+        self._ends.setdefault(stream.index, 0.0)
+        self._positions = _Positions()
+
+    def _note_end(self, packet: av.Packet, index: int) -> None:
         if packet.pts is not None:
-            index = packet.stream.index
             end = (packet.pts + (packet.duration or 0)) * self._ticks[index]
             self._ends[index] = max(self._ends[index], end)
+
+    def _note_position(self, packet: av.Packet) -> None:
+        if self._positions and packet.pos is not None:
+            skips = self._positions.skips(packet.pos, packet.size)
+            self._is_hole = skips or self._is_hole
 
 
 class _Positions:
@@ -116,9 +133,7 @@ class _Positions:
         return between > OVERHEAD_BYTES
 
 
-def _are_all_known(
-    container: av.container.InputContainer, watched: list[av.stream.Stream]
-) -> bool:
+def _are_all_known(container: av.container.InputContainer, watched: list[av.stream.Stream]) -> bool:
     """Whether no packets of other tracks lie between those that are watched."""
     return len(watched) == len(container.streams) and (
         len(watched) == 1 or container.format.name == MATROSKA

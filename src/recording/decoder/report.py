@@ -8,6 +8,6 @@ class FileRefused(Exception):
     """(kind, sentence) for the parent process; pcm_stream.py lists the kinds."""
 
 
-def report(kind: str, message: str, **values: object) -> None:
-    """Write one line, {"kind": …, "message": …} and the other values."""
-    print(json.dumps({"kind": kind, "message": message} | values), file=sys.stderr)
+def report(kind: str, message: str, **fields: object) -> None:
+    """Write one line, {"kind": …, "message": …} with `fields`."""
+    print(json.dumps({"kind": kind, "message": message} | fields), file=sys.stderr)

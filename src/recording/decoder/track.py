@@ -1,4 +1,4 @@
-"""Packets of an audio track → int16 mono, one after another.
+"""Packets of an audio track → mono, one after another.
 
 Damaged or missing audio becomes silence. Part of the child process of pcm_stream.py: imports
 neither numpy nor asyncio.
@@ -10,6 +10,7 @@ from math import inf
 import av
 from damage import DamagedSpans
 from length import MAX_GAP_SECONDS, is_longer, start_of_file
+from levels import Levels
 from packets import Packets
 from report import FileRefused
 from resampler import Resampler
@@ -30,10 +31,9 @@ MIN_BYTES_PER_SECOND = 500
 
 
 class Track:
-    """Decodes packets to little-endian int16 mono at `rate`.
+    """Decodes packets to what `resampler` makes of their audio.
 
-    Silence fills damage and gaps, so that later audio keeps its time. `channel`: the only one to
-    decode, from 0; None mixes all. `declared`: the length of the file in seconds, 0 where unknown.
+    Silence fills damage and gaps, so that later audio keeps its time.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class Track:
         container: av.container.InputContainer,
         stream: av.AudioStream,
         packets: Packets,
-        rate: int,
-        channel: int | None,
-        declared: float,
+        resampler: Levels | Resampler,
         damage: DamagedSpans,
     ):
+        """`damage`: what is lost is added to it."""
         self._may_end_in_tags = container.format.name == "mp3"
         self._packets = packets
-        self._damage = damage
-        self._resampler = Resampler(rate, channel)
+        self._resampler = resampler
+        self.damage = damage
+        self._declared = 0.0
         self._last_frame: av.AudioFrame | None = None
         self.seconds = 0.0  # audio given to the resampler, silence included
         self._lost = 0  # estimated packets lost since the last frame
@@ -58,19 +58,24 @@ class Track:
         self._waiting: tuple[av.AudioFrame, float] | None = None
         # Packets that could be decoded.
         self._count = self._bytes = self._largest = 0
-        self._begin(stream, start_of_file(container), declared)
+        self._begin(stream, start_of_file(container))
+
+    def declare(self, seconds: float) -> None:
+        """The length of the file by what it declares; 0 where it does not."""
+        self._declared = seconds
 
     @property
     def decoded_share(self) -> float:
         """The share of the audio so far, or of its part, that could be decoded: 0 to 1."""
-        return self._damage.spared_share(self.seconds)
+        return self.damage.spared_share(self.seconds)
 
     def decode(self, packets: Iterable[av.Packet]) -> Iterator[bytes]:
         """The audio of these packets, except for what the resampler still holds."""
         for packet in packets:
             if packet.stream is not self._stream:
                 yield from self._waiting_sound()
-                self._begin(packet.stream, inf, 0.0)
+                self.declare(0.0)
+                self._begin(packet.stream, inf)
             for frame in self._frames(packet):
                 yield from self._waiting_sound(frame.pts)
                 gap = self._gap_before(frame)
@@ -92,7 +97,7 @@ class Track:
             yield from self._lost_sound(last, self._lost * last.samples / last.sample_rate)
         yield self._resampler.finish()
 
-    def _begin(self, stream: av.AudioStream, file_start: float, declared: float) -> None:
+    def _begin(self, stream: av.AudioStream, file_start: float) -> None:
         """Packets of this track come next. `file_start`: the timestamp of time 0, or infinite."""
         self._stream = stream
         # More threads are no faster, and sandbox.py allows none: WavPack would lose a packet.
@@ -107,7 +112,6 @@ class Track:
         # Seconds. The time base of each frame is a Fraction, which is slow to make.
         self._tick = float(stream.time_base)
         self._file_start = file_start
-        self._declared = declared
         self._start: float | None = None  # the timestamp, in seconds, that is time 0
         # Before the first frame: the timestamp of the first lost packet, and the bytes lost.
         self._first_lost: float | None = None
@@ -162,27 +166,16 @@ class Track:
         yield from self._sound(frame, 0.0 if is_broken else gap)
 
     def _sound(self, frame: av.AudioFrame, gap: float) -> Iterator[bytes]:
-        """The samples that are ready after this frame, with silence for a gap before it.
-
-        A frame that cannot be mixed is damage, which may give it any count of channels.
-        """
-        try:
-            yield from self._mixed(frame, gap)
-        except av.error.FFmpegError:
-            self._lost += 1
-
-    def _mixed(self, frame: av.AudioFrame, gap: float) -> Iterator[bytes]:
-        """As `_sound`. Raises FFmpegError."""
+        """The samples that are ready after this frame, with silence for a gap before it."""
         if gap:
             if self._lost or self._is_hole or not self._has_pauses:
                 yield from self._lost_sound(frame, gap)
             else:
                 yield from self._silence(frame, round(gap * frame.sample_rate))
-        block = self._resampler.push(frame)
         self._lost, self._is_hole = 0, False
         self._last_frame = frame
         self.seconds += frame.samples / frame.sample_rate
-        if block:
+        if block := self._resampler.push(frame):
             yield block
 
     def _gap_before(self, frame: av.AudioFrame) -> float:
@@ -195,7 +188,7 @@ class Track:
         lost_seconds = self._lost * frame.samples / frame.sample_rate
         if self._last_frame is not None:
             return lost_seconds
-        self._damage.unplaced += lost_seconds  # It may be a tag.
+        self.damage.unplaced += lost_seconds  # It may be a tag.
         return 0.0
 
     def _first_time(self, time: float) -> float:
@@ -229,17 +222,15 @@ class Track:
 
     def _lost_sound(self, like: av.AudioFrame, seconds: float) -> Iterator[bytes]:
         """Silence for damage, in the format of the frame `like`."""
-        start = self.seconds
+        self.damage.add(self.seconds, self.seconds + seconds)
         yield from self._silence(like, round(seconds * like.sample_rate))
-        self._damage.add(start, self.seconds)
 
     def _silence(self, like: av.AudioFrame, samples: int) -> Iterator[bytes]:
         """`samples` at the rate of the frame `like`, in its format and layout."""
+        self.seconds += samples / like.sample_rate
         for start in range(0, samples, like.sample_rate):
             count = min(like.sample_rate, samples - start)
-            block = self._resampler.push(_silent_frame(like, count))
-            self.seconds += count / like.sample_rate
-            yield block
+            yield self._resampler.push(_silent_frame(like, count))
 
 
 def _silent_frame(like: av.AudioFrame, samples: int) -> av.AudioFrame:
