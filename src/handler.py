@@ -205,6 +205,7 @@ async def decoded(request: Request, folder: Path, usage: Usage) -> AsyncIterator
             settings.max_audio_seconds,
             file.size,
             file.complete_marker,
+            suffix=file.suffix,
             start=request.start,
             end=request.end,
             track=request.track,

@@ -210,6 +210,7 @@ async def decode(
     size: int | None = None,
     complete_marker: Path | None = None,
     *,
+    suffix: str = "",
     start: float = 0,
     end: float | None = None,
     track: int | str = "default",
@@ -220,7 +221,8 @@ async def decode(
     `start`, `end`: the part to decode, in seconds from the start of the file. Its samples are those
     of the whole recording there. `track`: the number of an audio track from 0, "default" for the
     one that players take, or "mix" for all. `channel`: the only one to decode, from 0; None mixes
-    all.
+    all. `suffix`: of the file's name, in lower case and without the dot, for formats without a
+    mark.
     `size`, `complete_marker`: for a file that is still arriving, its final bytes if known, and a
     path that exists once it is complete.
 
@@ -233,6 +235,7 @@ async def decode(
     options: dict[str, Any] = {
         "rate": SAMPLE_RATE,
         "size": size,
+        "suffix": suffix,
         "track": track,
         "channel": channel,
         "offset": offset,

@@ -15,9 +15,8 @@ Each report is one line of JSON on stderr, {"kind": …, "message": …}. A fail
 
 import io
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from fcntl import F_SETPIPE_SZ, fcntl
 from itertools import chain, islice
@@ -29,39 +28,25 @@ import av
 import av.subtitles.codeccontext
 import av.subtitles.stream
 from damage import DamagedSpans, while_decodable
-from growing_file import ForwardOnlyFile, GrowingFile
+from growing_file import GrowingFile
 from length import LENGTH_OF_ALL_TRACKS, declared_seconds, estimated_seconds, is_longer
 from levels import Levels, decibels
+from opening import following_tracks, opened
 from packets import Packets
-from parts import Parts, WavParts, flac_parts, ogg_parts
 from report import FileRefused, report
 from sandbox import confine
-from tags import without_tags
 from track import Track
 from tracks import DEFAULT, MixedTracks, chosen
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 SAMPLED_PACKETS = 500  # packets that show how long a file of its size is
-# The first bytes of Ogg, WAV, Matroska and WebM, which are decoded the same without seeking.
-FORWARD_ONLY = (b"OggS", b"RIFF", b"RF64", b"\x1a\x45\xdf\xa3")
-# Demuxers of files that may hold tags between their frames, or several recordings.
-TAGGED = ("mp3", "aac")
-PARTS: dict[str, Callable[[GrowingFile], Parts]] = {
-    "ogg": ogg_parts,
-    "flac": flac_parts,
-    "wav": WavParts,
-}
-# No playlists, no concatenation, no devices: nothing that opens another file or address.
-DEMUXERS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,eac3,flac,flv,loas,matroska,mov,mp3,mpeg,"
-    "mpegts,ogg,tta,w64,wav,webm,wv"
-)
 
 
 def _main(
     rate: int,
     descriptor: int,
     size: int | None = None,
+    suffix: str = "",
     track: int | str = DEFAULT,
     channel: int | None = None,
     offset: int = 0,
@@ -71,18 +56,20 @@ def _main(
     """Write the file's audio at `rate` to stdout; returns the exit status.
 
     It begins with the file's first sample and ends before the sample `end`.
-    `size`: bytes of the complete file, None where unknown. `track`: the audio track to decode, from
-    0; DEFAULT for the one that players take, MIX for all. `channel`: the only one to decode, from
-    0; None mixes all. `limit`: a file that declares more seconds than this between the samples
-    `offset` and `end` is refused.
+    `size`: bytes of the complete file, None where unknown. `suffix`: of the file's name, in lower
+    case and without the dot; some formats have no other mark. `track`: the audio track to decode,
+    from 0; DEFAULT for the one that players take, MIX for all. `channel`: the only one to decode,
+    from 0; None mixes all. `limit`: a file that declares more seconds than this between the
+    samples `offset` and `end` is refused.
     """
     out = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False), OUT_BYTES)
     with suppress(OSError):  # over the user's limit for pipes, which makes writes smaller
         fcntl(out.fileno(), F_SETPIPE_SZ, 2 * OUT_BYTES)
     file = GrowingFile(descriptor, size)
     confine()
+    av.logging.set_level(av.logging.PANIC)
     try:
-        for block in _decode(file, rate, track, channel, offset, end, limit):
+        for block in _decode(file, suffix, rate, track, channel, offset, end, limit):
             out.write(block)
         out.flush()
     except FileRefused as failure:
@@ -91,11 +78,15 @@ def _main(
         return 1
     except BrokenPipeError:  # The job has ended.
         return 1
+    except av.error.FFmpegError as error:
+        report("undecodable", f"The audio decoder failed on this file: {error.strerror}.")
+        return 1
     return 0
 
 
 def _decode(
     file: GrowingFile,
+    suffix: str,
     rate: int,
     which: int | str,
     channel: int | None,
@@ -104,12 +95,12 @@ def _decode(
     limit: float,
 ) -> Iterator[bytes]:
     """The audio of the file as little-endian int16 mono; arguments as for `_main`."""
-    container, parts = _open(file)
+    container, parts = opened(file, suffix)
     with container:
         choice = chosen(container, which)
         # FLAC numbers its channels as a film does, whatever they are.
         levels = Levels(rate, channel, end, no_films=container.format.name == "flac")
-        following = _following_tracks(parts, container.format.name)
+        following = following_tracks(parts, container.format.name)
         part = (offset / rate, end / rate)
         track, packets = _tracks(container, choice.streams, following, levels, part)
         unread = iter(packets)
@@ -209,65 +200,6 @@ def _warn_of_levels(levels: Levels) -> None:
             "warning",
             "The channels are in opposite phase and cancel each other in the mix; instead of it, "
             f"channel {channels} was transcribed there.",
-        )
-
-
-def _open(file: GrowingFile) -> tuple[av.container.InputContainer, Parts | None]:
-    """The container, and the file where other recordings may be joined behind that one."""
-    av.logging.set_level(av.logging.PANIC)
-    head = file.read(512)
-    file.seek(0, os.SEEK_SET)
-    _refuse_non_media(head)
-    source = ForwardOnlyFile(file) if head.startswith(FORWARD_ONLY) else file
-    container = _container(source)
-    name = container.format.name
-    if name not in TAGGED and name not in PARTS:
-        return container, None
-    container.close()
-    file.seek(0, os.SEEK_SET)
-    parts = PARTS[name](file) if name in PARTS else None
-    return _container(parts or without_tags(file), name), parts
-
-
-def _container(source: object, name: str | None = None) -> av.container.InputContainer:
-    """`name`: that of the demuxer, None to find it."""
-    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
-    try:
-        return av.open(source, format=name, container_options=options)
-    except (av.error.FFmpegError, ValueError) as error:
-        raise FileRefused(
-            "undecodable", "The file at audio_url is not audio or video in a known format."
-        ) from error
-
-
-def _following_tracks(parts: Parts | None, name: str) -> Iterator[av.AudioStream]:
-    """The tracks of the recordings that are joined behind the first one.
-
-    It warns of those that it leaves out. `name`: that of their demuxer.
-    """
-    left_out = 0
-    while parts is not None and parts.next():
-        try:
-            with _container(parts, name) as container:
-                yield chosen(container, 0).streams[0]
-        except FileRefused:
-            left_out += 1
-    if left_out:
-        report(
-            "warning",
-            "Several recordings are joined in this file, and no audio could be decoded from "
-            f"{left_out} of them; it is left out.",
-        )
-
-
-def _refuse_non_media(head: bytes) -> None:
-    if not head:
-        raise FileRefused("empty", "The file at audio_url is empty (0 bytes).")
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise FileRefused(
-            "undecodable",
-            "The file at audio_url is a web page, not audio; the URL must lead to the file itself.",
         )
 
 

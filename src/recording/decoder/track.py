@@ -22,7 +22,7 @@ MIN_DAMAGED_SECONDS = 0.005  # the same behind packets that could not be decoded
 MIN_START_SECONDS = 0.1  # a file that was cut from a stream begins within a packet
 TRUSTED_GAP_SECONDS = 1.0  # a longer jump must not lead behind the end that the file declares
 # Formats in which a frame follows a frame. FFmpeg counts their frames to give them timestamps.
-WITHOUT_CLOCK = ("mp3", "aac", "ac3", "eac3", "loas", "amr", "amrnb", "amrwb", "wav", "w64")
+WITHOUT_CLOCK = ("mp3", "aac", "ac3", "eac3", "loas", "amr", "amrnb", "amrwb", "dts", "wav", "w64")
 # In these every gap is loss: their audio goes on without a pause (RFC 7845, section 4.1, for Opus).
 WITHOUT_PAUSES = ("mpegts", "mpeg", "flac", "ogg")
 # In these, damage before the first frame is time, if it is not more than these bytes can be.
@@ -100,7 +100,7 @@ class Track:
     def _begin(self, stream: av.AudioStream, file_start: float) -> None:
         """Packets of this track come next. `file_start`: the timestamp of time 0, or infinite."""
         self._stream = stream
-        # More threads are no faster, and sandbox.py allows none: WavPack would lose a packet.
+        # More are no faster, and sandbox.py allows none: WavPack and DSD would lose a packet.
         stream.codec_context.thread_count = 1
         # A FLAC packet is one frame. Around damage the parser joins several, and PyAV 18 hides an
         # error that follows a decoded frame.
