@@ -5,7 +5,7 @@ Job input:  audio_url (with audio_headers) or audio_base64; start, end, track, c
             use_previous_context; output_format, segment_level, punctuation, allow_partial.
 Output:     language_detected, language_code, languages, duration, text, usage,
             segments [{start, end, text, offset, length}] or srt, vtt, verbose_json;
-            sentences, failed_spans, retries, warnings where there are any;
+            sentences, failed_spans, damaged_spans, retries, warnings where there are any;
             or error, error_code, retryable.
 Beside the input, policy.executionTimeout limits the job, and s3Config receives results over
 RunPod's size limit. While a job runs, /status shows its progress.
@@ -178,7 +178,7 @@ async def transcribe_recording(
     if request.language is None:
         results = await outliers.retried(results, vocabulary, models, gate)
     check_account(results, admitted)
-    transcript = merge(results, pcm.end, pcm.warnings, pcm.start)
+    transcript = merge(results, pcm.end, pcm.warnings, pcm.start, pcm.damaged_spans)
     if not transcript.text:
         raise_if_incomplete(results)
         why = await why_wordless(pcm, request, cut_rules(), settings.max_audio_seconds)
@@ -205,6 +205,7 @@ async def decoded(request: Request, folder: Path, usage: Usage) -> AsyncIterator
             settings.max_audio_seconds,
             file.size,
             file.complete_marker,
+            suffix=file.suffix,
             start=request.start,
             end=request.end,
             track=request.track,

@@ -7,6 +7,7 @@ import asyncio
 import functools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from contract.errors import DeadlineExceeded, WorkerFailed, WorkerStopped
+from contract.errors import DeadlineExceeded, InvalidRequest, WorkerFailed, WorkerStopped
+from contract.shown import shown
 from recording.shield import to_the_end
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
@@ -56,11 +58,19 @@ def seconds_allowed(job: Job) -> float | None:
 
 
 def _execution_timeout(job: Job) -> float | None:
-    """`policy.executionTimeout` in milliseconds; None where it is absent or no positive number."""
+    """`policy.executionTimeout` in milliseconds; None where it is absent or no positive number.
+
+    Raises InvalidRequest for a larger number than a float can hold.
+    """
     policy = job.get("policy")
     milliseconds = policy.get("executionTimeout") if isinstance(policy, dict) else None
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
         return None
+    if milliseconds > sys.float_info.max:
+        raise InvalidRequest(
+            f"policy.executionTimeout is {shown(milliseconds)}; it must be in milliseconds, "
+            "such as 3600000 for an hour."
+        )
     return milliseconds if milliseconds > 0 else None
 
 
@@ -68,7 +78,8 @@ def _execution_timeout(job: Job) -> float | None:
 async def time_allowed(job: Job, shutdown: Shutdown) -> AsyncIterator[asyncio.Timeout]:
     """Cancel the body of the context before the platform kills the worker for its timeout.
 
-    Raises DeadlineExceeded, or WorkerStopped where `shutdown` ended the time.
+    Raises DeadlineExceeded, or WorkerStopped where `shutdown` ended the time; InvalidRequest for a
+    timeout that cannot be one.
     """
     allowed = seconds_allowed(job)
     began = asyncio.get_running_loop().time()

@@ -521,11 +521,14 @@ NO_SOUND = {
 def test_a_file_that_is_not_a_recording_is_refused(tmp_path, name):
     (tmp_path / "a").write_bytes(NO_SOUND[name])
     message = refusal(tmp_path / "a")
-    assert message == (
-        "The file at audio_url is a web page, not audio; the URL must lead to the file itself."
-        if name in ("web page", "error of a bucket")
-        else "The file at audio_url is not audio or video in a known format."
-    )
+    other = {
+        "web page": "is a web page, not audio; the URL must lead to the file itself.",
+        "error of a bucket": "is a web page, not audio; the URL must lead to the file itself.",
+        "JSON": "is JSON, not audio; "
+        "the URL must lead to the file itself, not to an API's answer about it.",
+    }
+    wanted = other.get(name, "is not audio or video in a known format.")
+    assert message == f"The file at audio_url {wanted}"
 
 
 @pytest.mark.parametrize("suffix", [".mp3", ".m4a"])

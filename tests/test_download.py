@@ -20,12 +20,15 @@ import threading
 import time
 import zlib
 from contextlib import contextmanager
+from email.utils import format_datetime
 from math import inf
 from pathlib import Path
 
 import pytest
 import recording.download as module
+import recording.file_response as answers
 import recording.http_get as web
+import recording.patience as patience
 from contract.errors import (
     AddressRefused,
     DownloadError,
@@ -34,6 +37,7 @@ from contract.errors import (
     HostNotFound,
     InvalidRequest,
     SourceRefused,
+    TlsFailed,
     WorkerError,
     WorkerFailed,
 )
@@ -41,7 +45,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from recording.download import download
+from recording.download import OVERLAP_BYTES, download
 from recording.http_get import MAX_REDIRECTS
 
 SOUND = random.Random(1).randbytes(700_000)  # more than two blocks
@@ -150,7 +154,7 @@ def serve():
 
 @pytest.fixture(autouse=True)
 def short_backoff(monkeypatch):
-    monkeypatch.setattr(module, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "BACKOFF_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -426,6 +430,167 @@ def test_a_refused_connection_is_a_failed_download(serve, refusal):
     assert "connection failed" in refusal(server.url(), DownloadError)
 
 
+# a host that cuts its answers
+
+
+def cutting(size: int, content: bytes = SOUND, **headers):
+    """Answers with at most `size` bytes of the body they declare; Range works."""
+
+    def answer(handler):
+        start = int((handler.headers["Range"] or "bytes=0-")[6:-1])
+        part = {"Content_Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+        body, length = content[start : start + size], len(content) - start
+        is_part = "Range" in handler.headers
+        more = headers | (part if is_part else {})
+        reply(handler, 206 if is_part else 200, body, length, **more)
+
+    return answer
+
+
+VALIDATORS = [{"ETag": '"1"'}, {"Last_Modified": "Sat, 28 Nov 2026 08:00:00 GMT"}]
+
+
+@pytest.mark.parametrize("validator", VALIDATORS, ids=["ETag", "Last-Modified"])
+def test_a_host_that_cuts_every_answer_is_asked_for_the_rest(serve, fetch, validator):
+    server = serve(cutting(100_000, **validator))
+    assert fetch(server.url()) == SOUND
+    asked = [(h.get("Range"), h.get("If-Range")) for _, h in server.requests]
+    (value,) = validator.values()
+    starts = [100_000 * i - OVERLAP_BYTES * i for i in range(1, len(asked))]
+    assert asked == [(None, None), *((f"bytes={start}-", value) for start in starts)]
+    assert len(asked) == 8
+
+
+@pytest.mark.parametrize("validator", [{}, {"ETag": 'W/"1"'}], ids=["none", "weak"])
+def test_without_a_strong_validator_the_whole_file_is_asked_for(serve, refusal, validator):
+    server = serve(cutting(100_000, **validator))
+    assert "connection failed, 3 times" in refusal(server.url(), DownloadError)
+    assert all("Range" not in headers for _, headers in server.requests)
+
+
+def test_a_host_that_ignores_range_may_send_the_whole_file_again(serve, fetch):
+    cut = cutting(100_000, ETag='"1"')
+    assert fetch(serve(cut, whole).url()) == SOUND
+
+
+def other_size(handler) -> None:
+    cutting(100_000, SOUND + b"more", ETag='"1"')(handler)
+
+
+def other_bytes(handler) -> None:
+    cutting(100_000, SOUND[::-1], ETag='"1"')(handler)
+
+
+@pytest.mark.parametrize("changed", [other_size, other_bytes], ids=lambda f: f.__name__)
+def test_a_rest_that_belongs_to_another_file_is_a_failed_download(serve, refusal, changed):
+    server = serve(cutting(100_000, ETag='"1"'), changed)
+    assert "changed between two attempts" in refusal(server.url(), DownloadError)
+
+
+def nothing_more(handler) -> None:
+    cutting(0, ETag='"1"')(handler)
+
+
+def later_part(handler) -> None:
+    reply(
+        handler,
+        206,
+        SOUND[-5:],
+        Content_Range=f"bytes {len(SOUND) - 5}-{len(SOUND) - 1}/{len(SOUND)}",
+    )
+
+
+REFUSALS_OF_THE_REST = [nothing_more, later_part, status(403), status(416), status(503)]
+
+
+@pytest.mark.parametrize("refused", REFUSALS_OF_THE_REST)
+def test_a_host_that_refuses_the_rest_is_asked_for_the_whole_file_at_last(serve, fetch, refused):
+    server = serve(cutting(100_000, ETag='"1"'), refused, whole)
+    assert fetch(server.url()) == SOUND
+    assert ["Range" in headers for _, headers in server.requests] == [False, True, False]
+
+
+def test_resuming_ends_although_every_answer_brings_a_byte(serve, refusal, monkeypatch):
+    monkeypatch.setattr(patience, "MAX_RESUMES", 5)
+    server = serve(cutting(100_000, ETag='"1"'), cutting(OVERLAP_BYTES + 1, ETag='"1"'))
+    assert "connection failed, 5 times" in refusal(server.url(), DownloadError)
+    assert len(server.requests) == 6
+
+
+def test_a_206_with_the_whole_file_is_the_file(serve, fetch):
+    whole_range = f"bytes 0-{len(SOUND) - 1}/{len(SOUND)}"
+    server = serve(lambda handler: reply(handler, 206, SOUND, Content_Range=whole_range))
+    assert fetch(server.url()) == SOUND and len(server.requests) == 1
+
+
+def test_a_206_with_the_beginning_of_the_file_is_asked_for_the_rest(serve, fetch):
+    def beginning(handler):
+        part = f"bytes 0-99999/{len(SOUND)}"
+        reply(handler, 206, SOUND[:100_000], Content_Range=part, ETag='"1"')
+
+    server = serve(beginning, cutting(10**6, ETag='"1"'))
+    assert fetch(server.url()) == SOUND and len(server.requests) == 2
+
+
+@pytest.mark.parametrize("part", ["bytes 5-9/10", "bytes 0-9/*", "items 0-9/10", "bytes */10"])
+def test_a_206_that_may_lack_a_part_of_the_file_is_refused(serve, refusal, part):
+    server = serve(lambda handler: reply(handler, 206, SOUND[:10], Content_Range=part))
+    assert "answered 206 for audio_url" in refusal(server.url(), SourceRefused)
+
+
+# a host that is busy
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The waits between two attempts, in seconds, none of which takes place."""
+    waits, wait_after = [], patience.Patience.wait_after
+
+    def at_once(*args):
+        waits.append(wait_after(*args))
+        return 0
+
+    monkeypatch.setattr(patience.Patience, "wait_after", at_once)
+    return waits
+
+
+def busy(value: str, code: int = 429):
+    return lambda handler: reply(handler, code, Retry_After=value)
+
+
+def test_the_wait_that_a_busy_host_asks_for_is_kept(serve, fetch, waits):
+    for code in (429, 503):
+        for value, seconds in (("4", 4), ("0", 0.01), ("soon", 0.01), ("-3", 0.01)):
+            assert fetch(serve(busy(value, code), whole).url()) == SOUND
+            assert waits.pop() == seconds, (code, value)
+
+
+def test_a_busy_host_may_say_when_it_is_ready(serve, fetch, waits):
+    for minutes, low, high in ((1, 50, 60), (-1, 0.01, 0.01)):
+        date = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=minutes)
+        value = format_datetime(date, usegmt=True)
+        assert fetch(serve(busy(value), whole).url(), timeout=600) == SOUND
+        assert low <= waits.pop() <= high, value
+
+
+def test_a_host_may_be_busy_more_often_than_a_failure_is_retried(serve, fetch, waits):
+    assert fetch(serve(*[busy("1")] * 9, whole).url()) == SOUND
+    assert waits == [1] * 9
+
+
+def test_a_host_that_is_always_busy_is_given_up(serve, refusal, waits):
+    server = serve(busy("1"))
+    assert "answered 429, 10 times" in refusal(server.url(), DownloadError)
+    assert len(server.requests) == 10
+
+
+@pytest.mark.parametrize("value", ["3600", "9" * 5000, "Sat, 28 Nov 2099 08:00:00 GMT"])
+def test_a_wait_beyond_the_time_allowed_fails_at_once(serve, refusal, value):
+    server = serve(busy(value))
+    assert "asks to wait" in refusal(server.url(), DownloadError)
+    assert len(server.requests) == 1
+
+
 # refusals
 
 
@@ -573,6 +738,58 @@ def test_a_password_in_the_url_is_sent_to_its_host_only(serve, fetch):
     )
 
 
+# cookies of redirects
+
+# name: (what the first host sets, first host, second host, what the second gets)
+COOKIES = {
+    "as SharePoint does": ("FedAuth=a; path=/; HttpOnly", "a.test", "a.test", "FedAuth=a"),
+    "of a parent domain": ("k=1; Domain=a.test", "www.a.test", "cdn.a.test", "k=1"),
+    "to another host": ("k=1; path=/", "a.test", "b.test", None),
+    "to a host below": ("k=1; path=/", "a.test", "www.a.test", None),
+    "to a sibling": ("k=1; path=/", "www.a.test", "cdn.a.test", None),
+    "for another domain": ("k=1; Domain=b.test", "a.test", "b.test", None),
+    "for a registry's domain": ("k=1; Domain=co.uk", "a.co.uk", "b.co.uk", None),
+    "for a top-level domain": ("k=1; Domain=test", "a.test", "b.test", None),
+    "for TLS only": ("k=1; Secure", "a.test", "a.test", None),
+    "for another path": ("k=1; path=/elsewhere", "a.test", "a.test", None),
+    "that has ended": ("k=1; Max-Age=0", "a.test", "a.test", None),
+    "not in ASCII": ("k=\xfc; path=/", "a.test", "a.test", None),
+    "that is nonsense": ("; ;=;,\t=", "a.test", "a.test", None),
+}
+
+
+def test_a_cookie_of_a_redirect_returns_to_its_own_domain_only(serve, fetch, names):
+    for name, (cookie, first, second, returned) in COOKIES.items():
+        names |= {first: ["127.0.0.1"], second: ["127.0.0.1"]}
+        target = f"http://{second}:{{port}}{SECRET}"
+
+        def to_second(handler, cookie=cookie, target=target):
+            place = target.format(port=handler.server.server_port)
+            reply(handler, 302, Set_Cookie=cookie, Location=place)
+
+        server = serve(to_second, whole)
+        assert fetch(f"http://{first}:{server.port}/private/link") == SOUND, name
+        assert server.requests[1][1].get("Cookie") == returned, name
+
+
+def test_a_cookie_lasts_for_one_download(serve, fetch):
+    server = serve(
+        lambda handler: reply(handler, 302, Set_Cookie="k=1; path=/", Location=SECRET), whole
+    )
+    for _ in range(2):
+        assert fetch(server.url()) == SOUND
+    assert [headers.get("Cookie") for _, headers in server.requests] == [None, "k=1", None]
+
+
+def test_a_cookie_of_a_redirect_replaces_the_clients_of_that_name(serve, fetch):
+    server = serve(
+        lambda handler: reply(handler, 302, Set_Cookie="k=new; path=/", Location=SECRET), whole
+    )
+    assert fetch(server.url(), headers={"Cookie": "k=old; other=1"}) == SOUND
+    assert server.requests[0][1]["Cookie"] == "k=old; other=1"
+    assert server.requests[1][1]["Cookie"] == "other=1; k=new"
+
+
 # addresses
 
 
@@ -618,31 +835,82 @@ def test_the_certificate_is_checked_against_the_host_name(
     assert fetch(f"https://named.test:{server.port}{SECRET}") == SOUND and asked_for == [
         "named.test"
     ]
-    refusal(f"https://other.test:{server.port}{SECRET}", DownloadError)
-    refusal(f"https://127.0.0.1:{server.port}{SECRET}", DownloadError)
+    for host, problem in (("other.test", "another host name"), ("127.0.0.1", "another address")):
+        sentence = refusal(f"https://{host}:{server.port}{SECRET}", TlsFailed)
+        assert sentence.startswith(f"The certificate of {host} is for {problem}; ")
 
 
-def make_certificate(path: Path, name: str) -> None:
-    """A key and its certificate, signed by itself, for one host name."""
-    key, subject, now = (
-        ec.generate_private_key(ec.SECP256R1()),
-        x509.Name([]),
-        datetime.datetime.now(datetime.UTC),
-    )
+ISSUER, NOW = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+
+
+def make_certificate(path: Path, name: str, *, issued: bool = False, old: bool = False) -> None:
+    """A key and its certificate for one host name, signed by itself or by ISSUER."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "issuer")] if issued else [])
+    begin = NOW - datetime.timedelta(days=2 if old else 0, minutes=1)
     certificate = (
         x509.CertificateBuilder(
-            subject,
-            subject,
+            issuer,
+            x509.Name([]),
             key.public_key(),
             x509.random_serial_number(),
-            now,
-            now + datetime.timedelta(hours=1),
+            begin,
+            begin + datetime.timedelta(hours=1),
         )
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=True)
-        .sign(key, hashes.SHA256())
+        .sign(ISSUER if issued else key, hashes.SHA256())
     )
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     path.write_bytes(private + certificate.public_bytes(Encoding.PEM))
+
+
+@pytest.mark.parametrize(
+    "certificate, problem",
+    [
+        ({}, "is self-signed"),
+        ({"old": True}, "has expired"),
+        ({"issued": True}, "comes without the certificate of its issuer, or the issuer is not"),
+    ],
+    ids=["self-signed", "expired", "incomplete"],
+)
+def test_a_certificate_that_is_not_valid_is_named_and_not_retried(
+    serve, refusal, names, monkeypatch, tmp_path, certificate, problem
+):
+    make_certificate(tmp_path / "pem", "named.test", **certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pem")
+    server = serve(whole)
+    server.use(context)
+    if certificate.get("old"):
+        trusting = ssl.create_default_context(cafile=tmp_path / "pem")
+        monkeypatch.setattr(web, "_tls", lambda: trusting)
+    names["named.test"] = ["127.0.0.1"]
+    sentence = refusal(f"https://named.test:{server.port}{SECRET}", TlsFailed)
+    assert sentence.startswith(f"The certificate of named.test {problem}")
+
+
+def test_tls_to_a_plain_port_is_named_and_not_retried(serve, refusal):
+    server = serve(whole)
+    sentence = refusal(server.url().replace("http:", "https:"), TlsFailed)
+    assert sentence.startswith("127.0.0.1 does not answer with TLS at this port")
+
+
+def test_a_handshake_that_breaks_off_is_retried(serve, refusal, names):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        accepted = []
+
+        def close_at_once():
+            with contextlib.suppress(OSError):
+                while True:
+                    accepted.append(server.accept()[0].close())
+
+        thread = threading.Thread(target=close_at_once)
+        thread.start()
+        url = f"https://127.0.0.1:{server.getsockname()[1]}{SECRET}"
+        assert "connection failed, 3 times" in refusal(url, DownloadError)
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(accepted) == 3
 
 
 @pytest.fixture
@@ -824,7 +1092,7 @@ def test_a_slow_server_is_given_up_when_the_time_is_over(serve, refusal, slow):
 
 
 def test_retries_end_with_the_time_allowed(serve, refusal, monkeypatch):
-    monkeypatch.setattr(module, "BACKOFF_SECONDS", 60)
+    monkeypatch.setattr(patience, "BACKOFF_SECONDS", 60)
     refusal(serve(status(503)).url(), DownloadTimeout, timeout=0.3)
     assert wait_until(lambda: not running_downloads())
 
@@ -967,7 +1235,7 @@ WITHOUT_CONTENT = {  # how a compressed body begins and how it goes on
 def test_a_compressed_body_that_goes_on_without_content_is_a_failed_download(
     serve, refusal, monkeypatch, start, more
 ):
-    monkeypatch.setattr(web, "MAX_PADDING_BYTES", 10_000)
+    monkeypatch.setattr(answers, "MAX_PADDING_BYTES", 10_000)
 
     def endless(handler):
         reply(handler, body=start, length=-1, Content_Encoding="gzip")

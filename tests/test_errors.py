@@ -13,6 +13,7 @@ STABLE = {  # code → retryable; clients rely on both
     "download_failed": True,
     "address_refused": False,
     "host_not_found": False,
+    "tls_failed": False,
     "source_refused": False,
     "download_too_large": False,
     "download_timeout": True,

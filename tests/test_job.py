@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from contract.errors import DeadlineExceeded, WorkerFailed, WorkerStopped
+from contract.errors import DeadlineExceeded, InvalidRequest, WorkerFailed, WorkerStopped
 from job import (
     Progress,
     progress_of,
@@ -36,6 +36,12 @@ def run(seconds: float, **job: object) -> str:
 def test_a_job_over_its_execution_timeout_less_the_margin_fails():
     with pytest.raises(DeadlineExceeded, match="executionTimeout of 50 ms"):
         run(10, policy={"executionTimeout": 50})
+
+
+@pytest.mark.parametrize("milliseconds", [10**400, float("inf")], ids=["400 digits", "infinite"])
+def test_a_timeout_that_is_no_time_is_refused_with_its_value(milliseconds):
+    with pytest.raises(InvalidRequest, match="policy.executionTimeout is (1000|inf).*3600000"):
+        run(0, policy={"executionTimeout": milliseconds})
 
 
 def test_a_job_within_its_time_is_not_interrupted():

@@ -25,6 +25,7 @@ from contract.request import (
     Request,
     parse_request,
 )
+from contract.shown import shown
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,7 +141,7 @@ def test_auto_and_null_mean_that_the_language_is_detected(value):
 
 @pytest.mark.parametrize(
     "value",
-    ["", "e", "zxx", "no", "nb-NO", "en-", "en US", "english-GB", "Klingon", "English, Chinese"],
+    ["e", "zxx", "no", "nb-NO", "en-", "en US", "english-GB", "Klingon", "English, Chinese"],
 )
 def test_an_unknown_language_is_refused_with_all_that_are_known(value):
     message = refusal({"audio_url": URL, "language": value})
@@ -152,7 +153,7 @@ def test_an_unknown_language_is_refused_with_all_that_are_known(value):
 # wrong types
 
 NO_STRINGS = [0, 1, -3.5, True, False, ["English"], [], {"name": "English"}, {}]
-NO_FLAGS = [0, 1, 0.0, "true", "false", "", [True], {}]
+NO_FLAGS = [0, 1, 0.0, "true", "false", "yes", [True], {}]
 
 
 @pytest.mark.parametrize("field", ["audio_url", "language", "initial_context"])
@@ -166,10 +167,11 @@ def test_a_string_field_of_another_type_is_refused(field, value):
 @pytest.mark.parametrize("value", NO_FLAGS, ids=repr)
 def test_a_flag_other_than_true_or_false_is_refused(field, value):
     message = refusal({"audio_url": URL, field: value})
-    assert message.startswith(f"{field} is ") and message.endswith("it must be true or false.")
+    quotes = ", without quotes" if value in ("true", "false") else ""
+    assert message == f"{field} is {shown(value)}; it must be true or false{quotes}."
 
 
-@pytest.mark.parametrize("value", ["words", "WORD", "", 1, True, ["word"], {}], ids=repr)
+@pytest.mark.parametrize("value", ["words", "WORD", 1, True, ["word"], {}], ids=repr)
 def test_an_unknown_segment_level_is_refused_with_the_three(value):
     assert refusal({"audio_url": URL, "segment_level": value}).endswith(
         "it must be one of: word, sentence, both."
@@ -182,7 +184,7 @@ def test_each_of_the_five_output_formats_is_accepted(value):
 
 
 @pytest.mark.parametrize(
-    "value", ["JSON", "txt", "", "webvtt", " srt", 1, False, ["srt"], {}], ids=repr
+    "value", ["JSON", "txt", "webvtt", " srt", 1, False, ["srt"], {}], ids=repr
 )
 def test_an_unknown_output_format_is_refused_with_the_five(value):
     message = refusal({"audio_url": URL, "output_format": value})
@@ -209,12 +211,11 @@ NO_SECONDS = [
     False,
     "10",
     "1:30",
-    "",
     [10],
     {},
 ]
-NO_TRACKS = [-1, 1000, 10**400, 0.0, 1.5, True, False, "0", "first", "Default", "", [0], {}]
-NO_CHANNELS = [-1, 512, 10**400, 0.0, 1.5, True, False, "0", "left", "Mix", "", [0], {}]
+NO_TRACKS = [-1, 1000, 10**400, 0.0, 1.5, True, False, "0", "first", "Default", [0], {}]
+NO_CHANNELS = [-1, 512, 10**400, 0.0, 1.5, True, False, "0", "left", "Mix", [0], {}]
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 90.5, 1e-6, 36_000, 1_000_000], ids=repr)
@@ -323,7 +324,7 @@ def test_white_space_around_a_url_is_dropped():
 @pytest.mark.parametrize(
     "url",
     [
-        *("", " ", "\n\t"),
+        *(" ", "\n\t"),
         *(
             "file:///etc/passwd",
             "ftp://example.com/a.mp3",
@@ -376,15 +377,55 @@ def test_a_file_may_come_in_base64_or_as_a_data_url(data):
         assert parse_request({"audio_url": head + encoded}) == Request(audio_base64=data)
 
 
+STANDARD = base64.b64encode(FILE).decode()
+IN_LINES = base64.encodebytes(FILE).decode()
+FORMS_OF_BASE64 = {  # name: (what is sent, the file)
+    "encodebytes": (IN_LINES, FILE),
+    "lines of MIME": (IN_LINES.replace("\n", "\r\n"), FILE),
+    "letters for URLs": (base64.urlsafe_b64encode(FILE).decode(), FILE),
+    "one = missing": (base64.b64encode(FILE[:-1]).decode().rstrip("="), FILE[:-1]),
+    "two = missing": (base64.b64encode(FILE[:-2]).decode().rstrip("="), FILE[:-2]),
+    "one of two = missing": (base64.b64encode(FILE[:-2]).decode()[:-1], FILE[:-2]),
+    "head of a data: URL": (f"data:audio/mpeg;base64,{STANDARD}", FILE),
+    "head and lines": (f" data:;base64,\n{IN_LINES}", FILE),
+}
+
+
+def test_base64_is_accepted_in_the_forms_that_common_tools_write():
+    for name, (form, file) in FORMS_OF_BASE64.items():
+        assert parse_request({"audio_base64": form}).audio_base64 == file, name
+        if not form.strip().startswith("data:"):
+            url = f"data:audio/wav;base64,{form}"
+            assert parse_request({"audio_url": url}).audio_base64 == file, f"{name}, data: URL"
+
+
+@given(st.binary(min_size=1), st.integers(1, 80), st.booleans(), st.booleans())
+def test_base64_in_lines_of_any_length_is_the_file(data, width, for_urls, padded):
+    encode = base64.urlsafe_b64encode if for_urls else base64.b64encode
+    text = encode(data).decode()
+    text = text if padded else text.rstrip("=")
+    lines = [text[at : at + width] for at in range(0, len(text), width)]
+    assert parse_request({"audio_base64": "\n".join(lines)}).audio_base64 == data
+
+
+def test_an_empty_string_counts_as_not_given():
+    for field in FIELDS:
+        assert parse(**{field: ""}) == parse(), field
+    assert parse_request({"audio_url": "", "audio_base64": "QUJD"}).audio_base64 == b"ABC"
+    assert refusal({"audio_url": "", "audio_base64": ""}).startswith("audio_url is missing")
+
+
 @pytest.mark.parametrize(
     "encoded",
     [
-        "QUJD\nQUJD",
-        "QUJ",
+        "Q",
+        "QUJDQ",
         "QUJD=",
-        "Q-_D",
+        "QUI==",
+        "QQ===",
+        "QQ==QUJD",
         "QUJD QUJD",
-        "data:audio/wav;base64,QUJD",
+        "data:audio/wav;base64,QUJD QUJD",
         "QÜJD",
         "\ud800",
     ],
@@ -403,7 +444,9 @@ def test_malformed_base64_is_refused(encoded):
 @pytest.mark.parametrize(
     ("job_input", "begins"),
     [
-        ({"audio_base64": ""}, "audio_base64 is empty"),
+        ({"audio_base64": "\n"}, "audio_base64 is empty"),
+        ({"audio_base64": "data:audio/wav;base64,"}, "audio_base64 is empty"),
+        ({"audio_base64": "data:audio/wav,RIFF"}, "audio_base64 is a data: URL without base64"),
         ({"audio_url": "data:;base64,"}, "audio_url is empty"),
         ({"audio_url": "data:audio/wav,RIFF"}, "audio_url is a data: URL without base64"),
         ({"audio_url": "data:"}, "audio_url is a data: URL without base64"),
@@ -422,6 +465,8 @@ LOCAL = [
     ("FILE:///talks/a%20b.mp3", "/talks/a b.mp3"),
     ("file://localhost/a.mp3", "/a.mp3"),
     ("/talks/100%.mp3", "/talks/100%.mp3"),
+    ("~/a.mp3", str(Path.home() / "a.mp3")),
+    ("file://~/a%20b.mp3", str(Path.home() / "a b.mp3")),
     ("a b.mp3", str(Path("a b.mp3").absolute())),
 ]
 
@@ -440,6 +485,7 @@ def test_a_path_is_accepted_only_where_the_worker_allows_it(given, path):
         "http://",
         "",
         "/a\0b",
+        "~no_such_user/a.mp3",
         "file://[a",
         "https://example.com:0/",
     ],

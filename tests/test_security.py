@@ -44,6 +44,7 @@ import psutil
 import pytest
 import recording.download as download_module
 import recording.http_get as web
+import recording.patience as patience
 import soundfile
 from backports import zstd
 from contract.errors import AudioTooLong, DownloadError, WorkerError
@@ -789,7 +790,7 @@ SERVERS = [
     sends("no answer, and closed", "download_failed", b""),
     Case(
         "TLS with a server that has none",
-        "download_failed",
+        "tls_failed",
         url=URL.replace("http:", "https:"),
         answer=recording,
     ),
@@ -804,7 +805,28 @@ SERVERS = [
         chunked(wav()).replace(b"\r\n", b"\r\nContent-Length: 9\r\n", 1) + b"0\r\n\r\n",
         seconds=1,
     ),
+    sends(
+        "part of a file that begins later",
+        "source_refused",
+        reply(wav(), 206, Content_Range="bytes 5-9/10"),
+    ),
+    sends(
+        "part of a file above the cap",
+        "download_too_large",
+        reply(wav(), 206, Content_Range=f"bytes 0-9/{10**12}"),
+    ),
+    sends("busy for a century", "download_failed", reply(status=429, Retry_After="9" * 12)),
+    sends(
+        "large cookies with redirects to itself",
+        "address_refused",
+        reply(status=302, Location=SECRET_PATH, Set_Cookie=f"k={'c' * 90_000}; path=/"),
+    ),
     # a recording that is read while it arrives
+    sends(
+        "recording cut short three times, with an ETag",
+        "download_failed",
+        reply(wav()[:20_000], length=len(wav()), ETag='"1"'),
+    ),
     sends(
         "recording cut short three times",
         "download_failed",
@@ -1072,7 +1094,7 @@ CLAIMS = [
     file("rate without end: the usual one is taken", None, matroska(rate=float("inf")), seconds=1),
     file("negative rate: the usual one is taken", None, matroska(rate=-8000.0), seconds=1),
     file("no channels", "audio_undecodable", wav(channels=0)),
-    file("255 channels", "audio_undecodable", wav(channels=255, data=bytes(510_000))),
+    file("255 channels are mixed", None, wav(channels=255, data=bytes(510_000)), seconds=0.0625),
     file("65535 channels", "audio_undecodable", wav(channels=65_535)),
     file("samples of 0 bits", "audio_undecodable", wav(bits=0)),
 ]
@@ -1088,6 +1110,11 @@ MAGIC = (
 )
 NO_AUDIO = [
     file("nothing", "audio_empty", b""),
+    file(
+        "Magic Lantern video, which goes on in other files",
+        "audio_undecodable",
+        struct.pack("<4sI8sQHHIHHIIII", b"MLVI", 52, b"v2.0", 1, 0, 2, 0, 1, 1, 1, 1, 25, 1),
+    ),
     file("header without a sample", "audio_empty", wav(data=b"")),
     file("web page", "audio_undecodable", b"<!DOCTYPE html><html><script>alert(1)</script></html>"),
     file(
@@ -1253,7 +1280,7 @@ def as_on_runpod(monkeypatch):
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name == "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS":
             monkeypatch.delenv(name)
-    monkeypatch.setattr(download_module, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(web, "CONNECT_SECONDS", 1.5)
     monkeypatch.setattr(web, "READ_SECONDS", 1.5)
 
@@ -1320,7 +1347,7 @@ def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(
             for head in server.heads
             for line in head.splitlines()
         )
-        assert server.connections <= max(MAX_REDIRECTS + 1, download_module.ATTEMPTS)
+        assert server.connections <= max(MAX_REDIRECTS + 1, patience.ATTEMPTS)
     assert processes() <= before and list(tmp_path.iterdir()) == []
 
     if case.code is None:

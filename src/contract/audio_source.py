@@ -43,7 +43,13 @@ OWN_HEADERS = frozenset(
 # RFC 9110, ASCII only. A value neither begins nor ends with white space.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"([\x21-\x7e]+([\t ]+[\x21-\x7e]+)*)?")
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")  # from the one for URLs
+_LINE_BREAKS = b"\r\n"
 _WANTED = "it must be the http or https URL of a recording"
+
+
+class FileInUrl(bytes):
+    """The bytes of a file that audio_url holds itself, as a data: URL."""
 
 
 def url_or_file(url: object, encoded: object, local_files: bool) -> tuple[str, bytes]:
@@ -53,7 +59,7 @@ def url_or_file(url: object, encoded: object, local_files: bool) -> tuple[str, b
     """
     if encoded is None:
         if isinstance(url, str) and _scheme_is(DATA_SCHEME, url.strip()):
-            return "", _data_url(url.strip())
+            return "", FileInUrl(_file_in("audio_url", url))
         return _audio_url(url, local_files), b""
     if url is not None:
         raise InvalidRequest(
@@ -63,36 +69,50 @@ def url_or_file(url: object, encoded: object, local_files: bool) -> tuple[str, b
         raise InvalidRequest(
             f"audio_base64 is {shown(encoded)}; it must be a string, the file in base64."
         )
-    return "", _base64("audio_base64", encoded)
+    return "", _file_in("audio_base64", encoded)
 
 
 def _scheme_is(scheme: str, url: str) -> bool:
     return url[: len(scheme)].lower() == scheme
 
 
-def _data_url(url: str) -> bytes:
-    kind, comma, data = url.partition(",")
-    if not comma or not kind.lower().endswith(";base64"):
-        raise InvalidRequest(
-            "audio_url is a data: URL without base64; it must be like 'data:audio/mpeg;base64,…'."
-        )
-    return _base64("audio_url", data)
+def _file_in(field: str, text: str) -> bytes:
+    """The file in a field: base64 with or without the head of a data: URL."""
+    encoded = text.strip()
+    if _scheme_is(DATA_SCHEME, encoded):
+        head, comma, encoded = encoded.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            wanted = "it must be like 'data:audio/mpeg;base64,…'"
+            raise InvalidRequest(f"{field} is a data: URL without base64; {wanted}.")
+    return _base64(field, encoded)
 
 
 def _base64(field: str, encoded: str) -> bytes:
-    """RFC 4648, strict: no line breaks, only the standard alphabet, exact padding."""
+    """RFC 4648 in the forms that common tools write.
+
+    Both alphabets, with line breaks, with or without padding. A space is refused: a form that
+    was sent without escapes has spaces in the place of +.
+    """
     try:
-        data = binascii.a2b_base64(encoded, strict_mode=True)
-        if len(encoded) % 4:
-            raise ValueError("one = too many, which Python accepts")
+        digits = encoded.encode("ascii").translate(_STANDARD_ALPHABET, _LINE_BREAKS)
+        data = binascii.a2b_base64(_padded(digits), strict_mode=True)
     except ValueError:
         raise InvalidRequest(
-            f"{field} holds no valid base64; "
-            "it must be A-Z a-z 0-9 + / with = as padding, without line breaks."
+            f"{field} holds no valid base64; it must be A-Z a-z 0-9 + / (or - _), "
+            "with = as padding or without."
         ) from None
     if not data:
         raise InvalidRequest(f"{field} is empty; it must hold the file in base64.")
     return data
+
+
+def _padded(digits: bytes) -> bytes:
+    """Raises ValueError for more padding than there can be."""
+    bare = digits.rstrip(b"=")
+    padded = bare + b"=" * (-len(bare) % 4)
+    if len(digits) > len(padded):
+        raise ValueError("more padding than the last group needs")
+    return padded
 
 
 def _audio_url(value: object, local_files: bool) -> str:
@@ -113,7 +133,7 @@ def _audio_url(value: object, local_files: bool) -> str:
         )
     try:
         checked = (local_files and _local_file(url)) or _web_url(url)
-    except ValueError:
+    except (ValueError, RuntimeError):  # Of ~user, where there is no such user.
         checked = None
     if checked is None:
         raise InvalidRequest(f"audio_url is {shown(without_secrets(url))}; {_WANTED}.")
@@ -121,12 +141,20 @@ def _audio_url(value: object, local_files: bool) -> str:
 
 
 def _local_file(url: str) -> str | None:
-    """The file: URL of a path or file: URL; None for another URL. Raises ValueError."""
+    """The file: URL of a path or file: URL; None for another URL.
+
+    ~ is a home folder, as in a shell. Raises ValueError, and RuntimeError where there is none.
+    """
     if "\0" in url:
         return None
+    path = url
     if _scheme_is(FILE_SCHEME, url):
-        return FILE_SCHEME + str(Path(unquote(urlsplit(url).path)).absolute())
-    return None if "://" in url else FILE_SCHEME + str(Path(url).absolute())
+        parts = urlsplit(url)
+        home = parts.netloc if parts.netloc.startswith("~") else ""
+        path = home + unquote(parts.path)
+    elif "://" in url:
+        return None
+    return FILE_SCHEME + str(Path(path).expanduser().absolute())
 
 
 def _web_url(url: str) -> str | None:

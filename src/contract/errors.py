@@ -5,6 +5,7 @@ WorkerError
 ├── DownloadError
 │   ├── AddressRefused
 │   ├── HostNotFound
+│   ├── TlsFailed
 │   ├── SourceRefused
 │   ├── DownloadTooLarge
 │   └── DownloadTimeout
@@ -75,6 +76,13 @@ class HostNotFound(DownloadError):
     """The host name of the URL does not resolve."""
 
     code = "host_not_found"
+    retryable = False
+
+
+class TlsFailed(DownloadError):
+    """The server's certificate is not valid, or it does not speak TLS."""
+
+    code = "tls_failed"
     retryable = False
 
 

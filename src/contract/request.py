@@ -46,13 +46,14 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
     """The request in a job's input, which may be any JSON value.
 
     `local_files`: audio_url may be a path or a file: URL. Raises InvalidRequest with the field, its
-    value and what is accepted. Unknown fields are ignored.
+    value and what is accepted. Unknown fields are ignored. An empty string counts as not given,
+    because forms send one for each field that was not filled in.
     """
     if not isinstance(job_input, dict):
         raise InvalidRequest(
             f"input is {shown(job_input)}; it must be an object with the field audio_url."
         )
-    given = job_input.get
+    given = {name: value for name, value in job_input.items() if value != ""}.get
     start, end = _start_and_end(given("start"), given("end"))
     track, channel = _track_and_channel(given("track"), given("channel"))
     url, audio = url_or_file(given("audio_url"), given("audio_base64"), local_files)
@@ -140,7 +141,9 @@ def _flag(field: str, value: object) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise InvalidRequest(f"{field} is {shown(value)}; it must be true or false.")
+        is_quoted = isinstance(value, str) and value.strip().lower() in ("true", "false")
+        wanted = "true or false, without quotes" if is_quoted else "true or false"
+        raise InvalidRequest(f"{field} is {shown(value)}; it must be {wanted}.")
     return value
 
 

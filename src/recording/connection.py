@@ -14,6 +14,7 @@ from math import inf
 import httpcore
 from contract.errors import WorkerFailed, is_shortage
 from recording.public_addresses import look_up
+from recording.tls_failure import tls_failure
 
 # The head of a response and the interim responses (1xx) before it; h11 limits each to 100 KiB.
 MAX_HEAD_BYTES = 1 << 18
@@ -76,8 +77,12 @@ class Connection(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> "Connection":
+        """Raises TlsFailed where the server's TLS is wrong and stays so."""
         async with _translate_errors(httpcore.ConnectError, timeout):
-            await self._writer.start_tls(ssl_context, server_hostname=server_hostname)
+            try:
+                await self._writer.start_tls(ssl_context, server_hostname=server_hostname)
+            except ssl.SSLError as error:
+                raise tls_failure(server_hostname or "the host", error) or error from error
         return self
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:

@@ -11,14 +11,17 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from contract.errors import DownloadError, DownloadTimeout, DownloadTooLarge, WorkerFailed
-from recording.http_get import FileResponse, TransientError, get, host_of
+from recording.file_response import FileResponse, Rest, TransientError, host_of
+from recording.http_get import get
+from recording.patience import GivenUp, Patience
 
-ATTEMPTS = 3
-BACKOFF_SECONDS = 0.5  # the wait doubles after each attempt
+# A resumed answer begins this much earlier, which shows that it belongs to the same file.
+OVERLAP_BYTES = 1024
 NO_HEADERS: Mapping[str, str] = {}
 NO_TIMER: AbstractContextManager[object] = nullcontext()
 
@@ -30,6 +33,12 @@ class ArrivingFile:
     path: Path
     size: int | None  # bytes of the complete file; None while unknown
     complete_marker: Path  # exists once the file is complete
+    suffix: str = ""  # of its name, in lower case and without the dot; "" where unknown
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of the name in `path`, in lower case and without the dot; "" without one."""
+    return PurePosixPath(path).suffix[1:].lower()
 
 
 @asynccontextmanager
@@ -48,12 +57,12 @@ async def download(
     that lasts until the file is complete.
 
     The context begins with the file's first bytes, and is cancelled if the rest does not arrive.
-    Raises DownloadError after ATTEMPTS transient failures, and AddressRefused, HostNotFound,
+    Raises DownloadError where Patience gives up, and AddressRefused, HostNotFound, TlsFailed,
     SourceRefused, DownloadTooLarge, DownloadTimeout; InvalidRequest for headers that cannot be
     sent; WorkerFailed where the worker cannot store the file. Messages name the host, never the
     path or the query.
     """
-    transfer = _Transfer(url, headers, folder, max_bytes)
+    transfer = _Transfer(url, headers, folder, max_bytes, Patience(timeout))
     async with asyncio.TaskGroup() as group:
         fetching = group.create_task(_run_in_time(transfer, timeout, timer))
         yield await transfer.arriving
@@ -87,55 +96,92 @@ def download_loop() -> asyncio.AbstractEventLoop:
 class _Transfer:
     """One file. Runs in the loop of downloads; a job's loop awaits the future `arriving`."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], folder: Path, max_bytes: int):
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        folder: Path,
+        max_bytes: int,
+        patience: Patience,
+    ):
         self.url = url
         self.arriving: asyncio.Future[ArrivingFile] = asyncio.get_running_loop().create_future()
         self._headers = headers
         self._path = folder / "source"
         self._complete_marker = folder / "source.complete"
         self._max_bytes = max_bytes
+        self._patience = patience
+        self._held = 0  # bytes of the file
+        self._size: int | None = None  # bytes of the complete file, as first declared
+        self._validator = ""  # of the last answer, for a request for the rest
+        self._start = 0  # where the last answer began in the file, in bytes
 
     async def run(self) -> None:
-        """Fetch the file, with retries."""
-        for attempt in range(1, ATTEMPTS + 1):
+        """Fetch the file. What an answer lacks is asked for again: only the rest, if possible."""
+        while True:
+            held, self._start = self._held, 0
             try:
                 await self._attempt()
                 return
             except TransientError as failure:
-                if attempt == ATTEMPTS:
-                    raise DownloadError(
-                        f"audio_url could not be fetched from {host_of(self.url)}: "
-                        f"{failure}, {ATTEMPTS} times."
-                    ) from failure
-                await asyncio.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
+                resumed = self._start > 0 and self._held > held
+                await asyncio.sleep(self._wait_after(failure, resumed))
             except OSError as error:  # The disk's; those of the network are TransientError.
                 sentence = f"The worker could not store the file of audio_url: {error.strerror}."
                 raise WorkerFailed(sentence) from error
 
+    def _rest(self) -> Rest | None:
+        """What to ask for; None for the whole file, also in the last attempt."""
+        start = self._held - OVERLAP_BYTES
+        if start <= 0 or not self._validator or self._patience.is_last_attempt:
+            return None
+        return Rest(start, self._validator)
+
+    def _wait_after(self, failure: TransientError, resumed: bool) -> float:
+        try:
+            return self._patience.wait_after(failure, resumed)
+        except GivenUp as reason:
+            raise DownloadError(
+                f"audio_url could not be fetched from {host_of(self.url)}: {failure}, {reason}."
+            ) from failure
+
     async def _attempt(self) -> None:
-        async with get(self.url, self._headers) as response:
-            if response.length is not None and response.length > self._max_bytes:
-                raise self._too_large()
+        async with get(self.url, self._headers, self._rest()) as response:
+            self._check(response)
+            self._validator, self._start = response.validator, response.start
             with self._path.open("r+b" if self._path.exists() else "w+b") as file:
-                received = await self._receive(response, file)
+                file.seek(response.start)
+                end = await self._receive(response, file)
+                if end < (response.size or 0):
+                    raise TransientError("the answer ends early")
                 if file.read(1):
                     raise self._changed()
         self._complete_marker.touch()
-        self._announce(received)
+        self._announce(end)
+
+    def _check(self, response: FileResponse) -> None:
+        """Raises DownloadTooLarge, and DownloadError where the size is not that of before."""
+        declared = response.size or response.start + (response.length or 0)
+        if declared > self._max_bytes:
+            raise self._too_large()
+        if self._held and self._size and response.size not in (None, self._size):
+            raise self._changed()
+        self._size = response.size or self._size
 
     async def _receive(self, response: FileResponse, file: BinaryIO) -> int:
-        """Write the body to `file`; returns its bytes."""
-        received = 0
+        """Write the body to `file`; returns where it ends there, in bytes."""
+        end = response.start
         async for block in response.blocks:
-            received += len(block)
-            if received > self._max_bytes:
+            end += len(block)
+            if end > self._max_bytes:
                 raise self._too_large()
             self._write(file, block)
-            if received:
+            self._held = max(self._held, end)
+            if self._held:
                 self._announce(response.size)
             # Other downloads must run even if this one's blocks arrive without a pause.
             await asyncio.sleep(0)
-        return received
+        return end
 
     def _write(self, file: BinaryIO, block: bytes) -> None:
         """Bytes of an earlier attempt may be decoded already, so this one's must be the same."""
@@ -149,7 +195,9 @@ class _Transfer:
         """Let the context of `download` begin, unless it has."""
         if self.arriving.done():
             return  # Otherwise every block would wake the job's loop.
-        file = ArrivingFile(self._path, size, self._complete_marker)
+        file = ArrivingFile(
+            self._path, size, self._complete_marker, suffix_of(urlsplit(self.url).path)
+        )
         with suppress(RuntimeError):  # the loop is closed, with its job
             self.arriving.get_loop().call_soon_threadsafe(self._begin, file)
 

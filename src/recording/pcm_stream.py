@@ -34,7 +34,7 @@ ERRORS = {
     "no channel": InvalidRequest,
     "no track": InvalidRequest,
 }
-NO_FAILURES = ("warning", "found")
+NO_FAILURES = ("warning", "found", "damage")
 FULL_SCALE = 32768
 Report = dict[str, Any]  # one line of the decoder's report
 
@@ -64,8 +64,10 @@ class PcmStream:
         self.path = path
         self.offset = offset  # the sample of the recording with which the part begins
         self.samples = 0  # yielded so far
-        # The next two are set at the end of the iteration.
+        # The next three are set at the end of the iteration.
         self.warnings: tuple[str, ...] = ()
+        # (start, end) of stretches of lost audio, in seconds from the start of the recording.
+        self.damaged_spans: tuple[tuple[float, float], ...] = ()
         self.found: Found | None = None
         self._peak = 0  # of the samples yielded so far
         self._child = child
@@ -95,8 +97,8 @@ class PcmStream:
         Raises AudioTooLong beyond the limit, before the first block where the file declares it.
         Raises at the end: EmptyAudio where there was no sample; InvalidRequest where the file does
         not have the track or the channel; DecodeError where the file is not audio, has no audio
-        track, is damaged by more than MAX_DAMAGED_SHARE, or the decoder failed; WorkerFailed where
-        the decoder was killed.
+        track, next to nothing of it can be decoded, or the decoder failed; WorkerFailed where the
+        decoder was killed.
         """
         # Samples before the part are dropped here: a decoder that writes nothing would look stuck.
         to_drop = self.offset
@@ -183,8 +185,12 @@ class PcmStream:
             raise ERRORS.get(kind, DecodeError)(" ".join([message, *_warnings(reports)]))
 
     def _keep(self, reports: list[Report]) -> None:
-        """Set `warnings` and `found`."""
+        """Set `warnings`, `damaged_spans` and `found`."""
         self.warnings = tuple(_warnings(reports))
+        for report in reports:
+            with suppress(KeyError, TypeError, ValueError):
+                spans = report["spans"]
+                self.damaged_spans = tuple((int(s) / 1000, int(e) / 1000) for s, e in spans)
         peak = self._peak / FULL_SCALE
         for report in reports:
             with suppress(KeyError, TypeError, ValueError, OverflowError):
@@ -198,7 +204,8 @@ class PcmStream:
 
 
 def _warnings(reports: list[Report]) -> list[str]:
-    return [str(report["message"]) for report in reports if report["kind"] == "warning"]
+    warnings = [report for report in reports if report["kind"] in ("warning", "damage")]
+    return [str(report["message"]) for report in warnings]
 
 
 @asynccontextmanager
@@ -208,6 +215,7 @@ async def decode(
     size: int | None = None,
     complete_marker: Path | None = None,
     *,
+    suffix: str = "",
     start: float = 0,
     end: float | None = None,
     track: int | str = "default",
@@ -218,7 +226,8 @@ async def decode(
     `start`, `end`: the part to decode, in seconds from the start of the file. Its samples are those
     of the whole recording there. `track`: the number of an audio track from 0, "default" for the
     one that players take, or "mix" for all. `channel`: the only one to decode, from 0; None mixes
-    all.
+    all. `suffix`: of the file's name, in lower case and without the dot, for formats without a
+    mark.
     `size`, `complete_marker`: for a file that is still arriving, its final bytes if known, and a
     path that exists once it is complete.
 
@@ -231,6 +240,7 @@ async def decode(
     options: dict[str, Any] = {
         "rate": SAMPLE_RATE,
         "size": size,
+        "suffix": suffix,
         "track": track,
         "channel": channel,
         "offset": offset,

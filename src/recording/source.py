@@ -5,14 +5,14 @@ It is downloaded, decoded from the request, or already on this machine.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
-from contract.audio_source import FILE_SCHEME
-from contract.errors import DownloadTooLarge, SourceRefused, WorkerFailed
+from contract.audio_source import FILE_SCHEME, FileInUrl
+from contract.errors import DownloadTooLarge, SourceRefused, WorkerError, WorkerFailed
 from contract.request import Request
-from recording.download import ArrivingFile, download
+from recording.download import ArrivingFile, download, suffix_of
 
 
 @asynccontextmanager
@@ -29,10 +29,13 @@ async def recording(
     A download may take `timeout` seconds, and `timer` runs until it is complete.
 
     Raises DownloadTooLarge for a larger file, SourceRefused for a local one that cannot be read,
-    WorkerFailed where the file of the request cannot be stored, and what `download` raises.
+    WorkerFailed where the file of the request cannot be stored, and what `download` raises. Errors
+    of the stages within this context get the name of the field that holds the file.
     """
     if request.audio_base64:
-        yield await _stored_file(request.audio_base64, folder, max_bytes)
+        is_in_url = isinstance(request.audio_base64, FileInUrl)
+        with _errors_name("audio_url" if is_in_url else "audio_base64"):
+            yield await _stored_file(request.audio_base64, folder, max_bytes)
     elif request.audio_url.startswith(FILE_SCHEME):
         yield _local_file(Path(request.audio_url.removeprefix(FILE_SCHEME)), max_bytes)
     else:
@@ -48,10 +51,20 @@ async def recording(
             yield file
 
 
+@contextmanager
+def _errors_name(field: str) -> Iterator[None]:
+    """Errors name `field`, which holds the file; later stages say that each is at audio_url."""
+    try:
+        yield
+    except WorkerError as error:
+        error.args = (str(error).replace("at audio_url", f"in {field}"),)
+        raise
+
+
 async def _stored_file(content: bytes, folder: Path, max_bytes: int) -> ArrivingFile:
     if len(content) > max_bytes:
         raise DownloadTooLarge(
-            f"The file in the request is larger than the {max_bytes} bytes allowed."
+            f"The file at audio_url is larger than the {max_bytes} bytes allowed."
         )
     path = folder / "source"
     try:
@@ -72,4 +85,4 @@ def _local_file(path: Path, max_bytes: int) -> ArrivingFile:
         raise DownloadTooLarge(
             f"The file {path.name!r} is larger than the {max_bytes} bytes allowed."
         )
-    return ArrivingFile(path, size, complete_marker=path)
+    return ArrivingFile(path, size, path, suffix_of(path.name))

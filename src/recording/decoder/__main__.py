@@ -7,14 +7,14 @@ sandbox.py takes all other rights away. FFmpeg's libraries come with PyAV. Neith
 is imported: each takes longer to load than a minute of audio to decode. No module of the worker
 imports this one.
 
-A failure is one line of JSON on stderr, {"kind": …, "message": …} with the kind "empty",
-"undecodable", "too long", "no channel" or "no track". Two kinds are no failure: a "warning", and
-"found", which has more fields: `Found` of pcm_stream.py.
+Each report is one line of JSON on stderr, {"kind": …, "message": …}. A failure has the kind
+"empty", "undecodable", "too long", "no channel" or "no track". Three kinds are no failure: a
+"warning"; "found", which has more fields: `Found` of pcm_stream.py; and "damage", which has
+"spans": (start, end) of each lost stretch in milliseconds.
 """
 
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,10 +27,12 @@ import av
 # PyAV imports these two with the first track, when confine() forbids it.
 import av.subtitles.codeccontext
 import av.subtitles.stream
-from growing_file import ForwardOnlyFile, GrowingFile
-from length import MATROSKA, declared_seconds, estimated_seconds, is_longer
+from damage import DamagedSpans, while_decodable
+from growing_file import GrowingFile
+from length import LENGTH_OF_ALL_TRACKS, declared_seconds, estimated_seconds, is_longer
 from levels import Levels, decibels
 from mixed_tracks import MixedTracks
+from opening import following_tracks, opened
 from packets import Packets
 from report import FileRefused, report
 from sandbox import confine
@@ -39,19 +41,13 @@ from tracks import DEFAULT, chosen
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 SAMPLED_PACKETS = 500  # packets that show how long a file of its size is
-# The first bytes of Ogg, WAV, Matroska and WebM, which are decoded the same without seeking.
-FORWARD_ONLY = (b"OggS", b"RIFF", b"RF64", b"\x1a\x45\xdf\xa3")
-# No playlists, no concatenation, no devices: nothing that opens another file or address.
-DEMUXERS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,eac3,flac,flv,loas,matroska,mov,mp3,mpeg,"
-    "mpegts,ogg,tta,w64,wav,webm,wv"
-)
 
 
 def _main(
     rate: int,
     descriptor: int,
     size: int | None = None,
+    suffix: str = "",
     track: int | str = DEFAULT,
     channel: int | None = None,
     offset: int = 0,
@@ -61,18 +57,20 @@ def _main(
     """Write the file's audio at `rate` to stdout; returns the exit status.
 
     It begins with the file's first sample and ends before the sample `end`.
-    `size`: bytes of the complete file, None where unknown. `track`: the audio track to decode, from
-    0; DEFAULT for the one that players take, MIX for all. `channel`: the only one to decode, from
-    0; None mixes all. `limit`: a file that declares more seconds than this between the samples
-    `offset` and `end` is refused.
+    `size`: bytes of the complete file, None where unknown. `suffix`: of the file's name, in lower
+    case and without the dot; some formats have no other mark. `track`: the audio track to decode,
+    from 0; DEFAULT for the one that players take, MIX for all. `channel`: the only one to decode,
+    from 0; None mixes all. `limit`: a file that declares more seconds than this between the
+    samples `offset` and `end` is refused.
     """
     out = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False), OUT_BYTES)
     with suppress(OSError):  # over the user's limit for pipes, which makes writes smaller
         fcntl(out.fileno(), F_SETPIPE_SZ, 2 * OUT_BYTES)
     file = GrowingFile(descriptor, size)
     confine()
+    av.logging.set_level(av.logging.PANIC)
     try:
-        for block in _decode(file, rate, track, channel, offset, end, limit):
+        for block in _decode(file, suffix, rate, track, channel, offset, end, limit):
             out.write(block)
         out.flush()
     except FileRefused as failure:
@@ -81,11 +79,15 @@ def _main(
         return 1
     except BrokenPipeError:  # The job has ended.
         return 1
+    except av.error.FFmpegError as error:
+        report("undecodable", f"The audio decoder failed on this file: {error.strerror}.")
+        return 1
     return 0
 
 
 def _decode(
     file: GrowingFile,
+    suffix: str,
     rate: int,
     which: int | str,
     channel: int | None,
@@ -94,11 +96,14 @@ def _decode(
     limit: float,
 ) -> Iterator[bytes]:
     """The audio of the file as little-endian int16 mono; arguments as for `_main`."""
-    with _open(file) as container:
+    container, parts = opened(file, suffix)
+    with container:
         choice = chosen(container, which)
         # FLAC numbers its channels as a film does, whatever they are.
         levels = Levels(rate, channel, end, no_films=container.format.name == "flac")
-        track, packets = _tracks(container, choice.streams, rate, levels)
+        following = following_tracks(parts, container.format.name)
+        part = (offset / rate, end / rate)
+        track, packets = _tracks(container, choice.streams, following, levels, part)
         unread = iter(packets)
         read = list(islice(unread, 1))
         declared = declared_seconds(file, container, read[0]) if read else 0.0
@@ -109,13 +114,15 @@ def _decode(
             estimated = estimated_seconds(file.known_size, read)
             if is_longer(min(declared, estimated), max_seconds):
                 raise _too_long(limit)
+        track.declare(declared)
         missing = 2 * end  # bytes
-        for block in chain(track.decode(chain(read, unread)), track.finish()):
+        blocks = chain(track.decode(chain(read, unread)), track.finish())
+        for block in while_decodable(blocks, lambda: track.decoded_share):
             yield block[:missing]
             missing -= len(block)
             if missing <= 0:
                 break
-        track.check_damage()
+        track.damage.warn(track.seconds)
         if missing > 0:
             _warn_of_missing_audio(declared, track, packets)
         _warn_of_levels(levels)
@@ -132,15 +139,19 @@ def _decode(
 def _tracks(
     container: av.container.InputContainer,
     streams: list[av.AudioStream],
-    rate: int,
+    following: Iterator[av.AudioStream],
     levels: Levels,
+    part: tuple[float, float],
 ) -> tuple[Track | MixedTracks, Packets | MixedTracks]:
-    """What decodes these streams to int16, and their packets."""
+    """What decodes these streams to int16, and their packets.
+
+    `following`: the tracks of joined parts. `part`: start and end of the wanted part, in seconds.
+    """
     if len(streams) > 1:
-        mixed = MixedTracks(container, streams, rate, levels)
+        mixed = MixedTracks(container, streams, levels, part)
         return mixed, mixed
-    packets = Packets(container, streams[0])
-    return Track(container, streams[0], packets, levels), packets
+    packets = Packets(container, streams[0], following)
+    return Track(container, streams[0], packets, levels, DamagedSpans(*part)), packets
 
 
 def _declares_audio(container: av.container.InputContainer) -> bool:
@@ -148,7 +159,7 @@ def _declares_audio(container: av.container.InputContainer) -> bool:
 
     A Matroska with video may declare the video's, which cannot refuse the audio.
     """
-    return container.format.name != MATROSKA or len(container.streams) == 1
+    return container.format.name not in LENGTH_OF_ALL_TRACKS or len(container.streams) == 1
 
 
 def _too_long(limit: float) -> FileRefused:
@@ -169,6 +180,12 @@ def _warn_of_missing_audio(
             f"The file declares {declared:.1f} seconds of audio, "
             f"but holds only {track.seconds:.1f}; the rest is missing.",
         )
+    elif packets.is_broken:
+        report(
+            "warning",
+            f"The file is damaged behind its first {track.seconds:.1f} seconds of audio "
+            "and cannot be read further.",
+        )
 
 
 def _warn_of_levels(levels: Levels) -> None:
@@ -184,32 +201,6 @@ def _warn_of_levels(levels: Levels) -> None:
             "warning",
             "The channels are in opposite phase and cancel each other in the mix; instead of it, "
             f"channel {channels} was transcribed there.",
-        )
-
-
-def _open(file: GrowingFile) -> av.container.InputContainer:
-    av.logging.set_level(av.logging.PANIC)
-    head = file.read(512)
-    file.seek(0, os.SEEK_SET)
-    _refuse_non_media(head)
-    source = ForwardOnlyFile(file) if head.startswith(FORWARD_ONLY) else file
-    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
-    try:
-        return av.open(source, container_options=options)
-    except (av.error.FFmpegError, ValueError) as error:
-        raise FileRefused(
-            "undecodable", "The file at audio_url is not audio or video in a known format."
-        ) from error
-
-
-def _refuse_non_media(head: bytes) -> None:
-    if not head:
-        raise FileRefused("empty", "The file at audio_url is empty (0 bytes).")
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise FileRefused(
-            "undecodable",
-            "The file at audio_url is a web page, not audio; the URL must lead to the file itself.",
         )
 
 

@@ -26,6 +26,7 @@ class Levels:
 
     def __init__(self, rate: int, channel: int | None, max_samples: int, no_films: bool = False):
         """At most `max_samples`, and HOLD_SECONDS, are held back. `no_films`: as in Resampler."""
+        self.rate = rate
         self._plain = Resampler(rate, channel, "s16", no_films)
         # None where the recording is not very quiet
         self._fine: Resampler | None = Resampler(rate, channel, "flt", no_films)

@@ -4,8 +4,10 @@ from array import array
 from collections.abc import Iterable, Iterator
 
 import av
+from damage import DamagedSpans
+from length import LENGTH_OF_ALL_TRACKS
 from levels import Levels
-from packets import Packets, demuxed
+from packets import Packets
 from report import FileRefused
 from resampler import Resampler
 from track import Track
@@ -28,16 +30,23 @@ class MixedTracks:
         self,
         container: av.container.InputContainer,
         streams: list[av.AudioStream],
-        rate: int,
         levels: Levels,
+        part: tuple[float, float],
     ):
-        self._container = container
-        self._rate = rate
+        """`part`: start and end of the wanted part, in seconds."""
+        # Others declare a length for each track.
+        self._declares_for_all = container.format.name in LENGTH_OF_ALL_TRACKS
+        self._rate = rate = levels.rate
+        self._part = part
         self._levels = levels
         self._packets = {stream.index: Packets(container, stream) for stream in streams}
         self._tracks = {
             stream.index: Track(
-                container, stream, self._packets[stream.index], Resampler(rate, None, "flt")
+                container,
+                stream,
+                self._packets[stream.index],
+                Resampler(rate, None, "flt"),
+                DamagedSpans(*part),
             )
             for stream in streams
         }
@@ -58,10 +67,31 @@ class MixedTracks:
         """The latest timestamp of the tracks beside each of them."""
         return max(packets.other_tracks_end for packets in self._packets.values())
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the demuxer gave up before the end of the file."""
+        return any(packets.is_broken for packets in self._packets.values())
+
+    @property
+    def damage(self) -> DamagedSpans:
+        """What was lost of any of the tracks."""
+        return DamagedSpans.of_all([track.damage for track in self._tracks.values()], *self._part)
+
+    @property
+    def decoded_share(self) -> float:
+        """That of the track of which most could be decoded: 0 to 1."""
+        return max(track.decoded_share for track in self._tracks.values())
+
+    def declare(self, seconds: float) -> None:
+        """The length of the file, by what it declares for the first of the tracks."""
+        for track in self._tracks.values() if self._declares_for_all else ():
+            track.declare(seconds)
+
     def __iter__(self) -> Iterator[av.Packet]:
-        """The packets of all tracks. Raises FileRefused as Packets do."""
-        watched = {index for packets in self._packets.values() for index in packets.watched}
-        for packet in demuxed(self._container, sorted(watched)):
+        """The packets of all tracks."""
+        watched = {each for packets in self._packets.values() for each in packets.watched}
+        first = next(iter(self._packets.values()))
+        for packet in first.demuxed(list(watched)):
             for packets in self._packets.values():
                 packets.take(packet)
             if packet.stream.index in self._tracks:
@@ -89,11 +119,6 @@ class MixedTracks:
         longest = max(len(lane.held) for lane in self._lanes.values())
         yield from self._mix(longest)
         yield self._levels.finish()
-
-    def check_damage(self) -> None:
-        """Raises FileRefused where one of the tracks is damaged too much."""
-        for track in self._tracks.values():
-            track.check_damage()
 
     def _mixed(self) -> Iterator[bytes]:
         """The mix of what has come of every track, unless it is little."""

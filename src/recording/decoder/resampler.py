@@ -6,7 +6,8 @@ import av
 from channels import MAX_CHANNELS, Filter, Phase, as_one_channel, mono_filters
 from report import FileRefused
 
-# Each call of the graph has a cost, and for larger blocks than this malloc calls the kernel.
+# Each call of the graph has a cost, and for larger blocks than this malloc calls the kernel. A
+# frame that is longer than a second is taken in parts.
 RESAMPLE_SECONDS = 0.25
 
 
@@ -33,6 +34,7 @@ class Resampler:
         self._graph: av.filter.Graph | None = None
         self._heard: int | None = None  # the channel that the graph picks
         self._phase: Phase | None = None
+        self._has_mixed = False  # Behind good audio, what cannot be mixed is damage.
         self.channels = 0  # of the last frame
         self.instead_of_mix: set[int] = set()  # channels that were taken because the mix cancels
 
@@ -41,11 +43,11 @@ class Resampler:
 
         Raises FileRefused where the frame does not have the channel, or cannot be mixed.
         """
-        before = b""
+        ready = []
         source = (frame.format.name, frame.layout.name, frame.sample_rate)
         if source != self._source:  # It may change within a file.
             self._check_channel(frame.layout.nb_channels)
-            before = self.finish()
+            ready.append(self.finish())
             self._source = source
             self.channels = frame.layout.nb_channels
             self._fifo = av.AudioFifo()
@@ -54,9 +56,10 @@ class Resampler:
             frame = as_one_channel(frame, self._channel)
         frame.pts = None  # Samples follow one another; timestamps of damaged files do not.
         self._fifo.write(frame)
-        if self._fifo.samples < RESAMPLE_SECONDS * frame.sample_rate:
-            return before
-        return before + self._resample(self._fifo.read())
+        while self._fifo.samples >= RESAMPLE_SECONDS * frame.sample_rate:
+            block = self._fifo.read(min(self._fifo.samples, frame.sample_rate))
+            ready.append(self._resample(block))
+        return b"".join(ready)
 
     def finish(self) -> bytes:
         """The rest; the next frame begins a new stream."""
@@ -73,8 +76,16 @@ class Resampler:
             before = self._drain()
             self._graph = self._graph_for(block, heard)
             self._heard = heard
+        if self._graph is None:
+            return before + self._silence(block)
+        self._has_mixed = True
         self._graph.push(block)
         return before + self._pull()
+
+    def _silence(self, block: av.AudioFrame) -> bytes:
+        """As many samples as this block would become."""
+        samples = round(block.samples * self._rate / block.sample_rate)
+        return bytes(samples * av.AudioFormat(self._sample_format).bytes)
 
     def _heard_in(self, block: av.AudioFrame) -> int | None:
         """The channel to take of this block; None for the mix."""
@@ -87,12 +98,15 @@ class Resampler:
             self.instead_of_mix.add(heard)
         return heard
 
-    def _graph_for(self, block: av.AudioFrame, heard: int | None) -> av.filter.Graph:
+    def _graph_for(self, block: av.AudioFrame, heard: int | None) -> av.filter.Graph | None:
+        """None where damage gave the block channels in a form that cannot be mixed."""
         layout = block.layout
         filters = mono_filters(layout.name, layout.nb_channels, heard, self._no_films)
         try:
             return _resampling_graph(block, filters, self._rate, self._sample_format)
         except (av.error.FFmpegError, ValueError) as error:
+            if self._has_mixed:
+                return None
             raise FileRefused(
                 "undecodable",
                 f"The audio at audio_url has {layout.nb_channels} channels in a form that cannot "
