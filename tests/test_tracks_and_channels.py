@@ -43,6 +43,8 @@ B = np.pad(B, (0, len(A) - len(B)))
 LENGTH = len(A)
 QUIET = np.zeros(LENGTH, np.int16)
 RULES = CutRules(60, 180, 2)
+# vLLM turns subnormal numbers off for the process.
+floats = partial(st.floats, allow_subnormal=False)
 MAX_LATE = 0.4  # seconds
 MIN_MATCH = 0.85  # correlation
 MARGIN = SAMPLE_RATE // 4  # samples around speech in which it is looked for
@@ -432,9 +434,7 @@ def test_other_layouts_are_mixed_in_equal_parts(layout):
     assert weights("5.1", no_films=True) == pytest.approx([1 / 6] * 6, abs=0.001)
 
 
-@given(
-    st.floats(0, 1), st.floats(0.1, 1), st.floats(0.0, 0.8), st.sampled_from(["s16", "fltp", "u8"])
-)
+@given(floats(0, 1), floats(0.1, 1), floats(0.0, 0.8), st.sampled_from(["s16", "fltp", "u8"]))
 @settings(max_examples=40)
 def test_channels_that_do_not_cancel_are_never_replaced_by_one(side, level, opposed, form):
     """`side`: the share of the sound that is on one side; `opposed`: of it in opposite phase."""
@@ -443,7 +443,7 @@ def test_channels_that_do_not_cancel_are_never_replaced_by_one(side, level, oppo
     assert Phase(block_of(channels, form)).channel_for(block_of(channels, form)) is None
 
 
-@given(st.floats(1e-3, 1), st.floats(0.8, 1.25), st.sampled_from(["s16", "s32p", "flt", "fltp"]))
+@given(floats(1e-3, 1), floats(0.8, 1.25), st.sampled_from(["s16", "s32p", "flt", "fltp"]))
 @settings(max_examples=40)
 def test_opposite_phase_is_found_at_any_level_and_gives_the_first_channel(level, gain, form):
     voice = np.random.default_rng(1).laplace(0, 0.1, 12_000).clip(-0.8, 0.8) * level
@@ -527,7 +527,7 @@ def tone(decibels: float, seconds: float = 0.3) -> np.ndarray:
     return 10 ** (decibels / 20) * np.sin(phase)
 
 
-@given(st.lists(st.floats(-120, 0), min_size=1, max_size=8), st.floats(0, 3))
+@given(st.lists(floats(-120, 0), min_size=1, max_size=8), floats(0, 3))
 @settings(max_examples=30)
 def test_samples_are_those_of_the_file_times_a_gain_that_falls_and_never_clips(parts, held_seconds):
     sounds = [tone(decibels) for decibels in parts]
