@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from levels import MAX_PEAK, Levels
 from material import ENGLISH, noise, silence
+from mixed_tracks import MAX_LAG_SECONDS
 from recording.chunk import SAMPLE_RATE
 from recording.pcm_stream import Found, decode
 from recording.vad import CutRules, split_at_pauses
@@ -33,7 +34,6 @@ from recording.wordless import why_wordless
 from resampler import Resampler
 from test_audio import lag
 from test_end_to_end import run, words_of
-from tracks import MAX_LAG_SECONDS
 from utterance import plain
 
 SAID, ALSO = ENGLISH[6], ENGLISH[18]  # short ones
@@ -359,6 +359,15 @@ def test_a_track_in_an_unknown_format_that_was_asked_for_is_refused_with_those_t
         "Track 0 of the file at audio_url is in a format that is not known; "
         "these can be decoded: 1."
     )
+
+
+def test_a_default_track_without_sound_does_not_hide_the_others(tmp_path):
+    track_file(tmp_path / "a.mkv", [B, A], "flac")
+    data = tmp_path.joinpath("a.mkv").read_bytes()
+    # The codec of the first track, by its name of the same length.
+    (tmp_path / "a.mkv").write_bytes(data.replace(b"A_FLAC", b"A_AAC\0", 1))
+    refused = heard_now(tmp_path / "a.mkv")
+    assert isinstance(refused, DecodeError) and took(0) in str(refused)
 
 
 def test_a_track_that_says_nothing_for_longer_than_the_others_are_held_keeps_its_times(tmp_path):

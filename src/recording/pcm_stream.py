@@ -181,19 +181,19 @@ class PcmStream:
             raise DecodeError(f"The audio decoder failed on this file (exit status {status}).")
         if failures:
             kind, message = str(failures[-1]["kind"]), str(failures[-1]["message"])
-            raise ERRORS.get(kind, DecodeError)(message)
+            # A warning may tell of a track that can be decoded.
+            raise ERRORS.get(kind, DecodeError)(" ".join([message, *_warnings(reports)]))
 
     def _keep(self, reports: list[Report]) -> None:
         """Set `warnings`, `damaged_spans` and `found`."""
-        warnings = [report for report in reports if report["kind"] in ("warning", "damage")]
-        self.warnings = tuple(str(report["message"]) for report in warnings)
+        self.warnings = tuple(_warnings(reports))
         for report in reports:
-            with suppress(KeyError, TypeError, ValueError):
+            with suppress(KeyError, TypeError, ValueError, OverflowError):
                 spans = report["spans"]
                 self.damaged_spans = tuple((int(s) / 1000, int(e) / 1000) for s, e in spans)
         peak = self._peak / FULL_SCALE
         for report in reports:
-            with suppress(KeyError, TypeError, ValueError):
+            with suppress(KeyError, TypeError, ValueError, OverflowError):
                 track = report["track"]
                 self.found = Found(
                     int(report["tracks"]),
@@ -201,6 +201,11 @@ class PcmStream:
                     int(report["channels"]),
                     float(report["peak"] or peak),
                 )
+
+
+def _warnings(reports: list[Report]) -> list[str]:
+    kinds = ("warning", "damage")
+    return [str(report["message"]) for report in reports if report["kind"] in kinds]
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from contract.request import Request
 from recording.pcm_stream import Found, PcmStream, decode
 from recording.vad import CutRules, split_at_pauses
 
-LOOK_SECONDS = 60  # at most for the other tracks of a file
+LOOK_SECONDS = 30  # at most for the other tracks of a file
 
 
 async def why_wordless(
@@ -26,17 +26,18 @@ async def why_wordless(
     sentence = f"No words were recognised. The audio has {_level(found.peak)} and {_size(found)}."
     if found.track is None or request.track != "default":
         return [sentence]
-    others = [track for track in range(found.tracks) if track != found.track]
     with suppress(TimeoutError):
         async with asyncio.timeout(LOOK_SECONDS):
-            for track in others:
+            for track in range(found.tracks):
+                if track == found.track:
+                    continue
                 if await _has_speech(pcm.path, track, request, rules, max_seconds):
                     return [sentence, f"Track {track} holds speech: set track to {track}."]
     return [sentence]
 
 
 def _level(peak: float) -> str:
-    return f"a peak level of {20 * log10(peak):.1f} dBFS" if peak else "no sound, only zeros,"
+    return f"a peak level of {20 * log10(peak):.1f} dBFS" if peak > 0 else "no sound, only zeros,"
 
 
 def _size(found: Found) -> str:

@@ -31,12 +31,13 @@ from damage import DamagedSpans, while_decodable
 from growing_file import GrowingFile
 from length import LENGTH_OF_ALL_TRACKS, declared_seconds, estimated_seconds, is_longer
 from levels import Levels, decibels
+from mixed_tracks import MixedTracks
 from opening import following_tracks, opened
 from packets import Packets
 from report import FileRefused, report
 from sandbox import confine
 from track import Track
-from tracks import DEFAULT, MixedTracks, chosen
+from tracks import DEFAULT, chosen
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 SAMPLED_PACKETS = 500  # packets that show how long a file of its size is

@@ -11,7 +11,7 @@ from math import inf, isfinite, log10
 import av
 from resampler import Resampler
 
-HOLD_SECONDS = 600  # at most 60 MB
+HOLD_SECONDS = 300  # at most 30 MB
 # Relative to full scale, as are all peaks here.
 QUIET_PEAK = 10 ** (-40 / 20)  # the detector misses a third of the speech that peaks here
 TARGET_PEAK = 10 ** (-20 / 20)
