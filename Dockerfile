@@ -78,6 +78,9 @@ RUN mkdir -p ${HF_HOME} ${VLLM_CACHE_ROOT} \
         vllm.ModelRegistry.models["Qwen3ASRForConditionalGeneration"].inspect_model_cls()' \
     && chmod -R a+rwX ${HF_HOME} ${VLLM_CACHE_ROOT}
 
+# The worker's licence, and that of the weights, which must be passed on with them
+COPY LICENSE builder/apache-2.0.txt /licenses/
+
 WORKDIR /app
 COPY src/ .
 RUN python3 -m compileall -q .
@@ -86,11 +89,8 @@ RUN python3 -m compileall -q .
 ENTRYPOINT []
 CMD ["python3", "-u", "handler.py"]
 
-ARG VERSION=dev
-ARG SOURCE
-ENV WORKER_VERSION=${VERSION}
+# The labels for version and source are added by .github/workflows/image.yml: the version is the one
+# in src/contract/version.py, and the source is not known here.
 LABEL org.opencontainers.image.title="qwen3-asr-runpod" \
       org.opencontainers.image.description="RunPod Serverless worker: the URL of a recording in, its transcript with a time for every word out" \
-      org.opencontainers.image.source="${SOURCE}" \
-      org.opencontainers.image.licenses="MIT AND Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}"
+      org.opencontainers.image.licenses="MIT AND Apache-2.0"

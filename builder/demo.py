@@ -9,12 +9,13 @@ import functools
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ DEMO = ROOT / "tests" / "recordings" / "demo.mp3"
 HEARTBEAT_SECONDS = 10  # this often a line shows that the worker is still running
 MAX_ERROR_LINES = 30  # a worker without a result has the end of its stderr printed
 WORDS_PER_ROW = 6
+LOG_LINE = re.compile(r"[A-Z]+ *\| ")  # as RunPod's SDK writes it
 
 
 def main() -> int:
@@ -43,8 +45,7 @@ def main() -> int:
         return 1
     show(a.recording, result, time.monotonic() - began)
     if a.page:
-        file = Path(a.recording)
-        view.write(a.page, result, file if file.is_file() else None, file.name)
+        view.write(a.page, result, a.recording, view.name_of(a.recording))
         print(f"\nThe page that plays it: {a.page}")
     else:
         print("\nFor a page that plays it and highlights each word, add --page transcript.html")
@@ -114,7 +115,10 @@ class OneFile(http.server.BaseHTTPRequestHandler):
 
 
 def run_worker(job_input: dict[str, Any], private: bool) -> dict[str, Any] | None:
-    """The job's result, or None without one; prints the worker's log lines as progress."""
+    """The job's result, or None without one.
+
+    The worker's log lines are printed as progress, and its last lines where there is no result.
+    """
     environment = os.environ | ({"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"} if private else {})
     job = json.dumps({"input": job_input})
     command = [sys.executable, "-u", str(ROOT / "src" / "handler.py"), "--test_input", job]
@@ -122,31 +126,29 @@ def run_worker(job_input: dict[str, Any], private: bool) -> dict[str, Any] | Non
     say("Starting the engine: about half a minute on a fast machine, some minutes on a slow one.")
     done = threading.Event()
     threading.Thread(target=heartbeat, args=(done,), daemon=True).start()
-    with tempfile.TemporaryFile("w+") as errors:
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as worker:
-            assert worker.stdout
-            result = result_in(worker.stdout)
-        done.set()
-        if result is None:
-            errors.seek(0)
-            say("".join(errors.readlines()[-MAX_ERROR_LINES:]))
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdout and worker.stderr
+        last_lines: deque[str] = deque(maxlen=MAX_ERROR_LINES)
+        logged = threading.Thread(target=show_log, args=(worker.stderr, last_lines))
+        logged.start()
+        printed = worker.stdout.read()
+        logged.join()
+    done.set()
+    if not printed:
+        say("".join(last_lines))
+        return None
+    result: dict[str, Any] = json.loads(printed)
     return result
 
 
-def result_in(lines: Iterable[str]) -> dict[str, Any] | None:
-    """The first JSON object; the lines before it are printed.
-
-    Later lines are the SDK's log of the same result, truncated.
-    """
-    result: dict[str, Any] | None = None
+def show_log(lines: Iterable[str], last_lines: deque[str]) -> None:
+    """Print the worker's own log lines, except those about the result, which follows in full."""
     for line in lines:
-        if result is None and line.startswith("{"):
-            result = json.loads(line)
-        elif result is None:
+        last_lines.append(line)
+        if LOG_LINE.match(line) and "Job result: " not in line:
             say("  " + line.rstrip())
-    return result
 
 
 def say(line: str) -> None:

@@ -19,12 +19,10 @@ RunPod's size limit. While a job runs, /status shows its progress.
 """
 
 import asyncio
-import json
 import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -37,18 +35,11 @@ if sys.version_info < (3, 11):  # noqa: UP036  who starts it on an older Python 
     INSTALL = f"This is Python {python_version()}; with 3.11 or newer {INSTALL}"
 
 try:
-    import runpod
-    from contract.errors import (
-        EngineDead,
-        InvalidRequest,
-        SettingsError,
-        TranscriptIncomplete,
-        WorkerError,
-        WorkerFailed,
-        is_shortage,
-    )
+    from command_line import exit_if_invalid, printing, reserve_stdout, single_job
+    from contract.errors import SettingsError
     from contract.request import Request, parse_request
     from contract.settings import Settings, load_settings
+    from failures import failed_output
     from job import (
         Progress,
         cancellation_wins,
@@ -62,14 +53,13 @@ try:
     from recording.source import recording
     from recording.vad import CutRules, split_at_pauses
     from recording.wordless import why_wordless
-    from result.account import Span, check_account
+    from result.account import check_account, raise_if_incomplete
     from result.bucket import MAX_UPLOAD_SECONDS, bucket_for
     from result.delivery import deliver
     from result.transcript import Transcript, join, merge
     from result.usage import Usage
     from runpod import RunPodLogger
-    from runpod.serverless.modules.worker_state import JobsProgress
-    from runpod_sdk import install
+    from runpod_sdk import install, serve
     from shutdown import Shutdown
     from speech.admission import Gate, Holder, chunk_priority
     from speech.health import Health
@@ -119,7 +109,7 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     try:
         output = await result_of(job, usage)
     except Exception as error:
-        return failed_output(error, usage, job.get("id"))
+        return failed_output(error, usage.seconds, job.get("id"))
     log.info(f"done in {usage.seconds:.1f} s", job.get("id"))
     return output
 
@@ -258,44 +248,6 @@ async def context_after(task: asyncio.Task[list[ChunkResult]], context: str) -> 
     return text[-CONTEXT_CHARACTERS:] or context
 
 
-def raise_if_incomplete(results: list[ChunkResult]) -> None:
-    """Raise TranscriptIncomplete where some of the results are failures."""
-    failed = [result for result in results if result.failure]
-    if failed:
-        spans = [Span(result.start, result.end, "failed", result.failure) for result in failed]
-        raise TranscriptIncomplete.in_spans([span.to_output() for span in spans])
-
-
-def failed_output(error: Exception, usage: Usage, job_id: str | None) -> dict[str, Any]:
-    """The output of a failed job. A worker whose engine is dead is replaced.
-
-    The log has the sentence too, except that of an invalid request, which quotes the request.
-    """
-    failure = as_worker_error(error)
-    sentence = "" if isinstance(failure, InvalidRequest) else f": {failure}"
-    log.warn(f"failed after {usage.seconds:.1f} s: {failure.code}{sentence}", job_id)
-    refresh = {"refresh_worker": True} if isinstance(failure, EngineDead) else {}
-    return failure.to_output() | refresh
-
-
-def as_worker_error(error: BaseException) -> WorkerError:
-    """The failure to report.
-
-    An unexpected error is reported and logged without its message, which may quote the client's
-    data.
-    """
-    while isinstance(error, BaseExceptionGroup):
-        dead = [e for e in error.exceptions if isinstance(e, EngineDead)]
-        error = (dead or error.exceptions)[0]
-    if isinstance(error, WorkerError):
-        return error
-    place = "".join(traceback.format_tb(error.__traceback__))
-    log.error(f"unexpected {type(error).__name__} at\n{place}")
-    if is_shortage(error):
-        return WorkerFailed("The worker ran out of memory, threads, disk space or open files.")
-    return WorkerError("The worker failed because of an unexpected error.")
-
-
 def load_models() -> None:
     """Fill the module's state.
 
@@ -328,16 +280,6 @@ def jobs_at_once(_: int) -> int:
     return settings.max_concurrency or max(2, asr.capacity // 4)
 
 
-async def handle_and_print(job: dict[str, Any]) -> dict[str, Any]:
-    """`handler` for a single job from the command line.
-
-    It prints the whole result, because the SDK's log cuts a long one.
-    """
-    result = await handler(job)
-    print(json.dumps(result, ensure_ascii=False), flush=True)
-    return result
-
-
 def stop_at_once(*_: object) -> None:
     """The reaction to SIGTERM while no job runs. Exits through `finally`."""
     shutdown.begin(0)
@@ -350,12 +292,16 @@ def main() -> None:
     A spawned child imports this file again and must not get here.
     """
     global settings
+    job = single_job(__doc__ or "")
+    stdout = reserve_stdout() if job else None
     signal.signal(signal.SIGTERM, stop_at_once)  # on RunPod the SDK later installs its own handler
     shutdown.watch()
     began = time.monotonic()
     raise_limit_of_open_files()
     try:
         settings = load_settings(os.environ)
+        if job and stdout:
+            exit_if_invalid(job, settings.allow_local_files, stdout)
         load_models()
     except (SettingsError, WeightsError) as error:
         sys.exit(f"error: {error}")
@@ -365,23 +311,13 @@ def main() -> None:
         log.info("warming up")
         asyncio.run(fitness_check())
         log.info(f"ready after {time.monotonic() - began:.1f} s")
-        take_jobs()
+        install(shutdown, settings.shutdown_timeout_seconds)
+        run = printing(handler, stdout) if stdout else handler
+        serve(run, jobs_at_once, fitness_check)
     finally:
         shutdown.begin(0)
         asr.close()
         aligner.close()
-
-
-def take_jobs() -> None:
-    """Run jobs until the SDK ends: RunPod's, the local server's, or a single one."""
-    serves_jobs = "--rp_serve_api" in sys.argv or "RUNPOD_WEBHOOK_GET_JOB" in os.environ
-    single_job = "--test_input" in sys.argv or not serves_jobs
-    run = handle_and_print if single_job else handler
-    runpod.serverless.register_fitness_check(fitness_check)
-    install(shutdown, settings.shutdown_timeout_seconds)
-    runpod.serverless.start({"handler": run, "concurrency_modifier": jobs_at_once})
-    if lost := JobsProgress().get_job_list():
-        log.warn(f"jobs taken during the shutdown, neither run nor answered: {lost}")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,18 @@ SIGTERM ends the worker in bounded time. The SDK waits for running jobs as long 
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
+import runpod
 from aiohttp import ClientError, ClientResponseError, ClientSession
+from job import Handler
 from runpod import RunPodLogger
 from runpod.http_client import TooManyRequests
 from runpod.serverless.modules import rp_http, rp_job, rp_scale
+from runpod.serverless.modules.worker_state import JobsProgress
 from shutdown import Shutdown
 
 MAX_SEND_SECONDS = 600  # all attempts to send a result end within this time
@@ -49,6 +52,21 @@ def install(shutdown: Shutdown, shutdown_seconds: float) -> None:
 
     rp_scale.JobScaler = Scaler
     rp_job.send_result = partial(send_result, shutdown)
+
+
+def serve(
+    handler: Handler,
+    jobs_at_once: Callable[[int], int],
+    fitness_check: Callable[[], Coroutine[Any, Any, None]],
+) -> None:
+    """Run jobs until the SDK ends: RunPod's, the local server's, or the command line's one.
+
+    `jobs_at_once` is asked before jobs are taken. `fitness_check` runs before the first one.
+    """
+    runpod.serverless.register_fitness_check(fitness_check)
+    runpod.serverless.start({"handler": handler, "concurrency_modifier": jobs_at_once})
+    if lost := JobsProgress().get_job_list():
+        log.warn(f"jobs taken during the shutdown, neither run nor answered: {lost}")
 
 
 async def get_jobs(session: ClientSession, number: int) -> list[dict[str, Any]] | None:

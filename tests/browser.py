@@ -111,6 +111,7 @@ class Tab:
             " ": 32,
             "Enter": 13,
             "Tab": 9,
+            "Escape": 27,
             "ArrowLeft": 37,
             "ArrowUp": 38,
             "ArrowRight": 39,

@@ -68,29 +68,41 @@ set_up_environment()
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
 
-# The files that take longest come first, so that both processes end at about the same time.
+# Several processes run the tests (run.sh). The files that take longest come first, so that all
+# processes end at about the same time.
 LONG = (
     "test_runpod.py",
-    "test_entry_points.py",
     "test_end_to_end.py",
-    "test_gpu_bench.py",
-    "test_shutdown.py",
-    "test_cuda_platform.py",
-    "test_scripted.py",
+    "test_entry_points.py",
     "test_bfloat16.py",
     "test_long_chunks.py",
     "test_audio.py",
+    "test_shutdown.py",
+    "test_cuda_platform.py",
+    "test_runpod_sdk.py",
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with the session's engine go to one process, which starts it once."""
     items.sort(key=place)
+    with_engine = {item.path for item in items if uses_engine(item)}
+    for item in items:
+        group = "engine" if item.path in with_engine else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def place(item: pytest.Item) -> int:
     """The rank of an item's file. Files of one rank keep their order."""
     name = item.path.name
     return LONG.index(name) if name in LONG else len(LONG)
+
+
+def uses_engine(item: pytest.Item) -> bool:
+    """A file with a fixture of the same name has a worker of its own."""
+    own = hasattr(item.module, "worker")
+    return "worker" in item.fixturenames and not own
 
 
 class _QuietFiles(http.server.SimpleHTTPRequestHandler):

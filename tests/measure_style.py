@@ -21,7 +21,7 @@ LAYERS = (
     ("recording",),
     ("speech",),
     ("result",),
-    ("job", "shutdown", "runpod_sdk"),
+    ("command_line", "failures", "job", "shutdown", "runpod_sdk"),
     ("handler",),
 )
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -3,9 +3,9 @@
 Recognition and alignment are scripted at the call of the model. The queues, threads and loops
 around it are the worker's.
 
-As a command, `python scripted_worker.py FAULT` is a worker of a platform. With FAULT "aligner" or
+As a command, `python scripted_worker.py [FAULT]` is a worker of a platform. With FAULT "aligner" or
 "engine" that model hangs for every recording longer than MAX_CHECK_SECONDS. With "close" the
-aligner does not close. With "" nothing is broken.
+aligner does not close. Without FAULT nothing is broken.
 """
 
 import asyncio
@@ -150,5 +150,5 @@ def main(fault: str) -> None:
 
 
 if __name__ == "__main__":
-    fault = sys.argv.pop()  # the SDK reads the command line too
-    main(fault)
+    fault = sys.argv.pop(1) if sys.argv[1:2] and not sys.argv[1].startswith("-") else ""
+    main(fault)  # the SDK reads the rest of the command line

@@ -19,7 +19,7 @@ from test_end_to_end import (
 )
 
 MAX_ERRORS = 0.02  # a share of the words said
-SECONDS = 160  # the length of each recording
+SECONDS = 100  # the length of each recording
 MAX_FURTHER_OFF = 1.25  # times the mean distance of word boundaries in float32
 
 

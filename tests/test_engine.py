@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from contract.errors import SettingsError
 from contract.settings import Settings
+from speech.models import device
 from speech.models.device import check_capability, check_driver, device_for, find_device
 from speech.models.engine_args import CAPTURE_SIZES, EngineOptions, copy_model_info, plan
 from speech.models.gpu_memory import STEP_BY_MEMORY, Card
@@ -113,6 +114,22 @@ def test_a_device_that_vllm_cannot_run_on_is_refused_with_what_is_needed(wanted,
     with pytest.raises(SettingsError) as error:
         device_for(wanted, found)
     assert str(error.value).startswith(sentence)
+
+
+def test_without_a_driver_vllms_build_for_gpus_is_not_imported(monkeypatch):
+    monkeypatch.setattr(device, "_is_installed", lambda package: package == "vllm")
+    monkeypatch.setattr(device, "NVML", "libabsent.so.1")
+    for wanted in ("auto", "cuda"):
+        with pytest.raises(SettingsError, match="`bash builder/demo.sh` tries the worker on the C"):
+            device.check_nvml(wanted)
+    device.check_nvml("cpu")
+
+
+def test_with_a_driver_or_vllms_build_for_cpus_the_search_goes_on(monkeypatch):
+    device.check_nvml("auto")
+    monkeypatch.setattr(device, "_is_installed", lambda package: package == "vllm")
+    monkeypatch.setattr(device, "NVML", "libc.so.6")
+    device.check_nvml("auto")
 
 
 @pytest.mark.parametrize("driver", [13000, 13020, 14000])

@@ -1,4 +1,7 @@
-"""The worker as users start it: --test_input in the demo, a test_input.json, --rp_serve_api."""
+"""The worker as users start it: --test_input in the demo, a test_input.json, --rp_serve_api.
+
+The engine is started twice here: by the demo, and by the server.
+"""
 
 import gc
 import json
@@ -11,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,12 +27,12 @@ from contract.settings import load_settings
 from material import ENGLISH
 from recording.chunk import SAMPLE_RATE
 from scoring import matched
-from standin import until
 from standin_hub import COMMIT, MODELS, Hub
 from utterance import plain
 
 ROOT = Path(__file__).parent.parent
 HANDLER = ROOT / "src" / "handler.py"
+SCRIPTED = [sys.executable, "-u", str(ROOT / "tests" / "scripted_worker.py")]
 START_SECONDS = 400  # a bound for a slow machine, not a figure
 
 
@@ -77,7 +80,11 @@ def test_importing_the_handler_loads_no_model_library():
 def test_an_invalid_setting_ends_the_start_before_anything_is_loaded():
     environment = os.environ | {"CHUNK_LIMIT_SECONDS": "400"}
     out = subprocess.run(
-        [sys.executable, HANDLER], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, HANDLER, "--rp_serve_api"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (
         out.returncode == 1 and "CHUNK_LIMIT_SECONDS is 400; it must be from 2 to 180" in out.stderr
@@ -87,7 +94,7 @@ def test_an_invalid_setting_ends_the_start_before_anything_is_loaded():
 
 def test_a_device_that_vllm_cannot_run_on_ends_the_start_with_one_sentence():
     out = subprocess.run(
-        [sys.executable, HANDLER],
+        [sys.executable, HANDLER, "--rp_serve_api"],
         env=os.environ | {"DEVICE": "cuda"},
         capture_output=True,
         text=True,
@@ -107,7 +114,7 @@ def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
         "HF_HUB_OFFLINE": "1",
     }
     out = subprocess.run(
-        [sys.executable, HANDLER],
+        [sys.executable, HANDLER, "--rp_serve_api"],
         env=environment,
         capture_output=True,
         text=True,
@@ -194,6 +201,7 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
     unwatched = SimpleNamespace(watch=lambda: None, begin=lambda seconds: None)
     monkeypatch.setattr(handler, "shutdown", unwatched)
     for name, value in {
+        "single_job": lambda _: None,
         "settings": None,
         "asr": recogniser,
         "aligner": aligner,
@@ -225,20 +233,70 @@ def test_an_aligner_that_does_not_load_ends_the_engine(monkeypatch):
     gc.enable()
 
 
-def test_the_demo_prints_what_is_said_in_the_bundled_recording_and_writes_its_page(tmp_path):
+def test_the_demo_prints_what_is_said_writes_its_page_and_leaves_nothing(tmp_path):
     demo = json.loads((ROOT / "tests" / "recordings" / "demo.json").read_text())
-    command = ["bash", ROOT / "builder" / "demo.sh", "--page", tmp_path / "page.html"]
-    out = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
-    assert out.returncode == 0, out.stderr
-    printed = out.stdout.split("\n\n")[1]
-    said, heard = [plain(w) for w in demo["text"].split()], [plain(w) for w in printed.split()]
+    command = ["bash", str(ROOT / "builder" / "demo.sh"), "--page", str(tmp_path / "page.html")]
+    # a short path: the engine's sockets live in it, and a socket's name has 107 characters
+    with tempfile.TemporaryDirectory() as temporary:
+        status, printed, errors = ended(command, TMPDIR=temporary)
+        assert status == 0, errors
+        assert os.listdir(temporary) == []
+    said, heard = words_of(demo["text"]), words_of(printed.split("\n\n")[1])
     assert matched(said, heard)[0] <= 0.02 * len(said)
-    assert "Language   English" in out.stdout and "00:00." in out.stdout
+    assert "Language   English" in printed and "00:00." in printed
     page = (tmp_path / "page.html").read_text()
     assert page.count('<span class="w') == len(heard) and 'src="data:audio/mpeg;base64,' in page
+    assert "Exception ignored" not in errors  # as from a destructor of an engine that was kept
 
 
-@pytest.fixture
+def words_of(text: str) -> list[str]:
+    return [plain(word) for word in text.split()]
+
+
+def ended(command: list[str], cwd: Path = ROOT, **environment: str) -> tuple[int, str, str]:
+    """(status, stdout, stderr) of a command that has ended with all the processes it started."""
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    printed, errors = process.communicate(timeout=START_SECONDS)
+    assert members(process.pid) == []
+    return process.returncode, printed, errors
+
+
+def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(tmp_path, file_server):
+    """The models are scripted."""
+    job = {"input": {"audio_url": file_server.url("missing.wav")}}
+    (tmp_path / "test_input.json").write_text(json.dumps(job))
+    with tempfile.TemporaryDirectory() as temporary:
+        status, printed, _ = ended(SCRIPTED, cwd=tmp_path, TMPDIR=temporary)
+        assert os.listdir(temporary) == []
+    result = json.loads(printed)  # nothing else is on stdout
+    assert result["error_code"] == "source_refused" and status == 1
+    assert os.listdir(tmp_path) == ["test_input.json"]
+
+
+def engine_of(pid: int) -> list[psutil.Process]:
+    """The engine's processes below the worker `pid`, by the titles that vLLM gives them."""
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(pid).children(recursive=True)
+        return [child for child in children if "VLLM" in " ".join(child.cmdline())]
+    return []
+
+
+def test_the_test_input_beside_the_handler_is_a_job_with_a_sample_of_runpods():
+    job = json.loads(HANDLER.with_name("test_input.json").read_text())
+    assert parse_request(job["input"]).audio_url.startswith(
+        "https://github.com/runpod-workers/sample-inputs/raw/main/audio/"
+    )
+
+
+@pytest.fixture(scope="module")
 def cached_models(tmp_path_factory) -> Iterator[tuple[dict[str, str], Hub]]:
     """(environment of a worker that has both models in the hub's cache, the stand-in hub)."""
     cache = tmp_path_factory.mktemp("cache")
@@ -254,92 +312,43 @@ def cached_models(tmp_path_factory) -> Iterator[tuple[dict[str, str], Hub]]:
         )
 
 
-def test_a_failed_job_of_test_input_json_exits_with_1_and_leaves_nothing(
-    tmp_path, file_server, cached_models
-):
-    """Also with both models in the cache nothing is requested from the hub, by the worker or a
-    library in its two processes.
-    """
-    models, hub = cached_models
-    (tmp_path / "test_input.json").write_text(
-        json.dumps({"input": {"audio_url": file_server.url("missing.wav")}})
-    )
-    # a short path: the engine's sockets live in it, and a socket's name has 107 characters
-    with tempfile.TemporaryDirectory() as temporary:
-        process = subprocess.Popen(
-            [sys.executable, HANDLER],
-            cwd=tmp_path,
-            env=os.environ | {"TMPDIR": temporary} | models,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        out, errors = process.communicate(timeout=START_SECONDS)
-        assert os.listdir(temporary) == []
-    (result,) = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert result["error_code"] == "source_refused" and process.returncode == 1
-    assert "Exception ignored" not in errors  # as from a destructor of an engine that was kept
-    assert members(process.pid) == []
-    assert os.listdir(tmp_path) == ["test_input.json"]
-    assert hub.requests == []
-
-
-def engine_of(pid: int) -> list[psutil.Process]:
-    """The engine's processes below the worker `pid`, by the titles that vLLM gives them."""
-    with suppress(psutil.NoSuchProcess):
-        children = psutil.Process(pid).children(recursive=True)
-        return [child for child in children if "VLLM" in " ".join(child.cmdline())]
-    return []
-
-
-def test_the_engines_processes_end_with_a_worker_that_is_killed():
-    command = [sys.executable, HANDLER, "--test_input", '{"input": {}}']
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    core_and_executor = 2
-    try:
-        until(lambda: len(engine_of(process.pid)) == core_and_executor, START_SECONDS)
-        engine = engine_of(process.pid)
-    finally:
-        process.kill()
-        process.wait()
-    _, alive = psutil.wait_procs(engine, timeout=10)
-    for left in alive:
-        left.kill()
-    assert alive == []
-
-
-def test_the_test_input_beside_the_handler_is_a_job_with_a_sample_of_runpods():
-    job = json.loads(HANDLER.with_name("test_input.json").read_text())
-    assert parse_request(job["input"]).audio_url.startswith(
-        "https://github.com/runpod-workers/sample-inputs/raw/main/audio/"
-    )
-
-
-@pytest.fixture(scope="module")
-def local_server(nobodys_environment, tmp_path_factory) -> Iterator[tuple[subprocess.Popen, str]]:
-    """(process, URL of /runsync) of --rp_serve_api, run by a user without a name where root may.
+@contextmanager
+def serving(
+    command: list[str], log: Path, environment: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen, str]]:
+    """(process, URL of /runsync) of a worker with --rp_serve_api, killed at the end.
 
     The SDK's server does not take port 0, so the system is asked for a free port first.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [*(AS_NOBODY if MAY_CHANGE_USER else ()), sys.executable, "-u", HANDLER]
-    command += ["--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
-    with open(tmp_path_factory.mktemp("server") / "log", "wb") as log:
+    address = ["--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
+    with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
+            [*command, *address],
             cwd="/",
-            env=nobodys_environment,
-            stdout=log,
-            stderr=log,
+            env=environment,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
-    yield process, f"http://127.0.0.1:{port}/runsync"
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(60)
+    try:
+        yield process, f"http://127.0.0.1:{port}/runsync"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def local_server(nobodys_environment, cached_models, tmp_path_factory) -> Iterator[tuple]:
+    """The real worker as a server, run by a user without a name where root may."""
+    user = AS_NOBODY if MAY_CHANGE_USER else ()
+    command = [*user, sys.executable, "-u", str(HANDLER)]
+    environment = nobodys_environment | cached_models[0]
+    with serving(command, tmp_path_factory.mktemp("server") / "log", environment) as server:
+        yield server
 
 
 def test_rp_serve_api_answers_runsync(local_server, speech_url):
@@ -358,13 +367,35 @@ def test_a_user_without_a_name_and_a_home_gets_a_transcript(local_server, speech
     assert answer["output"]["text"] == ENGLISH[0].text
 
 
-def test_rp_serve_api_ends_with_its_children(local_server, speech_url):
+def test_with_both_models_in_the_cache_nothing_is_requested_from_the_hub(
+    local_server, cached_models, speech_url
+):
+    """By the worker or a library in its processes."""
+    process, url = local_server
+    _ask_until_up(process, url, {"input": {"audio_url": speech_url}})
+    assert cached_models[1].requests == []
+
+
+def test_the_engines_processes_end_with_a_worker_that_is_killed(local_server, speech_url):
     """The last test on this server."""
     process, url = local_server
     _ask_until_up(process, url, {"input": {"audio_url": speech_url}})
-    process.terminate()
+    engine = engine_of(process.pid)
+    core_and_executor = 2
+    assert len(engine) == core_and_executor
+    process.kill()
     process.wait(60)
-    assert members(process.pid) == []
+    _, alive = psutil.wait_procs(engine, timeout=10)
+    assert alive == []
+
+
+def test_rp_serve_api_ends_at_sigterm(tmp_path, speech_url):
+    """The models are scripted."""
+    with serving(SCRIPTED, tmp_path / "log", dict(os.environ)) as (process, url):
+        _ask_until_up(process, url, {"input": {"audio_url": speech_url}})
+        process.terminate()
+        process.wait(60)
+        assert members(process.pid) == []
 
 
 def _ask_until_up(process: subprocess.Popen, url: str, body: dict) -> dict:

@@ -57,6 +57,7 @@ def test_a_failed_jobs_result_is_a_sentence_a_code_and_whether_to_retry(error):
     output = error("The host 例.com does not resolve.").to_output()
     assert output == {
         "error": "The host 例.com does not resolve.",
+        "error_message": "The host 例.com does not resolve.",
         "error_code": error.code,
         "retryable": error.retryable,
     }

@@ -113,27 +113,6 @@ def test_forced_answers_are_as_long_as_those_of_real_speech_and_end_with_their_c
     assert worker.asr._engine.generate == generate
 
 
-def test_a_whole_run_starts_a_worker_and_ends_with_a_killed_engine(tmp_path):
-    command = [
-        sys.executable,
-        gpu.__file__,
-        "--small",
-        "--out",
-        tmp_path,
-        "--part",
-        "start",
-        "--part",
-        "crowded",
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=1200)
-    found = json.loads((tmp_path / "gpu.json").read_text())["worker"]
-    assert run.returncode == 0, run.stdout + (tmp_path / "worker.log").read_text()[-3000:]
-    assert found["start"]["ready_s"] > 0
-    assert any("init engine" in line for line in found["start"]["vllm"])
-    assert found["crowded"]["job beside it"].startswith("ok")
-    assert found["crowded"]["job after the engine was killed"] == "engine_dead"
-
-
 # the order and the limits of the parts
 
 STAND_IN = """

@@ -2,7 +2,9 @@
 show only at a release.
 """
 
+import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,8 +19,12 @@ import speech.models.engine_args as engine
 import speech.models.weights as weights
 from contract.request import parse_request
 from contract.settings import Settings, load_settings
+from contract.version import VERSION
 from hypothesis import given
 from hypothesis import strategies as st
+from real_models import WEIGHT_BYTES
+from speech.models.gpu_memory import STEP_BY_MEMORY
+from test_gpu_memory import CARDS
 
 ROOT = Path(__file__).parent.parent
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
@@ -27,6 +33,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 INSTRUCTIONS = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.M)
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
 READMES = ("README.md", "README_zh-CN.md")
+WORKFLOW = ROOT / ".github" / "workflows" / "image.yml"
 # CUDA versions of hosts in RunPod's documentation. The filter matches exactly, so newer ones must
 # be listed too.
 CUDA_VERSIONS = [
@@ -105,6 +112,15 @@ GPU_POOLS = {
     "ADA_80_PRO",
     "HOPPER_141",
 }
+# the pool's card with the least memory, as https://docs.runpod.io/references/gpu-types names it
+SMALLEST_CARD = {
+    "AMPERE_16": "RTX A4000 16 GB",
+    "AMPERE_24": "RTX 4000 Ada 20 GB",  # as large as the pool's RTX A4500
+    "ADA_24": "L4",
+}
+CACHES_BYTES = 5 * 10**9  # of vLLM and its libraries, with room to spare
+# Unpacked. RunPod does not say whether the container disk holds the image too.
+IMAGE_BYTES = 25 * 10**9
 
 INPUTS = {entry["key"]: entry["input"] for entry in HUB["config"]["env"] if "input" in entry}
 
@@ -163,7 +179,7 @@ def test_a_default_lies_among_the_values_that_its_input_offers(key):
 
 @pytest.mark.parametrize("key", INPUTS)
 def test_an_input_is_a_setting_of_the_worker_with_the_same_default(key):
-    defaults = {field.name.upper(): field.default for field in fields(Settings)}
+    defaults = {field.name.upper(): field.default for field in fields(Settings)} | {"HF_TOKEN": ""}
     assert INPUTS[key]["default"] == defaults[key]
 
 
@@ -194,6 +210,36 @@ def test_the_models_are_a_choice_and_each_has_a_preset():
 def test_a_preset_changes_inputs_only_and_the_worker_starts_with_it(preset):
     assert preset["defaults"].keys() <= INPUTS.keys()
     load_settings({key: str(value) for key, value in preset["defaults"].items()})
+
+
+def test_token_and_bucket_are_inputs_that_may_stay_empty():
+    bucket = {f.name.upper() for f in fields(Settings) if f.name.startswith("bucket_")}
+    for key in bucket | {"HF_TOKEN"}:
+        assert INPUTS[key]["default"] == "" and INPUTS[key]["advanced"], key
+
+
+@pytest.mark.parametrize("preset", HUB["config"]["presets"], ids=lambda preset: preset["name"])
+def test_the_disk_holds_the_larger_model_and_the_files_of_all_jobs(preset):
+    """Of as many jobs as run at once on a card of 24 GB, the largest that the Hub chooses."""
+    chosen = load_settings({key: str(value) for key, value in preset["defaults"].items()})
+    (chunks,) = (chunks for gib, chunks, _ in STEP_BY_MEMORY if gib == 32)
+    files = (chosen.max_concurrency or chunks // 4) * chosen.max_download_bytes
+    fixed = WEIGHT_BYTES["1.7B"] + WEIGHT_BYTES["aligner"] + CACHES_BYTES + IMAGE_BYTES
+    assert files + fixed <= HUB["config"]["containerDiskInGb"] * 10**9
+
+
+def test_both_models_fit_on_the_smallest_card_of_every_pool():
+    """test_gpu_memory.py computes that they fit on the cards of the READMEs' table."""
+    for pool in HUB["config"]["gpuIds"].split(","):
+        assert SMALLEST_CARD[pool] in CARDS, pool
+
+
+def test_the_hub_finds_the_worker_by_what_people_search_for():
+    words = f"{HUB['title']} {HUB['description']}".lower()
+    for word in ("transcri", "asr", "speech to text", "subtitles", "srt", "vtt", "hotwords"):
+        assert word in words, word
+    for word in ("word timestamps", "dialects", "chinese", "channel", "vllm", "qwen3-asr-1.7b"):
+        assert word in words, word
 
 
 # .runpod/tests.json
@@ -315,9 +361,42 @@ def test_one_file_names_the_default_models(default):
     assert [path.name for path in files if name in path.read_text()] == ["defaults.py"]
 
 
-def test_the_worker_tells_the_version_that_the_image_is_labelled_with():
-    assert position(r"^ARG VERSION=dev$") < position(r"^ENV WORKER_VERSION=\$\{VERSION\}$")
-    assert position(r'\bimage\.version="\$\{VERSION\}"$')
+def test_one_file_has_the_version():
+    files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("builder/*.py"), ROOT / "Dockerfile", WORKFLOW]
+    assert [path.name for path in files if VERSION in path.read_text()] == ["version.py"]
+
+
+def test_the_newest_changes_in_the_changelog_are_those_of_the_version():
+    newest = re.search(r"^## (.+)$", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.M)
+    assert newest[1] == VERSION
+
+
+def version_step(tag: str, folder: Path) -> subprocess.CompletedProcess:
+    """The workflow's step that reads the version, run by bash for a build of that tag."""
+    step = re.search(
+        r"^ *- name: Version.*?\n *run: \|\n(.*?)(?=^ *- )", WORKFLOW.read_text(), re.M | re.S
+    )
+    environment = os.environ | {"TAG": tag, "GITHUB_ENV": str(folder / "environment")}
+    return subprocess.run(
+        ["bash", "-e"], input=step[1], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def test_a_tag_is_built_only_where_it_is_the_version(tmp_path):
+    for tag in ("", VERSION, f"v{VERSION}"):
+        assert version_step(tag, tmp_path).returncode == 0, tag
+    told = (tmp_path / "environment").read_text().splitlines()
+    assert told == [f"VERSION={VERSION}"] * 3
+    refused = version_step("0.9", tmp_path)
+    assert refused.returncode == 1 and f"it must be {VERSION}," in refused.stdout
+
+
+def test_the_images_in_the_registry_are_labelled_with_version_and_source():
+    builds = re.findall(r"docker build(?:.*\\\n)*.*", WORKFLOW.read_text())
+    assert len(builds) == 2
+    for build in builds:
+        assert '--label org.opencontainers.image.version="$VERSION"' in build
+        assert '--label org.opencontainers.image.source="$SOURCE"' in build
 
 
 def test_baked_weights_lie_where_the_worker_looks_and_apart_from_what_it_fetches():
@@ -354,12 +433,21 @@ def test_the_build_context_holds_what_is_copied_and_nothing_else():
 # builder/check_image.py
 
 
+def imported_by(tree: ast.AST) -> set[str]:
+    """The packages that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
 def test_the_check_imports_every_package_that_the_code_imports():
-    modules = {
-        name
-        for path in ROOT.glob("src/**/*.py")
-        for name in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)
-    }
+    modules = set()
+    for path in ROOT.glob("src/**/*.py"):
+        modules |= imported_by(ast.parse(path.read_text()))
     ours = {path.stem for path in ROOT.glob("src/**/*")}
     assert modules - ours - sys.stdlib_module_names <= set(check_image.IMPORTED)
 

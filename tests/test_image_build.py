@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 DEADLINE_SECONDS = 300
 TOKEN = "hf_never_in_a_layer"
 CHANGED = ("handler.py", "contract/settings.py")
+COPIED = ("Dockerfile", ".dockerignore", "LICENSE", "requirements.txt", "builder", "src")
 COMMANDS = (
     "sh",
     "cat",
@@ -159,7 +160,7 @@ def write_stub(folder: Path) -> None:
 
 def write_context(folder: Path) -> Path:
     """A checkout: the files that the build needs, and some that must not get into the image."""
-    for name in ("Dockerfile", ".dockerignore", "requirements.txt", "builder", "src"):
+    for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     (folder / "src" / "__pycache__").mkdir(exist_ok=True)
@@ -191,10 +192,6 @@ def images(tmp_path_factory) -> Iterator[dict[str, Image]]:
             "PIP_INDEX_URL=http://pip.example/simple",
             "--build-arg",
             "HF_ENDPOINT=http://hub.example",
-            "--build-arg",
-            "VERSION=1.2.3",
-            "--build-arg",
-            "SOURCE=http://git.example",
             "--build-arg",
             "MODEL_NAME=Qwen/Qwen3-ASR-1.7B",
         ],
@@ -310,8 +307,16 @@ def test_the_image_says_what_it_is(images):
         for name, value in all_labels
         if name.startswith("org.opencontainers.image.")
     }
-    assert labels.keys() == {"title", "description", "source", "licenses", "version"}
-    assert (labels["version"], labels["source"]) == ("1.2.3", "http://git.example")
+    assert labels.keys() == {"title", "description", "licenses"}
+
+
+def test_the_licences_of_the_worker_and_of_the_weights_are_in_the_image(images):
+    files = images["plain"].files
+    assert files["licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    assert (
+        b"Apache License\n                           Version 2.0"
+        in files["licenses/apache-2.0.txt"]
+    )
 
 
 def test_of_the_contract_the_build_reads_the_default_models_only(images):

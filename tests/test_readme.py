@@ -2,10 +2,14 @@
 lead somewhere.
 """
 
+import base64
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
+from contextlib import closing
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -13,19 +17,30 @@ import contract.errors as errors
 import pytest
 from contract.languages import ALIGNED_LANGUAGES as ALIGNED
 from contract.languages import LANGUAGES
-from contract.request import OUTPUT_FORMATS, SEGMENT_LEVELS, Request
+from contract.other_names import NO_FIELD, comparable, field_meant
+from contract.request import INPUT_FIELDS, OUTPUT_FORMATS, SEGMENT_LEVELS, Request
 from contract.settings import Settings
 from result.delivery import output_of
 from result.transcript import merge
 from result.usage import Usage
+from runpod.serverless import parser
 from speech.words import ChunkResult, Word
+from standin import ENDPOINT, Platform, until
 
 ROOT = Path(__file__).parent.parent
 READMES = {
     name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh-CN.md")
 }
-DOCUMENTS = [*READMES, "tests/README.md", "tests/bench/README.md", "tests/models/README.md"]
+DOCUMENTS = [
+    *READMES,
+    ".runpod/README.md",
+    "tests/README.md",
+    "tests/bench/README.md",
+    "tests/models/README.md",
+]
 ONLY_IN_CHINESE = "## 在中国大陆构建和运行"
+
+YES_NO = {"yes": True, "no": False, "是": True, "否": False}
 
 in_each = pytest.mark.parametrize("readme", READMES)
 
@@ -92,7 +107,7 @@ def test_every_setting_stands_in_the_table_with_its_default(readme):
 def test_every_error_code_stands_in_the_table_with_what_to_do(readme):
     table = rows(readme, "`error_code`")
     assert all(len(cells) == 3 and all(cells) for cells in table.values())
-    told = {code: retryable == "yes" for code, (retryable, _, _) in table.items()}
+    told = {code: YES_NO[retryable] for code, (retryable, _, _) in table.items()}
     assert told == {error.code: error.retryable for error in tree(errors.WorkerError)}
 
 
@@ -107,7 +122,7 @@ def test_every_reason_for_a_retry_stands_in_the_table(readme):
 
 @in_each
 def test_every_field_of_a_request_stands_in_the_table(readme):
-    assert set(rows(readme, "field", "字段")) == {f.name for f in fields(Request)}
+    assert set(rows(readme, "field", "字段")) == set(INPUT_FIELDS)
 
 
 def every_output() -> list[dict]:
@@ -135,7 +150,7 @@ def every_output() -> list[dict]:
         for form in OUTPUT_FORMATS
         for level in SEGMENT_LEVELS
     )
-    return [output_of(merge(chunks, 5), request) for request in requests]
+    return [output_of(merge(chunks, 5, damaged=[(0, 1)]), request) for request in requests]
 
 
 @in_each
@@ -190,7 +205,66 @@ def test_every_language_is_named_and_those_with_an_aligner_once_more(readme):
     assert set(named[1]) & set(LANGUAGES) == ALIGNED
 
 
+@in_each
+def test_every_other_name_of_a_field_leads_to_the_field_beside_it(readme):
+    table = re.search(r"^\| (?:here|这里) \|.*\n\|[-|]+\n((?:\|.*\n)+)", READMES[readme], re.M)
+    for line in table[1].splitlines():
+        here, *elsewhere = (re.findall(r"`(\w+)`", cell) for cell in line.strip("|").split("|"))
+        for name in sum(elsewhere, []):
+            meant = field_meant(name, INPUT_FIELDS)
+            assert name in here or meant in here or comparable(name) in NO_FIELD, (name, here)
+
+
+@in_each
+def test_every_measured_figure_stands_among_the_benchmarks(readme):
+    table = READMES[readme].split("| `bash tests/bench/run.sh whole_job` |")[0].splitlines()[-1]
+    table += re.search(r"whole_job` \|\n((?:\|.*\n)+)", READMES[readme])[1]
+    figures = re.findall(r"\d+(?:\.\d+)?", re.sub(r"`[^`]*`|MP3|L4", "", table))
+    benchmarks = (ROOT / "tests/bench/README.md").read_text(encoding="utf-8")
+    assert len(figures) >= 14
+    for figure in figures:
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.]*\d)", benchmarks), figure
+
+
 # snippets
+
+
+@pytest.mark.skipif(
+    not (shutil.which("curl") and shutil.which("jq")), reason="curl or jq is not installed"
+)
+@in_each
+def test_a_local_file_too_large_for_a_command_line_arrives_whole(readme, tmp_path):
+    (block,) = [b for b in code_blocks(READMES[readme], "bash") if "audio_base64" in b]
+    recording = os.urandom(1_500_000)
+    (tmp_path / "talk.mp3").write_bytes(recording)
+    with closing(Platform()) as platform:
+        block = block.replace("https://api.runpod.ai/v2", platform.base_url)
+        block = block.replace("ENDPOINT_ID", ENDPOINT)
+        with subprocess.Popen(["bash", "-c", block], cwd=tmp_path) as client:
+            until(lambda: platform.jobs or client.poll() is not None, 60)
+            ((job_id, job),) = platform.jobs.items()
+            platform.cancel(job_id)
+    assert base64.b64decode(job.request["input"]["audio_base64"]) == recording
+
+
+@in_each
+def test_every_option_of_the_handler_is_one_of_the_sdk(readme):
+    blocks = "\n".join(code_blocks(READMES[readme], "bash")).replace("\\\n", "")
+    commands = re.findall(r"handler\.py( .*?)(?: >.*)?$", blocks, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        parser.parse_args(shlex.split(command, comments=True))
+
+
+def test_the_hubs_page_has_valid_blocks_and_pictures_that_are_shown_anywhere():
+    page = (ROOT / ".runpod/README.md").read_text(encoding="utf-8")
+    for block in code_blocks(page, "json"):
+        assert set(json.loads(block)) <= response_fields("README.md")
+    inputs = [json.loads(code) for code in re.findall(r"`(\{\"[^`]+\})`", page)]
+    assert {key for given in inputs for key in given} <= {*INPUT_FIELDS, "policy"} - {"audio_url"}
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):
+        address, _, path = picture.partition("OWNER/REPO/main/")
+        assert address == "https://raw.githubusercontent.com/" and (ROOT / path).is_file()
 
 
 @in_each
@@ -311,10 +385,13 @@ def test_both_have_the_same_headings_tables_and_code():
     assert english == chinese
 
 
-def test_every_figure_of_the_sizes_stands_in_both():
+FIGURES = ("Sizing", "What is measured"), ("选型", "实测数据")  # the sections with figures
+
+
+def test_every_figure_of_the_sizes_and_measures_stands_in_both():
     sections = (
-        re.search(rf"^## {head}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
-        for head, text in zip(("Sizing", "选型"), READMES.values())
+        "".join(re.search(rf"^## {head}\n.*?^(?=## )", text, re.M | re.S)[0] for head in heads)
+        for heads, text in zip(FIGURES, READMES.values())
     )
     english, chinese = (
         re.findall(

@@ -153,7 +153,7 @@ def test_a_start_without_vllm_is_one_sentence_that_names_it(tmp_path):
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if not path.name.startswith("vllm"):
             (tmp_path / path.name).symlink_to(path)
-    out = start_without_packages(HANDLER, PYTHONPATH=str(tmp_path))
+    out = start_without_packages(HANDLER, "--rp_serve_api", PYTHONPATH=str(tmp_path))
     assert out.returncode == 1
     assert out.stderr.endswith(f"error: No module named 'vllm'. {ADVICE}")
     assert "Traceback" not in out.stderr

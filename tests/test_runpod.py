@@ -27,12 +27,12 @@ from material import ENGLISH
 from recording.chunk import SAMPLE_RATE
 from standin import ENDPOINT, Platform, running_worker, until
 from test_entry_points import HANDLER, START_SECONDS, members
-from test_shutdown import half_a_file
+from test_shutdown import failed_with, half_a_file
 from test_standin import CLIENT, JAVASCRIPT, NODE
 from utterance import plain
 
 LONG_SECONDS = 3600
-RESULT_BYTES = 20_000  # MAX_RESULT_BYTES of the worker: a recording of some minutes is over it
+RESULT_BYTES = 12_000  # MAX_RESULT_BYTES of the worker: a recording of some minutes is over it
 
 
 class Worker:
@@ -104,8 +104,8 @@ def platform(worker) -> Platform:
 
 @pytest.fixture(scope="module")
 def recordings(file_server) -> dict[str, str]:
-    """URLs of a few seconds, of some minutes and of an hour of speech."""
-    minutes = clips.recording(ENGLISH, 200, 5).pcm
+    """URLs of a few seconds, of two minutes and of an hour of speech."""
+    minutes = clips.recording(ENGLISH, 120, 5).pcm
     soundfile.write(file_server.folder / "short.wav", SHORT.pcm, SAMPLE_RATE)
     soundfile.write(file_server.folder / "minutes.wav", minutes, SAMPLE_RATE)
     with soundfile.SoundFile(file_server.folder / "long.flac", "w", SAMPLE_RATE, 1) as file:
@@ -282,6 +282,19 @@ def test_the_readmes_javascript_waits_and_asks(platform, recordings):
     assert found == 1 and f"COMPLETED {SHORT.text}" in output and output.count("COMPLETED") >= 2
 
 
+def test_the_readmes_clients_show_why_a_job_failed(platform, file_server):
+    missing = file_server.url("missing.mp3")
+    code = snippet("Clients", "python", platform, missing)
+    lines = printed(
+        [sys.executable, "-"], code, RUNPOD_ENDPOINT_BASE_URL=platform.base_url
+    ).splitlines()
+    assert "answered 404" in lines[0] and lines[-1].startswith("FAILED {")
+    assert "answered 404" in lines[-1]
+    if shutil.which("curl") and shutil.which("jq"):
+        answer = printed(["bash"], snippet("Clients", "bash", platform, missing)).splitlines()[-1]
+        assert "answered 404" in json.loads(answer)["output"]["error_message"]
+
+
 def test_the_readmes_webhook_gets_what_status_shows(platform, recordings, hook):
     url, bodies, _ = hook
     (fragment,) = re.findall(r'`("webhook": "[^`]+")`', README)
@@ -367,13 +380,14 @@ def test_a_cancelled_job_leaves_no_file_and_no_decoder_and_another_job_completes
     assert worker.files() == [] and worker.decoders() == []
 
 
-def test_a_job_fails_with_deadline_exceeded_before_the_platform_kills_it(worker, platform, long):
-    job_id = platform.submit(long, policy={"executionTimeout": 10_000})
-    body = platform.wait(job_id, 60)
-    assert body["status"] == "FAILED" and body["output"] == {
-        "error_code": "deadline_exceeded",
-        "retryable": True,
-    }
+def test_a_job_fails_with_deadline_exceeded_before_the_platform_kills_it(
+    worker, platform, recordings, file_server
+):
+    """Half of its recording never comes."""
+    with half_a_file(file_server.folder / "minutes.wav") as endless:
+        job_id = platform.submit({"audio_url": endless}, policy={"executionTimeout": 10_000})
+        body = platform.wait(job_id, 60)
+    assert failed_with(body, "deadline_exceeded", retryable=True)
     assert "10000 ms" in body["error"]
     until(lambda: worker.files() == [] and worker.decoders() == [])
 
@@ -447,10 +461,7 @@ def test_when_the_engine_is_killed_its_jobs_fail_at_once_and_the_worker_ends_to_
         worker.engine().kill()
         for job_id in jobs:
             body = platform.wait(job_id, 30)
-            assert body["status"] == "FAILED" and body["output"] == {
-                "error_code": "engine_dead",
-                "retryable": True,
-            }
+            assert failed_with(body, "engine_dead", retryable=True)
             assert platform.jobs[job_id].stop_pod and platform.jobs[job_id].answers == 1
         assert worker.process.wait(60) == 0
         assert members(worker.process.pid) == []

@@ -31,7 +31,6 @@ OTHER = {  # setting → a valid value that is not its default, as text and as r
     "SHUTDOWN_TIMEOUT_SECONDS": ("20", 20.0),
     "MAX_RESULT_BYTES": ("20000", 20_000),
     "BUCKET_NAME": ("talks", "talks"),
-    "WORKER_VERSION": ("1.2", "1.2"),
 }
 BUCKET = {
     "BUCKET_ENDPOINT_URL": "https://s3.example.com",

@@ -142,10 +142,13 @@ def bucket(port: int) -> dict:
 
 
 def stopped(body: dict) -> bool:
-    return body["status"] == "FAILED" and body["output"] == {
-        "error_code": "worker_stopped",
-        "retryable": True,
-    }
+    return failed_with(body, "worker_stopped", retryable=True)
+
+
+def failed_with(body: dict, code: str, retryable: bool) -> bool:
+    """Whether a job's answer says so, with its sentence in both places."""
+    expected = {"error_message": body["error"], "error_code": code, "retryable": retryable}
+    return body["status"] == "FAILED" and body["output"] == expected
 
 
 @pytest.mark.parametrize("fault", ["aligner", "engine"])

@@ -10,6 +10,7 @@ import soundfile
 import speech.tail as tail
 from contract.errors import RecognitionError
 from contract.settings import Settings
+from contract.version import VERSION
 from material import ENGLISH, silence
 from recording.chunk import SAMPLE_RATE
 from result.usage import STAGES, Usage
@@ -22,7 +23,6 @@ SETTINGS = Settings(
     model_name="Qwen/Qwen3-ASR-0.6B",
     aligner_name="Qwen/Qwen3-ForcedAligner-0.6B",
     model_revision="v1",
-    worker_version="1.2",
 )
 PCM = np.concatenate([part for u in ENGLISH[:5] for part in (u.pcm, silence(0.5))])
 
@@ -99,7 +99,7 @@ def test_models_have_their_name_and_revision_and_a_local_folder_its_last_part(
         "Qwen/Qwen3-ForcedAligner-0.6B",
         "main",
     )
-    assert usage["worker_version"] == "1.2"
+    assert usage["worker_version"] == VERSION
     usage = job()[0]["usage"]
     assert (usage["model"], usage["aligner"]) == ("asr", "aligner")
 

@@ -1,17 +1,24 @@
 """The page of a transcript: what it holds for every result, and how it behaves in a browser."""
 
+import base64
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
+import time
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import browser
 import numpy as np
 import pytest
 import view
+import view_page
+import view_result
+import view_texts
 from hypothesis import given
 from hypothesis import strategies as st
 from recording.chunk import SAMPLE_RATE
@@ -22,6 +29,26 @@ SECONDS = 20.0
 
 def word(text: str, start: float, **more: object) -> dict:
     return {"start": start, "end": start + 0.4, "text": text} | more
+
+
+def result(text: str, language: str | None = None, **more: object) -> dict:
+    """A result whose words are half a second apart, each with the fields of `more`."""
+    segments = []
+    for found in re.finditer(r"\w+", text):
+        place = {"offset": found.start(), "length": len(found[0])}
+        segments.append(word(found[0], len(segments) / 2) | place | more)
+    return {"text": text, "language_detected": language, "segments": segments}
+
+
+def call() -> dict:
+    """Two channels: the second interrupts a sentence of the first, which goes on meanwhile."""
+    said = result("I think that we «Yes.» should go. Goodbye.", "English")
+    for segment, (channel, start) in zip(
+        said["segments"],
+        [(0, 0.0), (0, 0.5), (0, 1.0), (0, 1.5), (1, 1.8), (0, 2.0), (0, 2.5), (1, 5.0)],
+    ):
+        segment |= {"channel": channel, "start": start, "end": start + 0.4}
+    return said
 
 
 # every state that the page marks, three scripts, and a text that tries to become markup
@@ -81,10 +108,22 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+def shown(page: str) -> str:
+    """The text of a page, without its markup, style and scripts."""
+    body = re.sub(r"<(style|script)[ >].*?</\1>", "", page, flags=re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]*>", " ", body))
+
+
+def subtitles(page: str, suffix: str) -> str:
+    """What a download link of the page holds."""
+    link = rf'<a download="[^"]*\.{suffix}" href="data:[\w/-]+;base64,([^"]*)">'
+    return base64.b64decode(re.search(link, page)[1]).decode()
+
+
 def sentences(page: str) -> list[str]:
     return [
         html.unescape(re.sub(r"<[^>]*>", "", s))
-        for s in re.findall(r'<p dir="auto"(?: lang="\w+")?>(.*?)</p>', page)
+        for s in re.findall(r'<div class="s"[^>]*>.*?<p[^>]*>(.*?)</p>', page)
     ]
 
 
@@ -113,9 +152,28 @@ def test_a_large_recording_is_linked_by_its_relative_path(tmp_path, recording, m
     (tmp_path / "pages").mkdir()
     file = tmp_path / "a talk.wav"
     file.write_bytes(recording.read_bytes())
-    view.write(tmp_path / "pages" / "page.html", RESULT, file, "talk")
+    view.write(tmp_path / "pages" / "page.html", RESULT, str(file), "talk")
     assert 'src="../a%20talk.wav"' in (tmp_path / "pages" / "page.html").read_text()
     assert "must stay where it is" in capsys.readouterr().err
+
+
+def test_a_recording_by_url_is_linked_and_no_other_page_may_load_from_a_host(tmp_path, capsys):
+    url = "https://example.com/a%20talk.mp3?part=1&key=2"
+    view.write(tmp_path / "page.html", RESULT, url, view.name_of(url))
+    page = (tmp_path / "page.html").read_text()
+    assert 'src="https://example.com/a%20talk.mp3?part=1&amp;key=2"' in page
+    assert "media-src data: file: 'self' http: https:;" in page
+    assert "<title>a talk.mp3</title>" in page and "needs the network" in capsys.readouterr().err
+    assert "http" not in re.search("Content-Security-Policy.*", view_page.render(RESULT, "t"))[0]
+
+
+def test_a_page_is_named_after_its_recording():
+    for recording, name in (
+        ("talks/a talk.mp3", "a talk.mp3"),
+        ("https://example.com/x/a%20talk.mp3?key=1#t=3", "a talk.mp3"),
+        ("https://example.com/", "example.com"),
+    ):
+        assert view.name_of(recording) == name
 
 
 def test_the_waveform_follows_the_sound(recording):
@@ -133,7 +191,7 @@ def test_runpods_envelope_gives_the_same_page():
         "executionTime": 2,
         "output": RESULT,
     }
-    assert view.result_in(wrapped) is RESULT and view.result_in(RESULT) is RESULT
+    assert view_result.result_in(wrapped) is RESULT and view_result.result_in(RESULT) is RESULT
 
 
 @pytest.mark.parametrize(
@@ -159,8 +217,8 @@ def test_runpods_envelope_gives_the_same_page():
     ],
 )
 def test_a_result_without_a_transcript_is_refused_with_one_sentence(answer, said):
-    with pytest.raises(view.Unviewable, match=said):
-        view.result_in(answer)
+    with pytest.raises(view_result.Unviewable, match=said):
+        view_result.result_in(answer)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +234,17 @@ def test_a_result_without_a_transcript_is_refused_with_one_sentence(answer, said
             {"segments": [{"text": "One", "start": 0, "end": float("nan")}]},
             r"segments\[0\].end is nan",
         ),
+        (
+            {"segments": [word("One", 0, offset=0), word("ne", 1, offset=1)]},
+            "'One' and 'ne' overlap in the text",
+        ),
         ({"failed_spans": [3]}, r"failed_spans\[0\].start is None"),
         ({"retries": "loop"}, "retries is 'loop'; it must be a list"),
     ],
 )
 def test_a_malformed_field_is_named(broken, said):
-    with pytest.raises(view.Unviewable, match=said):
-        view.render({"text": "One.", "segments": [word("One", 0)]} | broken, "t")
+    with pytest.raises(view_result.Unviewable, match=said):
+        view_page.render({"text": "One.", "segments": [word("One", 0)]} | broken, "t")
 
 
 def test_a_file_that_is_no_json_or_no_recording_ends_with_one_line(tmp_path):
@@ -212,8 +274,8 @@ def test_no_text_becomes_markup_or_a_placeholder(texts):
         "language_detected": texts[0],
         "warnings": texts,
     }
-    empty = view.render({"text": "", "segments": []}, "")
-    page = view.render(hostile, texts[0])
+    empty = view_page.render({"text": "", "segments": []}, "")
+    page = view_page.render(hostile, texts[0])
     assert (
         page.count("<script") == empty.count("<script")
         and "<b>" not in page
@@ -226,7 +288,7 @@ def test_no_text_becomes_markup_or_a_placeholder(texts):
 
 
 def test_sentences_show_the_language_and_the_state_of_their_words():
-    page = view.render(RESULT, "t")
+    page = view_page.render(RESULT, "t")
     assert (
         "".join(sentences(page)).replace(" ", "") == RESULT["text"].replace(" ", "")
         and len(sentences(page)) == 5
@@ -234,13 +296,13 @@ def test_sentences_show_the_language_and_the_state_of_their_words():
     assert marked(page, "estimated") == ["script", "img"]
     assert marked(page, "mended") == ["src", "x", "onerror", "alert", "1", "you"]
     assert marked(page, "kept") == ["مرحبا", "بالعالم"] and marked(page, "now") == []
-    assert re.findall(r'<p dir="auto" lang="(\w+)"', page) == ["en", "en", "zh", "ar", "en"]
+    assert re.findall(r'<p lang="(\w+)"', page) == ["en", "en", "zh", "ar", "en"]
 
 
 def test_failed_spans_and_retries_stand_at_their_times():
     blocks = re.findall(
-        r'<div class="(s|note \w+)">.*?data-at="([\d.]+)".*?<p[^>]*>(.*?)</p>',
-        view.render(RESULT, "t"),
+        r'<div class="(s|note \w+)"[^>]*>.*?data-at="([\d.]+)".*?<p[^>]*>(.*?)</p>',
+        view_page.render(RESULT, "t"),
     )
     assert [(kind, float(at)) for kind, at, _ in blocks] == [
         ("s", 0.2),
@@ -259,7 +321,7 @@ def test_failed_spans_and_retries_stand_at_their_times():
 
 
 def test_the_timeline_shows_spans_as_shares_of_the_recording():
-    page = view.render(RESULT, "t", seconds=20.0)
+    page = view_page.render(RESULT, "t", view_page.Media(seconds=20.0))
     spans = re.findall(r'<i class="span (\w+)" style="left:([\d.]+)%;width:([\d.]+)%">', page)
     assert {
         ("failed", "65.000", "15.000"),
@@ -277,41 +339,171 @@ def test_the_timeline_shows_spans_as_shares_of_the_recording():
 
 def test_the_legend_names_what_occurs_and_nothing_else():
     legend = re.compile(r'<i class="key (\w+)">')
-    assert legend.findall(view.render(RESULT, "t")) == [
+    assert legend.findall(view_page.render(RESULT, "t")) == [
         "heard",
         "estimated",
         "mended",
         "kept",
         "failed",
     ]
-    assert legend.findall(view.render({"text": "One.", "segments": [word("One", 0)]}, "t")) == [
-        "heard"
-    ]
+    assert legend.findall(
+        view_page.render({"text": "One.", "segments": [word("One", 0)]}, "t")
+    ) == ["heard"]
 
 
 def test_sentences_without_words_and_an_empty_result_are_shown():
     spoken = {"text": "One two. Three.", "segments": [word("One two.", 0), word("Three.", 5)]}
-    assert sentences(view.render(spoken, "t")) == ["One two.", "Three."]
-    assert "nothing heard" in view.render(
+    assert sentences(view_page.render(spoken, "t")) == ["One two.", "Three."]
+    assert "nothing heard" in view_page.render(
         {"text": "", "segments": [], "language_detected": None}, "t"
     )
 
 
-def test_ten_hours_of_words_make_a_page_of_some_megabytes():
-    """100 000 words and 600 retries; sentences out of sight are not laid out."""
-    segments = [word("word", i * 0.36) | {"end": i * 0.36 + 0.3} for i in range(100_000)]
+def test_speech_is_what_the_legend_calls_the_green_spans():
+    assert '<li><i class="key heard"></i> speech</li>' in view_page.render(RESULT, "t")
+
+
+def test_a_silent_page_has_no_controls_and_no_hints_for_playing():
+    silent = view_page.render(RESULT, "t")
+    playing = view_page.render(RESULT, "t", view_page.Media("talk.mp3"))
+    assert len(re.findall(r"<(?:button|label)[^>]* hidden>", silent)) == 3
+    assert not re.search(r"<(?:button|label)[^>]* hidden>", playing)
+    assert "Space plays" in playing and not re.search("[Ss]pace|plays", shown(silent))
+
+
+def test_no_script_is_slanted():
+    assert "italic" not in view_page.render(RESULT, "t")
+
+
+def test_rows_begin_on_the_side_where_their_language_does():
+    for text, language, direction in (
+        ("سلام دنیا.", "Persian", "rtl"),
+        ("YouTube یک سایت است.", "Persian", "rtl"),
+        ("2024 كان عاما.", "Arabic", "rtl"),
+        ("«مرحبا»", None, "rtl"),
+        ("שלום", None, "rtl"),
+        ("The word سلام.", "English", "ltr"),
+        ("नमस्ते।", "Hindi", "ltr"),
+        ("42.", None, "ltr"),
+    ):
+        page = view_page.render(result(text, language), "t")
+        rows = re.findall(r'<div class="s"( dir="rtl")?>', page)
+        assert {*rows} == {' dir="rtl"' if direction == "rtl" else ""}, text
+
+
+def test_where_all_times_are_estimated_one_line_says_it():
+    line = "All times are estimated, not measured."
+    hindi = result("नमस्ते दुनिया।", "Hindi", estimated=True)
+    page = view_page.render(hindi, "t")
+    assert shown(page).count("estimated") == 1 and line in shown(page)
+    assert marked(page, "estimated") == []
+    said = hindi | {"warnings": ["The times of Hindi are estimated."]}
+    page = view_page.render(said, "t")
+    assert shown(page).count("estimated") == 1 and line not in shown(page)
+    assert line not in shown(view_page.render(result("One. Two.", estimated=False), "t"))
+    assert line not in shown(view_page.render(RESULT, "t"))
+
+
+def test_words_of_low_confidence_are_paler_and_in_the_legend():
+    said = result("One two three four.")
+    for segment, confidence in zip(said["segments"], [0.49, 0.5, 1.0, None]):
+        segment["confidence"] = confidence
+    page = view_page.render(said, "t")
+    assert marked(page, "doubtful") == ["One"]
+    assert "the model is unsure of the word (1)" in shown(page)
+    assert "unsure" not in shown(view_page.render(RESULT, "t"))
+
+
+def test_the_sentences_of_a_call_have_the_label_of_their_channel():
+    page = view_page.render(call(), "t")
+    labels = re.findall(r'<span class="channel" dir="auto">([^<]*)</span>', page)
+    assert sentences(page) == ["I think that we should go.", "«Yes.»", "Goodbye."]
+    assert labels == ["channel 0", "channel 1", "channel 1"]
+    assert 'class="channel"' not in view_page.render(RESULT, "t")
+
+
+def word_times(page: str) -> list[list[int]]:
+    """[starts, ends] of the words in milliseconds, as the page's script reads them."""
+    return json.loads(re.search(r'type="application/json">(.*?)<', page)[1])
+
+
+def test_the_times_of_the_words_are_in_the_order_of_the_page():
+    starts, ends = word_times(view_page.render(call(), "t"))
+    assert starts == [0, 500, 1000, 1500, 2000, 2500, 1800, 5000]
+    assert ends == [start + 400 for start in starts]
+
+
+def test_channels_whose_texts_follow_each_other_are_shown_in_order_of_time():
+    said = result("One two. Three. Four. Five.")
+    for segment, (channel, start) in zip(
+        said["segments"], [(0, 0.0), (0, 0.5), (0, 6.0), (1, 3.0), (1, 9.0)]
+    ):
+        segment |= {"channel": channel, "start": start, "end": start + 0.4}
+    said["segments"].sort(key=lambda segment: segment["start"])
+    page = view_page.render(said, "t")
+    assert sentences(page) == ["One two.", "Four.", "Three.", "Five."]
+    assert word_times(page)[0] == [0, 500, 3000, 6000, 9000]
+
+
+def test_the_subtitles_of_the_page_are_those_of_the_worker():
+    page = view_page.render(result("Fish & chips. 你好。", "English"), "a <talk>.mp3")
+    assert subtitles(page, "srt").startswith("1\n00:00:00,000 --> 00:00:0")
+    assert subtitles(page, "vtt").startswith("WEBVTT\n")
+    assert "Fish & chips." in subtitles(page, "srt")
+    assert "Fish &amp; chips." in subtitles(page, "vtt")
+    assert 'download="a &lt;talk&gt;.srt"' in page
+    assert "<a download" not in view_page.render({"text": "", "segments": []}, "t")
+    cues = re.findall(r"--> .*\n(.*)", subtitles(view_page.render(call(), "t"), "srt"))
+    assert cues == ["I think that we should go.", "«Yes.»", "Goodbye."]
+
+
+def test_a_chinese_transcript_has_a_chinese_page():
+    for language, name in (("Chinese", "中文"), ("Cantonese", "粤语")):
+        said = result("你好 世界", language, confidence=0.1, channel=0)
+        said["segments"][0]["estimated"] = True
+        spans = {key: RESULT[key] for key in ("failed_spans", "retries")}
+        page = view_page.render(said | spans, "t", view_page.Media("talk.mp3"))
+        assert '<html lang="zh-CN">' in page and f"{name} · " in shown(page)
+        english = {*re.findall("[A-Za-z_]+", shown(page))}
+        reasons = {"timeout", "loop", "too_much", "language"}
+        assert english == {"t", "abc", "SRT", "VTT"} | reasons
+    for language in ("English", "Japanese", None):
+        page = view_page.render(result("One.", language), "t")
+        assert '<html lang="en">' in page and not re.search("[\u4e00-\u9fff]", shown(page))
+
+
+def test_the_pages_texts_exist_in_both_languages_and_are_all_used():
+    english, chinese = view_texts.TEXTS["en"], view_texts.TEXTS["zh-CN"]
+    code = view_page.TEMPLATE.read_text() + Path(view_page.__file__).read_text()
+    for name, text in english.items():
+        places = [{*re.findall(r"\{\w+\}", each)} for each in (text, chinese[name])]
+        assert places[0] == places[1], name
+        assert re.search(rf'\{{\{{{name}\}}\}}|"{name}"|\[\'{name}\'\]', code), name
+    assert english.keys() == chinese.keys()
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
+def test_the_pages_script_is_javascript(tmp_path):
+    """Where Chromium is missing, this is the only test that reads the script."""
+    script = view_page.TEMPLATE.read_text().partition("<script>")[2].partition("</script>")[0]
+    (tmp_path / "script.js").write_text(script)
+    command = ["node", "--check", tmp_path / "script.js"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_hours_of_words_make_a_page_of_a_megabyte_and_a_half():
+    """Sentences out of sight are not laid out, so that ten hours scroll too."""
+    count = 20_000
+    segments = [word("word", i * 0.36) | {"end": i * 0.36 + 0.3} for i in range(count)]
     retries = [
         {"start": i * 60, "end": i * 60 + 50, "reasons": ["loop"], "outcome": "mended"}
-        for i in range(600)
+        for i in range(120)
     ]
-    page = view.render(
-        {"text": " ".join(["word"] * 100_000), "segments": segments, "retries": retries}, "t"
-    )
-    assert (
-        page.count('<span class="w') == 100_000
-        and len(page) < 8_000_000
-        and "content-visibility: auto" in page
-    )
+    said = {"text": " ".join(["word"] * count), "segments": segments, "retries": retries}
+    page = view_page.render(said, "t")
+    assert page.count('<span class="w') == count and len(page) < 1_600_000
+    assert "content-visibility: auto" in page
 
 
 # in a browser
@@ -328,7 +520,7 @@ def tab():
 @pytest.fixture
 def page(tab, tmp_path, recording):
     """The tab with the page of RESULT and its recording."""
-    view.write(tmp_path / "page.html", RESULT, recording, "A talk")
+    view.write(tmp_path / "page.html", RESULT, str(recording), "A talk")
     tab.requests.clear()
     tab.complaints.clear()
     tab.open(tmp_path / "page.html")
@@ -381,10 +573,11 @@ def test_a_click_on_a_word_or_a_time_plays_from_there(page):
 
 
 def test_the_page_can_be_used_by_keyboard_alone(page):
-    page.press("Tab", 4)
-    assert page.value(FOCUS) == 0, (
-        "play, position and follow come before the words, which are one stop"
-    )
+    for stop in ("search", "copy", "", "", "play", "speed", "follow", "position"):
+        page.press("Tab")
+        assert page.value("document.activeElement.id") == stop
+    page.press("Tab")
+    assert page.value(FOCUS) == 0, "the words are one stop"
     page.press("ArrowRight", 2)
     assert page.value(FOCUS) == 2 and page.value("audio.currentTime") == STARTS[2]
     assert page.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
@@ -407,6 +600,98 @@ def test_left_goes_forward_in_a_text_from_right_to_left(page):
     assert page.value("getComputedStyle(document.activeElement.closest('p')).direction") == "rtl"
     page.press("ArrowLeft")
     assert page.value(FOCUS) == ARABIC[1]
+
+
+def test_the_speed_of_playing_can_be_chosen(page):
+    page.value("$('speed').focus()")
+    page.press("ArrowDown", 2)
+    assert page.until("audio.playbackRate") == 1.5 and page.value("last") == -1
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + browser.WAIT_SECONDS
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def search_for(page: browser.Tab, text: str) -> None:
+    page.value("$('search').focus()")
+    page.call("Input.insertText", text=text)
+
+
+SHOWN = "sentences.filter(s => s.offsetParent).map(s => s.querySelector('p').textContent)"
+FOUND = "[...CSS.highlights.get('found')].map(String)"
+
+
+def test_a_search_shows_the_sentences_that_have_the_text(page):
+    search_for(page, "THE")
+    assert page.value(SHOWN) == ["Hello there.", "The end."]
+    assert page.value(FOUND) == ["the", "The"] and page.value("$('count').textContent") == "2 / 5"
+    assert page.value("[...notes].every(n => !n.offsetParent)")
+    page.press("Enter")
+    assert page.value(FOCUS) == 0
+    page.press("ArrowRight", 2)
+    assert page.value(FOCUS) == 16, "hidden words are skipped"
+    page.press("ArrowUp")
+    assert page.value(FOCUS) == 0
+    page.value("$('search').focus()")
+    page.press("Escape")
+    assert len(page.value(SHOWN)) == 5 and page.value(FOUND) == []
+    assert page.value("$('count').textContent") == ""
+
+
+def test_a_search_takes_marks_as_they_are_and_crosses_words(page):
+    for text, found in (
+        ("x onerror=alert(1)>", ["x onerror=alert(1)>"]),
+        ("你好，世", ["你好，世"]),
+        ("hello   there", ["Hello there"]),
+        ("بالعالم", ["بالعالم"]),
+        (".*", []),
+        ("^-/\\", []),
+    ):
+        page.value("$('search').value = ''")
+        search_for(page, text)
+        assert page.value(FOUND) == found, text
+        assert len(page.value(SHOWN)) == len(found), text
+
+
+def test_keys_in_the_search_write_and_do_not_play(page):
+    search_for(page, "there")
+    page.press(" ")
+    page.press("ArrowLeft")
+    assert page.value("audio.paused && last") == -1
+    assert page.value("$('search').value") == "there "
+
+
+def test_the_text_is_copied_sentence_by_sentence(page):
+    page.value("navigator.clipboard.writeText = async (text) => { window.copied = text; }, 0")
+    page.click("#copy")
+    assert page.until("window.copied").split("\n") == sentences(view_page.render(RESULT, "t"))
+    page.until("$('copy').textContent === 'Copied'")
+    page.value("navigator.clipboard.writeText = async () => { throw new Error(); }, 0")
+    page.click("#copy")
+    assert "does not let" in page.until("$('trouble').textContent")
+
+
+def test_the_subtitles_are_saved_under_the_name_of_the_recording(page, tmp_path):
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    for n, suffix in enumerate(("srt", "vtt")):
+        page.click("a[download]", n)
+        file = tmp_path / f"A talk.{suffix}"
+        wait_until(file.exists)
+        assert file.read_text() == subtitles((tmp_path / "page.html").read_text(), suffix)
+
+
+def test_words_of_two_channels_light_up_in_the_order_of_time(tab, tmp_path):
+    view.write(tmp_path / "page.html", call(), None, "A call")
+    tab.open(tmp_path / "page.html")
+    for seconds, lit in ((1.6, "we"), (1.9, "Yes"), (2.1, "should"), (5.1, "Goodbye")):
+        tab.value(f"seek({seconds}, false)")
+        assert tab.value("document.querySelector('.now').textContent") == lit
+    tab.value("navigator.clipboard.writeText = async (text) => { window.copied = text; }, 0")
+    tab.click("#copy")
+    assert tab.until("window.copied").startswith("channel 0: I think that we should go.\nchannel 1")
 
 
 def test_the_slider_moves_the_recording(page):
@@ -432,7 +717,7 @@ def test_nothing_is_fetched_and_no_text_runs_as_script(page):
 def test_on_a_phone_nothing_overflows_and_targets_are_large_enough(page, tmp_path):
     page.open(tmp_path / "page.html", width=360, height=740, touch=True)
     assert page.value("document.documentElement.scrollWidth") == 360
-    for selector, pixels in (("#play, label, #position", 44), (".t", 24)):
+    for selector, pixels in (("#play, label, #position, #search, #copy, a", 44), (".t", 24)):
         heights = page.value(
             f"[...document.querySelectorAll('{selector}')].map(e => "
             "e.getBoundingClientRect().height)"
@@ -443,7 +728,7 @@ def test_on_a_phone_nothing_overflows_and_targets_are_large_enough(page, tmp_pat
 def test_without_a_recording_the_words_can_still_be_selected(tab, tmp_path):
     view.write(tmp_path / "page.html", RESULT, None, "A talk")
     tab.open(tmp_path / "page.html")
-    assert tab.value("audio === null && $('play').offsetParent === null")
+    assert tab.value("audio === null && !$('play').offsetParent && !$('speed').offsetParent")
     tab.click(".w", 3)
     assert tab.value(NOW) == 3
     tab.press("ArrowRight")
@@ -454,7 +739,7 @@ def test_a_recording_that_cannot_be_played_is_reported(tab, tmp_path, recording,
     monkeypatch.setattr(view, "MAX_EMBEDDED_BYTES", 0)
     file = tmp_path / "gone.wav"
     file.write_bytes(recording.read_bytes())
-    view.write(tmp_path / "page.html", RESULT, file, "A talk")
+    view.write(tmp_path / "page.html", RESULT, str(file), "A talk")
     file.unlink()
     tab.open(tmp_path / "page.html")
     assert "cannot play" in tab.until("$('trouble').textContent")

@@ -271,7 +271,7 @@ def test_a_worker_without_its_model_ends_with_that_sentence(place):
         "HF_HUB_OFFLINE": "0",
     }
     run = subprocess.run(
-        [sys.executable, HANDLER],
+        [sys.executable, HANDLER, "--rp_serve_api"],
         env=environ,
         capture_output=True,
         text=True,

@@ -48,8 +48,18 @@ class WorkerError(Exception):
     retryable = False
 
     def to_output(self) -> dict[str, Any]:
-        """The result of a failed job; RunPod marks a job with a top-level `error` FAILED."""
-        return {"error": str(self), "error_code": self.code, "retryable": self.retryable}
+        """The result of a failed job.
+
+        The SDK marks a job with an `error` FAILED and takes it out of the output, which is all
+        that RunPod's Python client shows. So the sentence is in both places.
+        """
+        sentence = str(self)
+        return {
+            "error": sentence,
+            "error_message": sentence,
+            "error_code": self.code,
+            "retryable": self.retryable,
+        }
 
 
 class InvalidRequest(WorkerError):

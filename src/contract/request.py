@@ -1,12 +1,13 @@
 """`job["input"]` → a checked `Request`. Knows the contract's fields, and nothing of the network."""
 
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeGuard
 
 from contract.audio_source import checked_headers, url_or_file
 from contract.errors import InvalidRequest
 from contract.languages import LANGUAGES, language_named
+from contract.other_names import MAX_NAMED, field_meant, warnings_for
 from contract.shown import shown
 
 SEGMENT_LEVELS = ("word", "sentence", "both")
@@ -40,20 +41,27 @@ class Request:
     track: int | str = "default"  # an audio track, from 0; "default": as players; "mix": all
     channel: int | None = None  # the only one to transcribe, from 0; None: all, mixed
     vocabulary: tuple[str, ...] = ()  # names and terms, for every chunk
+    warnings: tuple[str, ...] = ()  # no field of the input: a sentence for each unknown one
+
+
+INPUT_FIELDS = tuple(f.name for f in fields(Request) if f.name != "warnings")
 
 
 def parse_request(job_input: object, local_files: bool = False) -> Request:
     """The request in a job's input, which may be any JSON value.
 
     `local_files`: audio_url may be a path or a file: URL. Raises InvalidRequest with the field, its
-    value and what is accepted. Unknown fields are ignored. An empty string counts as not given,
-    because forms send one for each field that was not filled in.
+    value and what is accepted. An unknown field changes nothing; the request's warnings name it. An
+    empty string counts as not given, because forms send one for each field that was not filled in.
     """
     if not isinstance(job_input, dict):
         raise InvalidRequest(
             f"input is {shown(job_input)}; it must be an object with the field audio_url."
         )
     given = {name: value for name, value in job_input.items() if value != ""}.get
+    unknown = [name for name in job_input if name not in INPUT_FIELDS]
+    if given("audio_url") is None and given("audio_base64") is None:
+        _refuse_audio_by_another_name(unknown)
     start, end = _start_and_end(given("start"), given("end"))
     track, channel = _track_and_channel(given("track"), given("channel"))
     url, audio = url_or_file(given("audio_url"), given("audio_base64"), local_files)
@@ -73,7 +81,20 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
         track=track,
         channel=channel,
         vocabulary=_vocabulary(given("vocabulary")),
+        warnings=warnings_for(unknown, INPUT_FIELDS),
     )
+
+
+def _refuse_audio_by_another_name(unknown: list[str]) -> None:
+    """Raise InvalidRequest where an unknown field seems to hold the recording or its URL."""
+    for name in unknown[:MAX_NAMED]:
+        field = field_meant(name, INPUT_FIELDS)
+        if field in ("audio_url", "audio_base64"):
+            raise InvalidRequest(
+                f"audio_url is missing; the field {shown(name)} is called {field} here. "
+                "It must be the http or https URL of a recording as audio_url, "
+                "or the file in base64 as audio_base64."
+            )
 
 
 def _language(value: object) -> str | None:

@@ -78,8 +78,6 @@ class Settings:
     bucket_secret_access_key: str = field(default="", repr=False)
     bucket_name: str = ""  # "": month and year, as in the SDK
 
-    worker_version: str = "dev"  # shown in a result's usage; the image's build sets it
-
     def __post_init__(self) -> None:
         self._check_ranges()
         self._check_choices()

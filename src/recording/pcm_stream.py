@@ -188,7 +188,7 @@ class PcmStream:
         """Set `warnings`, `damaged_spans` and `found`."""
         self.warnings = tuple(_warnings(reports))
         for report in reports:
-            with suppress(KeyError, TypeError, ValueError):
+            with suppress(KeyError, TypeError, ValueError, OverflowError):
                 spans = report["spans"]
                 self.damaged_spans = tuple((int(s) / 1000, int(e) / 1000) for s, e in spans)
         peak = self._peak / FULL_SCALE
@@ -204,8 +204,8 @@ class PcmStream:
 
 
 def _warnings(reports: list[Report]) -> list[str]:
-    warnings = [report for report in reports if report["kind"] in ("warning", "damage")]
-    return [str(report["message"]) for report in warnings]
+    kinds = ("warning", "damage")
+    return [str(report["message"]) for report in reports if report["kind"] in kinds]
 
 
 @asynccontextmanager

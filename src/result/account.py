@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from contract.errors import TranscriptIncomplete
 from speech.words import ChunkResult
 
 
@@ -44,6 +45,14 @@ def check_account(results: Sequence[ChunkResult], admitted: Sequence[tuple[float
             raise LostResults(f"no result from {covered:.3f} s in the chunk to {end:.3f} s")
     if left:
         raise LostResults(f"a result from {left[-1][0]:.3f} s is in no chunk")
+
+
+def raise_if_incomplete(results: Sequence[ChunkResult]) -> None:
+    """Raise TranscriptIncomplete where some of the results are failures."""
+    failed = [result for result in results if result.failure]
+    if failed:
+        spans = [Span(result.start, result.end, "failed", result.failure) for result in failed]
+        raise TranscriptIncomplete.in_spans([span.to_output() for span in spans])
 
 
 def coverage(chunks: Sequence[ChunkResult], end: float, start: float = 0.0) -> Iterator[Span]:

@@ -77,6 +77,13 @@ def output_of(transcript: Transcript, request: Request) -> Output:
 
     A format other than JSON is under its name, beside the text.
     """
+    output = _formatted(transcript, request)
+    if request.warnings:
+        output["warnings"] = [*request.warnings, *output.get("warnings", ())]
+    return output
+
+
+def _formatted(transcript: Transcript, request: Request) -> Output:
     form = request.output_format
     if form == "json":
         return transcript.to_output(request.segment_level, request.punctuation)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.settings import Settings
+from contract.version import VERSION
 from recording.chunk import AudioChunk
 from speech.models.recogniser import Hypothesis
 
@@ -77,7 +78,7 @@ class Usage:
             "model_revision": settings.model_revision,
             "aligner": _public_name(settings.aligner_name),
             "aligner_revision": settings.aligner_revision,
-            "worker_version": settings.worker_version,
+            "worker_version": VERSION,
         }
 
 

@@ -14,6 +14,7 @@ import measure
 from measure import cost_of, in_turn, table
 
 HANDLER = Path(__file__).parent.parent.parent / "src" / "handler.py"
+REFUSED = '{"input": {"audio_url": "http://127.0.0.1/private.wav"}}'
 STEPS = {  # what the log says at the end of each
     "starting the recogniser": "import the worker and the SDK",
     "loading the aligner": "import vLLM, spawn its engine",
@@ -58,17 +59,17 @@ def run(quick: bool) -> None:
 
 
 def _ours() -> dict[str, float]:
-    """The worker as it is started, by what its log says; a job without an input ends it at once."""
+    """The worker as it is started, by what its log says; its job has an address that is refused."""
     steps, last = {}, time.monotonic()
-    command = [sys.executable, "-u", HANDLER, "--test_input", '{"input": {}}']
+    command = [sys.executable, "-u", HANDLER, "--test_input", REFUSED]
     with subprocess.Popen(
         command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"RUNPOD_LOG_LEVEL": "INFO"},
     ) as worker:
-        for line in worker.stdout:
+        for line in worker.stderr:
             for beginning, step in STEPS.items():
                 if beginning in line:
                     steps[step], last = time.monotonic() - last, time.monotonic()

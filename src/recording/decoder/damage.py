@@ -21,12 +21,17 @@ class DamagedSpans:
         self.seconds = 0.0  # lost in the part, without what lies between merged spans
         self.unplaced = 0.0  # seconds lost before the first audio, which have no place in time
 
+    @property
+    def spans(self) -> list[tuple[float, float]]:
+        """(start, end) of each, in seconds."""
+        return [(start, end) for start, end in self._spans]
+
     @classmethod
     def of_all(cls, all_damage: "list[DamagedSpans]", start: float, end: float) -> "DamagedSpans":
         """What is lost in any of these, for the part between the two seconds."""
         union = cls(start, end)
         at = start
-        for first, last in sorted(span for damage in all_damage for span in damage._spans):
+        for first, last in sorted(span for damage in all_damage for span in damage.spans):
             union.add(max(first, at), last)
             at = max(at, last)
         return union
@@ -59,7 +64,7 @@ class DamagedSpans:
             "damage",
             f"The file is damaged: {self.seconds:.1f} of {min(end, part_end) - start:.1f} seconds "
             "of audio are lost and silent; damaged_spans says which.",
-            spans=[(round(first * 1000), round(last * 1000)) for first, last in self._spans],
+            spans=[(round(first * 1000), round(last * 1000)) for first, last in self.spans],
         )
 
     def _append(self, start: float, end: float) -> None:

