@@ -125,11 +125,13 @@ def test_a_local_file_that_is_not_there_or_too_large_is_refused(worker, run, mon
 )
 def test_a_recording_without_speech_gives_an_empty_result_not_an_error(run, serve, pcm):
     output = run({"audio_url": serve("nothing.wav", pcm)})
+    assert output.pop("warnings")[-1].startswith("No words were recognised. The audio has ")
     assert without_cost(output) == NOTHING | {"duration": len(pcm) / SAMPLE_RATE}
 
 
 def test_silence_in_a_forced_language_has_no_language(run, serve):
     output = run({"audio_url": serve("silence.wav", silence(5)), "language": "English"})
+    assert len(output.pop("warnings")) == 1
     assert without_cost(output) == NOTHING | {"duration": 5}
 
 

@@ -153,7 +153,7 @@ def every_output() -> list[dict]:
         for form in OUTPUT_FORMATS
         for level in SEGMENT_LEVELS
     )
-    return [output_of(merge(chunks, 5), request) for request in requests]
+    return [output_of(merge(chunks, 5, damaged=[(0, 1)]), request) for request in requests]
 
 
 @in_each

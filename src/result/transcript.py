@@ -68,7 +68,8 @@ class Transcript:
     chunks: tuple[ChunkResult, ...]  # in the order of their times
     offsets: tuple[int, ...]  # where each chunk's text begins in `text`
     spans: tuple[Span, ...]  # they tile the recording or its part
-    warning: str | None = None  # it concerns the recording as a whole
+    warnings: tuple[str, ...] = ()  # they concern the recording as a whole
+    damaged: tuple[tuple[float, float], ...] = ()  # (start, end) where the file has lost its audio
 
     @property
     def language(self) -> str | None:
@@ -193,10 +194,14 @@ class Transcript:
         }
 
     def problem_fields(self) -> Output:
-        """The fields that are there only after a problem: failed_spans, retries, warnings."""
-        warnings = [self.warning, *(chunk.warning for chunk in self.chunks)]
+        """The fields that are there only after a problem.
+
+        They are failed_spans, damaged_spans, retries and warnings.
+        """
+        warnings = [*self.warnings, *(chunk.warning for chunk in self.chunks)]
         fields: Output = {
             "failed_spans": [span.to_output() for span in self.failed],
+            "damaged_spans": [_damaged_span(start, end) for start, end in self.damaged],
             "retries": [_retries_of(chunk) for chunk in self.chunks if chunk.retries],
             "warnings": [warning for warning in dict.fromkeys(warnings) if warning],
         }
@@ -204,16 +209,20 @@ class Transcript:
 
 
 def merge(
-    chunks: Sequence[ChunkResult], end: float, warning: str | None = None, start: float = 0.0
+    chunks: Sequence[ChunkResult],
+    end: float,
+    warnings: Sequence[str] = (),
+    start: float = 0.0,
+    damaged: Sequence[tuple[float, float]] = (),
 ) -> Transcript:
     """The transcript of a recording, or of its part from `start` to `end` seconds.
 
-    `chunks` may come in any order.
+    `chunks` may come in any order. `damaged`: (start, end) where the file has lost its audio.
     """
     ordered = tuple(sorted(chunks, key=lambda chunk: chunk.start))
     text, offsets = join([chunk.text for chunk in ordered])
     spans = tuple(coverage(ordered, end, start))
-    return Transcript(text, ordered, tuple(offsets), spans, warning)
+    return Transcript(text, ordered, tuple(offsets), spans, tuple(warnings), tuple(damaged))
 
 
 def join(texts: Sequence[str]) -> tuple[str, list[int]]:
@@ -266,6 +275,10 @@ def _ends_sentence(run: Sequence[Segment], following: Segment) -> bool:
         or seconds > MAX_SENTENCE_SECONDS
         or characters > MAX_SENTENCE_CHARACTERS
     )
+
+
+def _damaged_span(start: float, end: float) -> Output:
+    return {"start": round(start, 3), "end": round(end, 3)}
 
 
 def _retries_of(chunk: ChunkResult) -> Output:
