@@ -30,7 +30,7 @@ class Packets:
         self._ends = dict.fromkeys(self._ticks, 0.0)  # latest timestamps, in seconds
         self._positions = _Positions() if _are_all_known(container, self._watched) else None
         self._is_hole = False  # since the last packet of the track
-        self._behind_holes: set[int | None] = set()  # timestamps
+        self.behind_holes: set[int | None] = set()  # timestamps, for is_behind_hole
         self.is_broken = False  # whether the demuxer gave up before the end of the file
 
     @property
@@ -52,9 +52,9 @@ class Packets:
 
         Not known where other tracks may lie there.
         """
-        if packet.pts not in self._behind_holes:
+        if packet.pts not in self.behind_holes:
             return False
-        self._behind_holes.remove(packet.pts)
+        self.behind_holes.remove(packet.pts)
         return True
 
     @property
@@ -92,7 +92,7 @@ class Packets:
         if index != self._index:
             return False
         if self._is_hole:
-            self._behind_holes.add(packet.pts)
+            self.behind_holes.add(packet.pts)
             self._is_hole = False
         return True
 

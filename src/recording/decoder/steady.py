@@ -6,7 +6,7 @@ MAX_ODD_PACKETS = 5  # in a row; then the channels of the recording have changed
 
 
 class SteadyDecoder:
-    """Decodes the packets of one track.
+    """Decodes the packets of one AAC track.
 
     A damaged AAC packet may change the channels that its decoder expects in all later packets.
     Where they change, a new decoder tells whether the packet has them.
@@ -14,7 +14,6 @@ class SteadyDecoder:
 
     def __init__(self, stream: av.AudioStream):
         self._stream = stream
-        self._is_aac = stream.codec_context.name == "aac"
         self._decoder: av.AudioCodecContext | None = None  # instead of the stream's own
         self._channels = 0
         self._odd_packets = 0
@@ -24,7 +23,7 @@ class SteadyDecoder:
         frames: list[av.AudioFrame] = (
             packet.decode() if self._decoder is None else self._decoder.decode(packet)
         )
-        if not self._is_aac or not frames:
+        if not frames:
             return frames
         channels = frames[0].layout.nb_channels
         if self._channels in (0, channels):

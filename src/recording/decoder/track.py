@@ -103,10 +103,11 @@ class Track:
         self._stream = stream
         # More are no faster, and sandbox.py allows none: WavPack and DSD would lose a packet.
         stream.codec_context.thread_count = 1
-        self._decoder = SteadyDecoder(stream)
+        codec: str = stream.codec_context.name
+        self._decoder = SteadyDecoder(stream) if codec == "aac" else None
         # A FLAC packet is one frame. Around damage the parser joins several, and PyAV 18 hides an
         # error that follows a decoded frame.
-        self._is_flac = stream.codec_context.name == "flac"
+        self._is_flac = codec == "flac"
         name: str = stream.container.format.name
         self._has_clock = name not in WITHOUT_CLOCK
         self._has_pauses = name not in WITHOUT_PAUSES
@@ -122,22 +123,28 @@ class Track:
 
     def _frames(self, packet: av.Packet) -> list[av.AudioFrame]:
         """The frames of a packet. A damaged one is counted, and has none."""
-        self._is_hole = self._packets.is_behind_hole(packet) or self._is_hole
+        if self._packets.behind_holes and self._packets.is_behind_hole(packet):
+            self._is_hole = True
         if self._skips_pages and not self._lost_bytes:
             self._lost_bytes = packet.pos or 0
-        is_junk = packet.size * self._count >= JUNK_RATIO * self._bytes > 0
         try:
-            frames = self._decoder.frames_of(packet)
-            is_damaged = self._is_flac and (len(frames) > 1 or (packet.pts is None and is_junk))
+            frames = self._decoder.frames_of(packet) if self._decoder else packet.decode()
+            is_damaged = self._is_flac and self._is_joined_flac(packet, frames)
         except av.error.FFmpegError:  # Not always InvalidDataError: damaged AAC may give EPERM.
             is_damaged = True
         if is_damaged:
             self._note_loss(packet)
             return []
+        size: int = packet.size
         self._count += 1
-        self._bytes += packet.size
-        self._largest = max(self._largest, packet.size)
+        self._bytes += size
+        if size > self._largest:
+            self._largest = size
         return frames
+
+    def _is_joined_flac(self, packet: av.Packet, frames: list[av.AudioFrame]) -> bool:
+        is_junk = packet.size * self._count >= JUNK_RATIO * self._bytes > 0
+        return len(frames) > 1 or (packet.pts is None and is_junk)
 
     def _note_loss(self, packet: av.Packet) -> None:
         if self._start is None:
