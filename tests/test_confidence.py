@@ -5,11 +5,13 @@ output, and nothing else changed by them.
 import asyncio
 import functools
 import math
+from dataclasses import replace
 
 import clips
 import pytest
-from material import BANK, CHINESE, ENGLISH, chunk_of
+from material import BANK, CHINESE, ENGLISH, chunk_of, noise
 from openai.types.audio import TranscriptionVerbose
+from recording.chunk import SAMPLE_RATE
 from speech.tokens import confidence_of, tokens_in
 from test_end_to_end import run, served
 
@@ -104,19 +106,20 @@ def test_an_answer_that_was_not_asked_for_its_tokens_has_none(worker, answers):
     assert heard.tokens == () and answers[-1].logprobs is None
 
 
-def test_a_word_that_was_drowned_in_noise_has_less_confidence(worker):
-    import numpy as np
+def test_the_start_asks_for_probabilities_so_that_no_job_waits_for_what_they_compile(
+    worker, answers
+):
+    asyncio.run(worker.fitness_check())
+    assert [answer.logprobs is None for answer in answers] == [True, False]
 
-    rng = np.random.default_rng(1)
-    means = []
-    for level in (0, 2000):
-        logprobs = []
+
+def test_speech_in_noise_has_less_confidence(worker):
+    def mean_confidence(level: float) -> float:
+        heard = []
         for u in BANK[:6]:
-            loud = u.pcm + rng.normal(0, level, len(u.pcm)) if level else u.pcm
-            pcm = np.clip(loud, -32768, 32767).astype(np.int16)
-            heard = asyncio.run(worker.asr.transcribe(chunk_of(pcm), None, "", with_tokens=True))
-            if heard.tokens:
-                logprobs.append(confidence_of(heard.tokens))
-        means.append(sum(logprobs) / max(1, len(logprobs)))
-    clean, noisy = means
-    assert clean > noisy + 0.05, means
+            noisy = u.pcm + noise(len(u.pcm) / SAMPLE_RATE, level)[: len(u.pcm)].astype(int)
+            loud = replace(u, pcm=noisy.clip(-32768, 32767).astype(u.pcm.dtype))
+            heard.append(confidence_of(transcribe(worker, loud).tokens) or 0.0)
+        return sum(heard) / len(heard)
+
+    assert mean_confidence(1) > mean_confidence(2000) + 0.05

@@ -94,8 +94,9 @@ async def check_models(asr: Recogniser, aligner: Aligner, vad_mode: int) -> None
     rules = CutRules(CHECK_SECONDS, CHECK_SECONDS, vad_mode)
     async with decode(CHECK_RECORDING, CHECK_SECONDS) as pcm:
         (chunk,) = [chunk async for chunk in split_at_pauses(pcm, rules)]
-    # With tokens, because vLLM compiles the count of their ranks at the first request for them.
-    hypothesis = await asr.transcribe(chunk, "English", "", with_tokens=True)
+    hypothesis = await asr.transcribe(chunk, "English", "")
     if hypothesis.finish_reason == "length":
         raise RecognitionError("The answer for a second of speech did not come to an end.")
+    # vLLM compiles what it needs for probabilities at the first request for them.
+    await asr.transcribe(chunk, "English", "", with_tokens=True)
     await aligner.align(chunk, CHECK_TEXT, "English")
