@@ -174,7 +174,9 @@ async def transcribe_recording(
     transcript = merge(results, pcm.end, pcm.warnings, pcm.start, pcm.damaged_spans)
     if not transcript.text:
         raise_if_incomplete(results)
-        why = await why_wordless(pcm, request, cut_rules(), settings.max_audio_seconds)
+        why = await why_wordless(
+            pcm, request, cut_rules(request.language), settings.max_audio_seconds
+        )
         transcript = replace(transcript, warnings=(*transcript.warnings, *why))
     return transcript
 
