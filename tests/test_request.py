@@ -203,7 +203,8 @@ def test_a_string_field_of_another_type_is_refused(field, value):
 
 
 @pytest.mark.parametrize(
-    "field", ["use_previous_context", "allow_partial", "punctuation", "confidence"]
+    "field",
+    ["use_previous_context", "allow_partial", "timestamps", "punctuation", "confidence"],
 )
 @pytest.mark.parametrize("value", NO_FLAGS, ids=repr)
 def test_a_flag_other_than_true_or_false_is_refused(field, value):
@@ -217,6 +218,25 @@ def test_an_unknown_segment_level_is_refused_with_the_three(value):
     assert refusal({"audio_url": URL, "segment_level": value}).endswith(
         "it must be one of: word, sentence, both."
     )
+
+
+def test_timestamps_are_asked_for_unless_they_are_declined():
+    assert parse().timestamps and parse(timestamps=None).timestamps
+    assert not parse(timestamps=False, output_format="text", confidence=True).timestamps
+
+
+@pytest.mark.parametrize(
+    "field, value, wanted",
+    [
+        ("segment_level", "word", "there are no words, so it must be left out."),
+        ("punctuation", True, "there are no words, so it must be left out."),
+        ("output_format", "srt", "it must be one of: json, text."),
+        ("output_format", "verbose_json", "it must be one of: json, text."),
+    ],
+)
+def test_without_timestamps_what_needs_them_is_refused(field, value, wanted):
+    message = refusal({"audio_url": URL, "timestamps": False, field: value})
+    assert message == f"{field} is {shown(value)}; with timestamps false {wanted}"
 
 
 @pytest.mark.parametrize("value", [*OUTPUT_FORMATS, None])

@@ -87,7 +87,8 @@ def output_of(transcript: Transcript, request: Request) -> Output:
 def _formatted(transcript: Transcript, request: Request) -> Output:
     form = request.output_format
     if form == "json":
-        return transcript.to_output(request.segment_level, request.punctuation)
+        level = request.segment_level if request.timestamps else "chunk"
+        return transcript.to_output(level, request.punctuation)
     formatted: Output = {}
     if form in ("srt", "vtt"):
         words = list(transcript.words(punctuation=True))
@@ -127,8 +128,8 @@ def _reductions(full: Output, transcript: Transcript) -> Iterator[Output]:
     text = {key: value for key, value in full.items() if key not in LARGE_FIELDS}
     if "segments" in full:
         yield _compact(full) | {"reduced_to": "compact"}
-        sentences = transcript.to_output("sentence")["segments"]
-        yield _compact(text | {"segments": sentences}) | {"reduced_to": "sentences"}
+        if sentences := transcript.to_output("sentence")["segments"]:
+            yield _compact(text | {"segments": sentences}) | {"reduced_to": "sentences"}
         text["segments"] = []
     yield text | {"reduced_to": "text"}
 
