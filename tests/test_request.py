@@ -26,6 +26,7 @@ from contract.request import (
     parse_request,
 )
 from contract.shown import shown
+from contract.subtitle_options import BOUNDS, SubtitleOptions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,9 +77,10 @@ def test_every_field_is_taken_over():
         "output_format": "srt",
     }
     job_input |= {"start": 1.5, "end": 2, "channel": 1, "vocabulary": ["Žižek"]}
-    job_input |= {"audio_headers": {"A": "b"}}
+    job_input |= {"audio_headers": {"A": "b"}, "subtitles": {"max_line_count": 1}}
     rest = ("German", "Namen: Žižek", True, True, "both", True, "srt", 1.5, 2.0, 1, ("Žižek",))
-    assert parse_request(job_input) == Request(URL, b"", {"A": "b"}, *rest)
+    subtitles = SubtitleOptions(max_line_count=1)
+    assert parse_request(job_input) == Request(URL, b"", {"A": "b"}, *rest, subtitles)
 
 
 def test_null_is_the_same_as_absent():
@@ -718,6 +720,7 @@ any_input = st.one_of(
             "end": any_json | st.floats(-1, 100, allow_subnormal=False),
             "channel": any_json | st.integers(-1, 600),
             "vocabulary": any_json | st.lists(any_text, max_size=4),
+            "subtitles": any_json | st.dictionaries(st.sampled_from([*BOUNDS]), any_json),
         },
     ),
 )

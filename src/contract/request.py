@@ -8,6 +8,7 @@ from contract.errors import InvalidRequest
 from contract.languages import LANGUAGES, language_named, script_named
 from contract.other_names import MAX_NAMED, field_meant, warnings_for
 from contract.shown import shown
+from contract.subtitle_options import SubtitleOptions, subtitle_options
 
 SEGMENT_LEVELS = ("word", "sentence", "both")
 OUTPUT_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
@@ -38,6 +39,7 @@ class Request:
     end: float | None = None  # the part ends here; None: at the end of the recording
     channel: int | None = None  # the only one to transcribe, from 0; None: all, mixed
     vocabulary: tuple[str, ...] = ()  # names and terms, for every chunk
+    subtitles: SubtitleOptions = SubtitleOptions()  # for output_format srt and vtt
     # Not fields of the input:
     warnings: tuple[str, ...] = ()  # a sentence for each unknown field
     # Of Chinese text, from the field language: one of CHINESE_SCRIPTS; None: as recognised.
@@ -63,6 +65,7 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
     if given("audio_url") is None and given("audio_base64") is None:
         _refuse_audio_by_another_name(unknown)
     start, end = _start_and_end(given("start"), given("end"))
+    output_format = _choice("output_format", given("output_format"), OUTPUT_FORMATS)
     url, audio = url_or_file(given("audio_url"), given("audio_base64"), local_files)
     return Request(
         audio_url=url,
@@ -74,11 +77,12 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
         allow_partial=_flag("allow_partial", given("allow_partial")),
         segment_level=_choice("segment_level", given("segment_level"), SEGMENT_LEVELS),
         punctuation=_flag("punctuation", given("punctuation")),
-        output_format=_choice("output_format", given("output_format"), OUTPUT_FORMATS),
+        output_format=output_format,
         start=start,
         end=end,
         channel=_channel(given("channel")),
         vocabulary=_vocabulary(given("vocabulary")),
+        subtitles=subtitle_options(given("subtitles"), output_format),
         warnings=warnings_for(unknown, INPUT_FIELDS),
         script=_script(given("language")),
     )
