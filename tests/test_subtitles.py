@@ -56,7 +56,7 @@ def speech(draw) -> list[Segment]:
             st.tuples(
                 SCRIPTS[script],
                 PUNCTUATION,
-                st.integers(1, 3000),
+                st.integers(1, 300) | st.integers(1, 3000),
                 st.sampled_from([0, 0, 1, 120, 400, 1500]),
             ),
             max_size=60,
@@ -188,6 +188,12 @@ def test_lines_and_cues_have_the_limits_that_are_asked_for():
         assert lines(cues_of(said(TALK), 99, SubtitleOptions(**options))) == expected, options
 
 
+def test_no_line_is_over_full_for_the_sake_of_a_comma():
+    words = said("aaaaaaaa aaaaaaaaa x, bbbbbbbb bbbbbbbb")
+    expected = [("aaaaaaaa aaaaaaaaa", "x, bbbbbbbb bbbbbbbb")]
+    assert lines(cues_of(words, 99, SubtitleOptions(max_line_width=20))) == expected
+
+
 def test_a_line_that_is_exactly_full_is_one_line():
     for width in (20, 42, 99):
         for first in range(1, width - 1):
@@ -225,6 +231,17 @@ def test_the_width_of_chinese_lines_is_an_option_of_its_own():
     words = words_of([(c, 0.2, 0) for c in "天地玄黄宇宙洪荒日月盈昃"], spaced=False)
     options = SubtitleOptions(max_line_width=1, max_line_width_cjk=6)
     assert lines(cues_of(words, 99, options)) == [("天地玄黄宇宙", "洪荒日月盈昃")]
+
+
+def test_a_phrase_without_spaces_is_divided_where_it_is_over_the_limits():
+    words = words_of([("ก", 0.5, 0)] * 8, spaced=False)
+    divided = (
+        ({}, [("กกกกกกกก",)]),
+        ({"max_line_width": 4}, [("กกกก", "กกกก")]),
+        ({"max_duration": 2}, [("กกกก",), ("กกกก",)]),
+    )
+    for options, expected in divided:
+        assert lines(cues_of(words, 99, SubtitleOptions(**options))) == expected, options
 
 
 def test_a_word_longer_than_a_line_stands_alone():
