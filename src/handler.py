@@ -1,12 +1,12 @@
 """The worker: a RunPod job with the URL of a recording in, a transcript with a time per word out.
 
-Job input:  audio_url (with audio_headers) or audio_base64; start, end, channel;
+Job input:  audio_url (with audio_headers) or audio_base64; start, end, track, channel;
             language ("auto", null, a name or a code), vocabulary, initial_context,
             use_previous_context; output_format, subtitles, segment_level, punctuation,
-            allow_partial.
+            confidence, allow_partial.
 Output:     language_detected, language_code, languages, duration, text, usage,
             segments [{start, end, text, offset, length}] or srt, vtt, verbose_json;
-            sentences, failed_spans, retries, warnings where there are any;
+            sentences, failed_spans, damaged_spans, retries, warnings where there are any;
             or error, error_code, retryable.
 Beside the input, policy.executionTimeout limits the job, and s3Config receives results over
 RunPod's size limit. While a job runs, /status shows its progress.
@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -53,6 +53,7 @@ try:
     from recording.pcm_stream import PcmStream, decode
     from recording.source import recording
     from recording.vad import CutRules, split_at_pauses
+    from recording.wordless import why_wordless
     from result.account import check_account, raise_if_incomplete
     from result.bucket import MAX_UPLOAD_SECONDS, bucket_for
     from result.delivery import deliver
@@ -145,7 +146,7 @@ async def transcribe_recording(
     Raises LostResults where the results do not tile the chunks.
     """
     vocabulary, outliers = asr.vocabulary(request.vocabulary), LanguageOutliers()
-    models = watched_models(usage)
+    models = watched_models(usage, request.needs_tokens)
     context = request.initial_context
     admitted: list[tuple[float, float]] = []  # (start, end) of each chunk in seconds
     tasks: list[asyncio.Task[list[ChunkResult]]] = []
@@ -155,7 +156,7 @@ async def transcribe_recording(
         decoded(request, folder, usage) as pcm,
     ):
         work = Work(request, vocabulary, models, progress, holder)
-        async for chunk in chunks_of(pcm, progress, usage):
+        async for chunk in chunks_of(pcm, request.language, progress, usage):
             with usage.time("waiting"):  # a job that waits here decodes no further
                 await gate.enter(holder, chunk_priority(chunk.index))
             admitted.append((chunk.start, chunk.end))
@@ -170,9 +171,13 @@ async def transcribe_recording(
         results = await outliers.retried(results, vocabulary, models, gate)
     check_account(results, admitted)
     results = [in_script(result, request.script) for result in results]
-    transcript = merge(results, pcm.end, pcm.warning, pcm.start)
+    transcript = merge(results, pcm.end, pcm.warnings, pcm.start, pcm.damaged_spans)
     if not transcript.text:
         raise_if_incomplete(results)
+        why = await why_wordless(
+            pcm, request, cut_rules(request.language), settings.max_audio_seconds
+        )
+        transcript = replace(transcript, warnings=(*transcript.warnings, *why))
     return transcript
 
 
@@ -198,19 +203,27 @@ async def decoded(request: Request, folder: Path, usage: Usage) -> AsyncIterator
             suffix=file.suffix,
             start=request.start,
             end=request.end,
+            track=request.track,
             channel=request.channel,
         ) as pcm,
     ):
         yield pcm
 
 
-async def chunks_of(pcm: PcmStream, progress: Progress, usage: Usage) -> AsyncIterator[AudioChunk]:
+async def chunks_of(
+    pcm: PcmStream, language: str | None, progress: Progress, usage: Usage
+) -> AsyncIterator[AudioChunk]:
     """The chunks of a recording as it is decoded, counted in its progress and usage."""
-    rules = CutRules(settings.chunk_target_seconds, settings.chunk_limit_seconds, settings.vad_mode)
     progress.phase = "decoding"
-    async for chunk in usage.chunks(split_at_pauses(pcm, rules, pcm.offset)):
+    async for chunk in usage.chunks(split_at_pauses(pcm, cut_rules(language), pcm.offset)):
         progress.seconds_known = pcm.duration
         yield chunk
+
+
+def cut_rules(language: str | None) -> CutRules:
+    """Where recordings in `language` are cut; None is for one that is to be detected."""
+    target = settings.target_seconds(language)
+    return CutRules(target, settings.chunk_limit_seconds, settings.vad_mode)
 
 
 async def transcribe_admitted(chunk: AudioChunk, context: str, work: Work) -> list[ChunkResult]:
@@ -232,9 +245,9 @@ async def transcribe_admitted(chunk: AudioChunk, context: str, work: Work) -> li
     return results
 
 
-def watched_models(usage: Usage) -> WatchedModels:
+def watched_models(usage: Usage, with_tokens: bool = False) -> WatchedModels:
     """The models for one job, whose calls `usage` counts."""
-    return WatchedModels(asr, aligner, health, settings.chunk_timeout_seconds, usage)
+    return WatchedModels(asr, aligner, health, settings.chunk_timeout_seconds, usage, with_tokens)
 
 
 async def context_after(task: asyncio.Task[list[ChunkResult]], context: str) -> str:

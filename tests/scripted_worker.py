@@ -86,7 +86,7 @@ class Recogniser(asr.Recogniser):
         self._processes = []
 
     async def _transcribe(
-        self, chunk, language, context, temperature, vocabulary
+        self, chunk, language, context, temperature, vocabulary, with_tokens
     ) -> asr.Hypothesis:
         await self._before_answer(chunk)
         count = max(1, round(WORDS_PER_SECOND * chunk.speech_seconds))

@@ -93,10 +93,15 @@ def sound_and_warning(path: Path, max_seconds: float = 3600) -> tuple[float, str
     async def collect():
         async with decode(path, max_seconds) as pcm:
             async for _ in pcm:
-                assert pcm.warning is None
-            return pcm.duration, pcm.warning
+                assert not pcm.warnings
+            return pcm.duration, one_warning(pcm)
 
     return asyncio.run(collect())
+
+
+def one_warning(pcm: pcm_stream.PcmStream) -> str | None:
+    assert len(pcm.warnings) <= 1
+    return pcm.warnings[0] if pcm.warnings else None
 
 
 def refusal(path: Path, error: type[DecodeError] = DecodeError, **limits) -> str:
@@ -428,9 +433,10 @@ def test_a_late_start_counts_in_the_declared_and_in_the_held_seconds(tmp_path, s
     assert "declares 63.0 seconds" in sound_and_warning(cut(tmp_path / f"a{suffix}", 0.5))[1]
 
 
-def test_damage_that_became_silence_gives_no_warning(tmp_path):
+def test_damage_that_became_silence_is_no_missing_audio(tmp_path):
     media.encode(MINUTE, tmp_path / "a.m4a", rate=44_100)
-    assert sound_and_warning(damaged(tmp_path / "a.m4a", 0.01))[1] is None
+    warning = sound_and_warning(damaged(tmp_path / "a.m4a", 0.01))[1]
+    assert warning and warning.startswith("The file is damaged: ")
 
 
 def test_bytes_that_arrive_later_give_no_warning(tmp_path):
@@ -444,7 +450,7 @@ def test_bytes_that_arrive_later_give_no_warning(tmp_path):
                 if not whole.exists():
                     growing.write_bytes(content)
                     whole.touch()
-            return pcm.duration, pcm.warning
+            return pcm.duration, one_warning(pcm)
 
     assert asyncio.run(warning()) == (60, None)
 
@@ -524,17 +530,6 @@ def test_a_file_that_is_not_a_recording_is_refused(tmp_path, name):
     }
     wanted = other.get(name, "is not audio or video in a known format.")
     assert message == f"The file at audio_url {wanted}"
-
-
-@pytest.mark.parametrize("suffix", [".mp3", ".m4a"])
-def test_a_recording_with_scattered_wrong_bytes_is_refused_as_damaged(tmp_path, suffix):
-    media.encode(SPEECH, tmp_path / f"a{suffix}")
-    data, chance = bytearray((tmp_path / f"a{suffix}").read_bytes()), random.Random(1)
-    # Not in the index of the M4A, which is at its end.
-    for at in chance.sample(range(1000, len(data) * 8 // 10), 300):
-        data[at] = chance.randrange(256)
-    (tmp_path / "a").write_bytes(data)
-    assert "damaged" in refusal(tmp_path / "a")
 
 
 def test_a_video_without_an_audio_track_is_refused(tmp_path):
@@ -638,30 +633,6 @@ def test_light_damage_becomes_silence_and_what_follows_keeps_its_time(tmp_path, 
     half_a_minute = 30 * SAMPLE_RATE
     late, match = lag(recording[-half_a_minute:], pcm[len(recording) - half_a_minute :])
     assert abs(late) <= 0.1 and match > 0.9
-
-
-@pytest.mark.parametrize(
-    "suffix, rate",
-    [
-        (".mp3", 44_100),
-        (".mp3", 16_000),
-        (".m4a", 44_100),
-        (".ogg", 48_000),
-        (".webm", 48_000),
-        (".flac", 16_000),
-    ],
-)
-def test_heavy_damage_is_an_error_not_a_shorter_transcript(tmp_path, suffix, rate):
-    media.encode(SPEECH, tmp_path / f"a{suffix}", rate=rate)
-    assert "damaged" in refusal(damaged(tmp_path / f"a{suffix}", 0.1))
-
-
-def test_a_hole_of_zeros_in_an_mp3_is_damage_too(tmp_path):
-    media.encode(SPEECH, tmp_path / "a.mp3", rate=44_100)
-    data = bytearray((tmp_path / "a.mp3").read_bytes())
-    data[len(data) // 4 : len(data) * 3 // 4] = bytes(len(data) * 3 // 4 - len(data) // 4)
-    (tmp_path / "b.mp3").write_bytes(data)
-    assert "damaged" in refusal(tmp_path / "b.mp3")
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".mp3", ".ogg", ".webm", ".flac"])

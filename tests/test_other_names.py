@@ -86,7 +86,7 @@ def test_of_many_long_unknown_fields_a_few_are_compared_and_named(monkeypatch):
 
 def test_the_warnings_stand_before_those_of_the_recording_in_every_format():
     words = (Word("one", 0, 1, 0),)
-    transcript = merge([ChunkResult(0, 2, 2, "one", "English", words)], 2, "The file is short.")
+    transcript = merge([ChunkResult(0, 2, 2, "one", "English", words)], 2, ("The file is short.",))
     for form in ("json", "text", "srt", "verbose_json"):
         request = Request(output_format=form, warnings=("The field was ignored.",))
         given = output_of(transcript, request)["warnings"]

@@ -25,6 +25,7 @@ from result.delivery import output_of
 from result.transcript import merge
 from result.usage import Usage
 from runpod.serverless import parser
+from speech.tokens import Token
 from speech.words import ChunkResult, Word
 from standin import ENDPOINT, Platform, until
 
@@ -137,7 +138,7 @@ def test_every_option_of_subtitles_stands_in_the_table_with_its_default_and_boun
 
 def every_output() -> list[dict]:
     """Outputs in all formats that together have every field: two languages, an estimated word, a
-    retry, a failure, a warning.
+    retry, a failure, a warning, a token.
     """
     words = Word("one", 0, 1, 0, estimated=True), Word("two", 1, 2, 4)
     chunks = [
@@ -150,9 +151,11 @@ def every_output() -> list[dict]:
             words,
             ("loop",),
             True,
-            warning="Some times are estimated.",
+            warning="Times are estimated.",
         ),
-        ChunkResult(2, 4, 2, "drei", "German", (Word("drei", 2, 3, 0),)),
+        ChunkResult(
+            2, 4, 2, "drei", "German", (Word("drei", 2, 3, 0),), tokens=(Token(1, -0.1, 0, 4),)
+        ),
         ChunkResult(4, 5, 1, failure="timeout"),
     ]
     requests = (
@@ -160,7 +163,7 @@ def every_output() -> list[dict]:
         for form in OUTPUT_FORMATS
         for level in SEGMENT_LEVELS
     )
-    return [output_of(merge(chunks, 5), request) for request in requests]
+    return [output_of(merge(chunks, 5, damaged=[(0, 1)]), request) for request in requests]
 
 
 @in_each

@@ -11,13 +11,17 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import real_models
 from contract.errors import InvalidRequest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from material import chunk_of, noise
 from recording.chunk import SAMPLE_RATE
 from speech.models.aligner import Aligner
+from speech.models.answer_tokens import answer_tokens
 from speech.models.prompt import parsed, prompt_template
 from speech.models.recogniser import Recogniser
 from speech.models.token_limits import (
@@ -27,6 +31,9 @@ from speech.models.token_limits import (
     VOCABULARY_TOKENS,
 )
 from speech.models.tokenizer import load_tokenizer, special_tokens, without_tokens
+from speech.tokens import tokens_in
+from vllm import SamplingParams
+from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
 AUDIO_PAD, TIMESTAMP = 151676, 151705
 # Cased inside the word, or cut by Mistral's rules in another way than by Qwen's
@@ -246,6 +253,8 @@ SAMPLES = {
         "δεν χρειαζόταν να βιαστώ."
     ),
 }
+PARTS = "😀👨‍👩‍👧‍👦 𠮷野家 ñandú ½ ㎏ 𝄞 🇫🇮"  # most of these characters take several tokens
+LIKE_ITS_HEAD = "language Chinese: an age in China"  # the answer begins with the same letters
 FAST_WORDS_PER_SECOND = 5.2  # 1.4 times a usual rate
 FAST_CHARACTERS_PER_SECOND = {"Chinese": 9, "Japanese": 11, "Thai": 24}  # written without spaces
 TOKENS_PER_WORD = {
@@ -274,6 +283,47 @@ def test_a_word_takes_as_many_tokens_as_the_limit_was_computed_with(tokenizer, l
     assert tokens / len(SAMPLES[language].split()) == pytest.approx(
         TOKENS_PER_WORD[language], rel=0.1
     )
+
+
+# the probabilities of the tokens
+
+
+@pytest.mark.parametrize("text", [*SAMPLES.values(), PARTS, LIKE_ITS_HEAD])
+def test_the_tokens_of_an_answer_are_where_the_published_tokenizer_has_them(
+    tokenizer, published, text
+):
+    encoded = published(text, return_offsets_mapping=True)
+    spoken = [(token_id, -0.01 * i) for i, token_id in enumerate(encoded["input_ids"])]
+    middle = len(spoken) // 2
+    for head in ("", "language Chinese<asr_text>"):
+        before, within, end = (
+            [(token_id, -9.0) for token_id in tokenizer.encode(added)]
+            for added in (head, "<non_speech>", "<|im_end|>")
+        )
+        answer = [*before, *spoken[:middle], *within, *spoken[middle:], *end]
+        tokens = answer_tokens(tokenizer, *zip(*answer), text)
+        assert [(token.id, token.logprob) for token in tokens] == spoken
+        for token, (start, end) in zip(tokens, encoded["offset_mapping"]):
+            # The mapping leaves out a space before a word.
+            assert token.end == end and token.start in (start, start - 1), (token, start, end)
+
+
+@given(st.lists(st.integers(0, 151_704), max_size=40))
+@settings(max_examples=200)
+def test_every_character_of_any_answer_has_a_token(tokenizer, ids):
+    text = without_tokens(special_tokens(tokenizer), parsed(detokenized(tokenizer, ids), None)[1])
+    tokens = answer_tokens(tokenizer, ids, [-1.0] * len(ids), text.strip())
+    assert all(tokens_in(tokens, i, i + 1) for i in range(len(text.strip())))
+
+
+def detokenized(tokenizer, ids: list[int]) -> str:
+    """As vLLM does it."""
+    request = SimpleNamespace(
+        sampling_params=SamplingParams(), prompt_token_ids=[], prompt_embeds=None, request_id="1"
+    )
+    detokenizer = FastIncrementalDetokenizer(tokenizer, request)
+    detokenizer.update(ids, False)
+    return detokenizer.output_text
 
 
 # the aligner

@@ -20,6 +20,7 @@ from contract.request import (
     MAX_SECONDS,
     MAX_TERM_CHARACTERS,
     MAX_TERMS,
+    MAX_TRACK,
     OUTPUT_FORMATS,
     SEGMENT_LEVELS,
     Request,
@@ -58,6 +59,7 @@ def test_a_url_is_all_that_is_needed():
         output_format="json",
         start=0.0,
         end=None,
+        track="default",
         channel=None,
         vocabulary=(),
     )
@@ -76,11 +78,11 @@ def test_every_field_is_taken_over():
         "punctuation": True,
         "output_format": "srt",
     }
-    job_input |= {"start": 1.5, "end": 2, "channel": 1, "vocabulary": ["Žižek"]}
-    job_input |= {"audio_headers": {"A": "b"}, "subtitles": {"max_line_count": 1}}
-    rest = ("German", "Namen: Žižek", True, True, "both", True, "srt", 1.5, 2.0, 1, ("Žižek",))
-    subtitles = SubtitleOptions(max_line_count=1)
-    assert parse_request(job_input) == Request(URL, b"", {"A": "b"}, *rest, subtitles)
+    job_input |= {"start": 1.5, "end": 2, "track": 3, "channel": 1, "vocabulary": ["Žižek"]}
+    job_input |= {"audio_headers": {"A": "b"}, "confidence": True}
+    job_input |= {"subtitles": {"max_line_count": 1}}
+    as_parsed = {"vocabulary": ("Žižek",), "subtitles": SubtitleOptions(max_line_count=1)}
+    assert parse_request(job_input) == Request(**job_input | as_parsed)
 
 
 def test_null_is_the_same_as_absent():
@@ -203,7 +205,9 @@ def test_a_string_field_of_another_type_is_refused(field, value):
     assert refusal({"audio_url": URL, field: value}).startswith(f"{field} is {shown}")
 
 
-@pytest.mark.parametrize("field", ["use_previous_context", "allow_partial", "punctuation"])
+@pytest.mark.parametrize(
+    "field", ["use_previous_context", "allow_partial", "punctuation", "confidence"]
+)
 @pytest.mark.parametrize("value", NO_FLAGS, ids=repr)
 def test_a_flag_other_than_true_or_false_is_refused(field, value):
     message = refusal({"audio_url": URL, field: value})
@@ -254,6 +258,7 @@ NO_SECONDS = [
     [10],
     {},
 ]
+NO_TRACKS = [-1, 1000, 10**400, 0.0, 1.5, True, False, "0", "first", "Default", [0], {}]
 NO_CHANNELS = [-1, 512, 10**400, 0.0, 1.5, True, False, "0", "left", "Mix", [0], {}]
 
 
@@ -295,6 +300,31 @@ def test_an_end_that_is_not_beyond_the_start_is_refused_with_both(start, end):
 )
 def test_a_channel_is_a_number_or_the_mix(value, channel):
     assert parse(channel=value).channel == channel
+
+
+@pytest.mark.parametrize(
+    "value, track",
+    [(None, "default"), ("default", "default"), ("mix", "mix"), (0, 0), (7, 7), (999, 999)],
+    ids=repr,
+)
+def test_a_track_is_a_number_the_default_or_the_mix(value, track):
+    assert parse(track=value).track == track
+
+
+@pytest.mark.parametrize("value", NO_TRACKS, ids=lambda value: repr(value)[:20])
+def test_an_invalid_track_is_refused(value):
+    message = refusal({"audio_url": URL, "track": value})
+    assert message.startswith("track is ") and message.endswith(
+        "; it must be 'default', 'mix' or the number of an audio track, from 0 to 999."
+    )
+
+
+def test_a_channel_of_mixed_tracks_is_refused_with_both():
+    assert refusal({"audio_url": URL, "track": "mix", "channel": 0}) == (
+        "channel is 0 and track is 'mix'; a channel can be chosen of one track only, so track must "
+        "be a number or 'default'."
+    )
+    assert parse(track="mix", channel="mix").track == "mix"
 
 
 @pytest.mark.parametrize("value", NO_CHANNELS, ids=lambda value: repr(value)[:20])
@@ -715,9 +745,11 @@ any_input = st.one_of(
             "allow_partial": any_json,
             "segment_level": any_json | st.sampled_from(SEGMENT_LEVELS),
             "punctuation": any_json,
+            "confidence": any_json,
             "output_format": any_json | st.sampled_from(OUTPUT_FORMATS),
             "start": any_json | st.floats(-1, 100, allow_subnormal=False),
             "end": any_json | st.floats(-1, 100, allow_subnormal=False),
+            "track": any_json | st.integers(-1, 1001) | st.sampled_from(["default", "mix"]),
             "channel": any_json | st.integers(-1, 600),
             "vocabulary": any_json | st.lists(any_text, max_size=4),
             "subtitles": any_json | st.dictionaries(st.sampled_from([*BOUNDS]), any_json),
@@ -749,6 +781,7 @@ def test_any_json_value_is_a_request_or_a_printable_refusal(job_input):
             None,
             *range(MAX_CHANNEL + 1),
         )
+        assert request.track in ("default", "mix", *range(MAX_TRACK + 1))
         assert type(request.vocabulary) is tuple and all(
             0 < len(term) <= MAX_TERM_CHARACTERS for term in request.vocabulary
         )

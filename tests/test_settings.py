@@ -161,3 +161,12 @@ def test_the_message_shows_a_large_value_as_it_was_given():
 def test_settings_cannot_be_changed():
     with pytest.raises(AttributeError):
         load_settings({}).device = "cpu"
+
+
+def test_chunks_are_short_only_in_a_named_language_without_an_aligner():
+    settings = Settings(chunk_target_seconds=60)
+    targets = {
+        language: settings.target_seconds(language) for language in ("Polish", "German", None)
+    }
+    assert targets == {"Polish": 20, "German": 60, None: 60}
+    assert Settings(chunk_target_seconds=10).target_seconds("Polish") == 10

@@ -211,11 +211,11 @@ def test_a_wrong_number_of_marks_is_refused():
         aligned_words(chunk_lasting(2), "alpha bravo", ["alpha", "bravo"], [0, 80])
 
 
-def test_estimated_words_fill_the_chunk_by_characters_and_say_so():
-    found = estimated_words(chunk_lasting(1), "ab, cdefgh.")
+def test_estimated_words_fill_the_chunk_by_their_spoken_length_and_say_so():
+    found = estimated_words(chunk_lasting(1), "tabu, bandana.")
     assert [(w.text, w.start, w.end, w.estimated) for w in found] == [
-        ("ab", 0.0, 0.26, True),
-        ("cdefgh", 0.26, 1.0, True),
+        ("tabu", 0.0, 0.378, True),
+        ("bandana", 0.378, 1.0, True),
     ]
 
 

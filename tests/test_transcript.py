@@ -121,6 +121,13 @@ def test_chunks_are_merged_in_the_order_of_time_however_they_come():
     assert merged([first, second]).to_output() == merged([second, first]).to_output() == expected
 
 
+def test_words_are_marked_as_estimated_only_where_the_language_has_an_aligner():
+    words = (Word("one", 0.1, 0.4, 0, estimated=True),)
+    for language, is_marked in [("English", True), ("Polish", False), (None, True)]:
+        (segment,) = merged([chunk("one", language=language, words=words)]).to_output()["segments"]
+        assert segment.get("estimated", False) == is_marked, language
+
+
 def test_times_are_given_to_the_millisecond():
     words = (Word("one", 1 / 3, 2 / 3, 0), Word("two", 59.9996, 3600.00049, 4))
     segments = merged([chunk("one two", words=words)]).to_output()["segments"]

@@ -2,6 +2,7 @@
 
 import unicodedata
 from dataclasses import dataclass, field, fields
+from typing import TypeGuard
 
 from contract.audio_source import checked_headers, url_or_file
 from contract.errors import InvalidRequest
@@ -15,6 +16,7 @@ OUTPUT_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 MAX_CONTEXT_CHARACTERS = 10_000
 MAX_SECONDS = 1_000_000  # 11 days; a larger number is probably in milliseconds
 MAX_CHANNEL = 511  # FFmpeg decodes at most 512 channels (FF_SANE_NB_CHANNELS)
+MAX_TRACK = 999  # FFmpeg reads at most 1000 tracks of a file (max_streams)
 MAX_TERMS = 256  # more terms of a vocabulary never fit into the tokens for it
 MAX_TERM_CHARACTERS = 100
 
@@ -34,9 +36,11 @@ class Request:
     allow_partial: bool = False  # a result with failed_spans instead of a failed job
     segment_level: str = "word"  # one of SEGMENT_LEVELS
     punctuation: bool = False  # words include the punctuation around them
+    confidence: bool = False  # words and sentences with the probability of their tokens
     output_format: str = "json"  # one of OUTPUT_FORMATS
     start: float = 0.0  # the part to transcribe begins here, in seconds
     end: float | None = None  # the part ends here; None: at the end of the recording
+    track: int | str = "default"  # an audio track, from 0; "default": as players; "mix": all
     channel: int | None = None  # the only one to transcribe, from 0; None: all, mixed
     vocabulary: tuple[str, ...] = ()  # names and terms, for every chunk
     subtitles: SubtitleOptions = SubtitleOptions()  # for output_format srt and vtt
@@ -44,6 +48,13 @@ class Request:
     warnings: tuple[str, ...] = ()  # a sentence for each unknown field
     # Of Chinese text, from the field language: one of CHINESE_SCRIPTS; None: as recognised.
     script: str | None = None
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the output has values that come from the probabilities of the tokens."""
+        if self.output_format == "json":
+            return self.confidence
+        return self.output_format == "verbose_json"
 
 
 INPUT_FIELDS = tuple(f.name for f in fields(Request) if f.name not in ("warnings", "script"))
@@ -65,6 +76,7 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
     if given("audio_url") is None and given("audio_base64") is None:
         _refuse_audio_by_another_name(unknown)
     start, end = _start_and_end(given("start"), given("end"))
+    track, channel = _track_and_channel(given("track"), given("channel"))
     output_format = _choice("output_format", given("output_format"), OUTPUT_FORMATS)
     url, audio = url_or_file(given("audio_url"), given("audio_base64"), local_files)
     return Request(
@@ -80,11 +92,13 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
         output_format=output_format,
         start=start,
         end=end,
-        channel=_channel(given("channel")),
+        track=track,
+        channel=channel,
         vocabulary=_vocabulary(given("vocabulary")),
         subtitles=subtitle_options(given("subtitles"), output_format),
         warnings=warnings_for(unknown, INPUT_FIELDS),
         script=_script(given("language")),
+        confidence=_flag("confidence", given("confidence")),
     )
 
 
@@ -214,12 +228,40 @@ def _seconds(field: str, value: object) -> float | None:
     )
 
 
+def _track_and_channel(track: object, channel: object) -> tuple[int | str, int | None]:
+    which, only = _track(track), _channel(channel)
+    if which == "mix" and only is not None:
+        raise InvalidRequest(
+            f"channel is {only} and track is 'mix'; a channel can be chosen of one track only, "
+            "so track must be a number or 'default'."
+        )
+    return which, only
+
+
+def _track(value: object) -> int | str:
+    if value is None:
+        return "default"
+    if value in ("default", "mix"):
+        return str(value)
+    if not _is_number(value, MAX_TRACK):
+        raise InvalidRequest(
+            f"track is {shown(value)}; it must be 'default', 'mix' or the number of an audio "
+            f"track, from 0 to {MAX_TRACK}."
+        )
+    return value
+
+
 def _channel(value: object) -> int | None:
     if value is None or value == "mix":
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_CHANNEL:
+    if not _is_number(value, MAX_CHANNEL):
         raise InvalidRequest(
             f"channel is {shown(value)}; "
             f"it must be 'mix' or the number of a channel, from 0 to {MAX_CHANNEL}."
         )
     return value
+
+
+def _is_number(value: object, last: int) -> TypeGuard[int]:
+    """Whether a value counts from 0 to `last`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= last

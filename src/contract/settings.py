@@ -10,9 +10,12 @@ from typing import Any
 
 from contract.defaults import ALIGNER_NAME, ALIGNER_REVISION, MODEL_NAME, MODEL_REVISION
 from contract.errors import SettingsError
+from contract.languages import ALIGNED_LANGUAGES
 
 log = logging.getLogger(__name__)  # This module does not import RunPod's SDK, which has another.
 ALIGNER_LIMIT_SECONDS = 180  # Qwen3-ForcedAligner is not reliable on longer audio
+# Without an aligner, an error in the times goes on to the end of its chunk.
+UNALIGNED_TARGET_SECONDS = 20
 BUCKET_FIELDS = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
 RANGES = {  # (lowest, highest) value
     "chunk_limit_seconds": (2, ALIGNER_LIMIT_SECONDS),
@@ -77,6 +80,16 @@ class Settings:
     bucket_access_key_id: str = ""
     bucket_secret_access_key: str = field(default="", repr=False)
     bucket_name: str = ""  # "": month and year, as in the SDK
+
+    def target_seconds(self, language: str | None) -> float:
+        """The usual length of a chunk in `language`; None is for one that is to be detected.
+
+        A detected language does not change it: the cuts, and so the text, would depend on how soon
+        the first answer comes.
+        """
+        if language is None or language in ALIGNED_LANGUAGES:
+            return self.chunk_target_seconds
+        return min(self.chunk_target_seconds, UNALIGNED_TARGET_SECONDS)
 
     def __post_init__(self) -> None:
         self._check_ranges()

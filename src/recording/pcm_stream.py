@@ -11,7 +11,8 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,25 @@ STALL_LOOKS = 60  # STALL_SECONDS are counted in this many waits
 POLL_SECONDS = 0.02  # between two looks whether the file is complete
 STUCK = "The audio decoder got stuck on this file."
 # The kinds in the decoder's report; all others are a DecodeError.
-ERRORS = {"empty": EmptyAudio, "too long": AudioTooLong, "no channel": InvalidRequest}
+ERRORS = {
+    "empty": EmptyAudio,
+    "too long": AudioTooLong,
+    "no channel": InvalidRequest,
+    "no track": InvalidRequest,
+}
+NO_FAILURES = ("warning", "found", "damage")
+FULL_SCALE = 32768
+Report = dict[str, Any]  # one line of the decoder's report
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the decoder found in a file."""
+
+    tracks: int  # audio tracks
+    track: int | None  # the number of the one that was decoded; None for a mix
+    channels: int  # of that track; of a mix, the number of its tracks
+    peak: float  # of the decoded samples, before they were amplified; 1 is full scale
 
 
 class PcmStream:
@@ -35,16 +54,22 @@ class PcmStream:
 
     def __init__(
         self,
+        path: Path,
         child: Child,
         report: BinaryIO,
         offset: int,
         max_seconds: float,
         complete_marker: Path | None,
     ):
+        self.path = path
         self.offset = offset  # the sample of the recording with which the part begins
         self.samples = 0  # yielded so far
-        # Set at the end of the iteration, where the file holds less than it declares.
-        self.warning: str | None = None
+        # The next three are set at the end of the iteration.
+        self.warnings: tuple[str, ...] = ()
+        # (start, end) of stretches of lost audio, in seconds from the start of the recording.
+        self.damaged_spans: tuple[tuple[float, float], ...] = ()
+        self.found: Found | None = None
+        self._peak = 0  # of the samples yielded so far
         self._child = child
         self._report = report
         self._max_seconds = max_seconds
@@ -71,8 +96,8 @@ class PcmStream:
 
         Raises AudioTooLong beyond the limit, before the first block where the file declares it.
         Raises at the end: EmptyAudio where there was no sample; InvalidRequest where the file does
-        not have the channel; DecodeError where the file is not audio, has no audio track, is
-        damaged by more than MAX_DAMAGED_SHARE, or the decoder failed; WorkerFailed where the
+        not have the track or the channel; DecodeError where the file is not audio, has no audio
+        track, next to nothing of it can be decoded, or the decoder failed; WorkerFailed where the
         decoder was killed.
         """
         # Samples before the part are dropped here: a decoder that writes nothing would look stuck.
@@ -87,12 +112,13 @@ class PcmStream:
                     "start and end can choose a part of it."
                 )
             if len(block):
+                self._peak = max(self._peak, int(block.max()), -int(block.min()))
                 yield block
         await self._wait_for_exit()
         samples_decoded = self.offset - to_drop + self.samples
-        report = self._last_report()
-        self._raise_failure(report, samples_decoded)
-        self.warning = report[1] if report else None
+        reports = self._reports()
+        self._raise_failure(reports, samples_decoded)
+        self._keep(reports)
         if not self.samples:
             raise EmptyAudio(
                 f"start is {self.start:.3f}, but the audio at audio_url ends at "
@@ -131,18 +157,18 @@ class PcmStream:
         except TimeoutError:
             raise DecodeError(STUCK) from None
 
-    def _last_report(self) -> tuple[str, str] | None:
-        """(kind, message) of the decoder's last report; None without one, or if it is malformed."""
+    def _reports(self) -> list[Report]:
+        """The decoder's reports, without malformed ones."""
         self._report.seek(0)
-        lines = self._report.read().decode("utf-8", "replace").splitlines()
-        try:
-            last = json.loads(lines[-1])
-            return str(last["kind"]), str(last["message"])
-        except (IndexError, KeyError, TypeError, ValueError):
-            return None
+        reports: list[Report] = []
+        for line in self._report.read().decode("utf-8", "replace").splitlines():
+            with suppress(KeyError, TypeError, ValueError):
+                report = json.loads(line)
+                reports.append(report | {"kind": report["kind"], "message": report["message"]})
+        return reports
 
-    def _raise_failure(self, report: tuple[str, str] | None, samples_decoded: int) -> None:
-        """Raise the error that the decoder's exit status or its last report tells."""
+    def _raise_failure(self, reports: list[Report], samples_decoded: int) -> None:
+        """Raise the error that the decoder's exit status or its reports tell."""
         status = self._child.returncode
         if status == -signal.SIGKILL:
             raise WorkerFailed("The decoder was killed, most likely because memory ran out.")
@@ -150,11 +176,36 @@ class PcmStream:
             raise EmptyAudio(
                 "The file at audio_url holds no audio: its audio track has no samples."
             )
-        if report is None and status != 0:
+        failures = [report for report in reports if report["kind"] not in NO_FAILURES]
+        if not failures and status != 0:
             raise DecodeError(f"The audio decoder failed on this file (exit status {status}).")
-        if report is not None and report[0] != "warning":
-            kind, message = report
-            raise ERRORS.get(kind, DecodeError)(message)
+        if failures:
+            kind, message = str(failures[-1]["kind"]), str(failures[-1]["message"])
+            # A warning may tell of a track that can be decoded.
+            raise ERRORS.get(kind, DecodeError)(" ".join([message, *_warnings(reports)]))
+
+    def _keep(self, reports: list[Report]) -> None:
+        """Set `warnings`, `damaged_spans` and `found`."""
+        self.warnings = tuple(_warnings(reports))
+        for report in reports:
+            with suppress(KeyError, TypeError, ValueError, OverflowError):
+                spans = report["spans"]
+                self.damaged_spans = tuple((int(s) / 1000, int(e) / 1000) for s, e in spans)
+        peak = self._peak / FULL_SCALE
+        for report in reports:
+            with suppress(KeyError, TypeError, ValueError, OverflowError):
+                track = report["track"]
+                self.found = Found(
+                    int(report["tracks"]),
+                    None if track is None else int(track),
+                    int(report["channels"]),
+                    float(report["peak"] or peak),
+                )
+
+
+def _warnings(reports: list[Report]) -> list[str]:
+    kinds = ("warning", "damage")
+    return [str(report["message"]) for report in reports if report["kind"] in kinds]
 
 
 @asynccontextmanager
@@ -167,13 +218,16 @@ async def decode(
     suffix: str = "",
     start: float = 0,
     end: float | None = None,
+    track: int | str = "default",
     channel: int | None = None,
 ) -> AsyncIterator[PcmStream]:
     """Decode `path`, of any rate and channel count, to a PcmStream.
 
     `start`, `end`: the part to decode, in seconds from the start of the file. Its samples are those
-    of the whole recording there. `channel`: the only one to decode, from 0; None mixes all.
-    `suffix`: of the file's name, in lower case and without the dot, for formats without a mark.
+    of the whole recording there. `track`: the number of an audio track from 0, "default" for the
+    one that players take, or "mix" for all. `channel`: the only one to decode, from 0; None mixes
+    all. `suffix`: of the file's name, in lower case and without the dot, for formats without a
+    mark.
     `size`, `complete_marker`: for a file that is still arriving, its final bytes if known, and a
     path that exists once it is complete.
 
@@ -187,6 +241,7 @@ async def decode(
         "rate": SAMPLE_RATE,
         "size": size,
         "suffix": suffix,
+        "track": track,
         "channel": channel,
         "offset": offset,
         "limit": max_seconds,
@@ -201,7 +256,7 @@ async def decode(
             raise WorkerFailed(f"The worker could not start its decoder: {reason}.") from error
         closing = asyncio.create_task(_close_when_complete(child, complete_marker))
         try:
-            yield PcmStream(child, report, offset, max_seconds, complete_marker)
+            yield PcmStream(path, child, report, offset, max_seconds, complete_marker)
         finally:
             closing.cancel()
 

@@ -17,10 +17,11 @@ from contract.errors import ResultTooLarge
 from contract.request import Request
 from result.bucket import Bucket, upload
 from result.subtitles import cues_of, to_srt, to_vtt
-from result.transcript import Segment, Transcript
+from result.transcript import Transcript
+from result.verbose import verbose_json
 from runpod import RunPodLogger
 
-COMPACT_FIELDS = ("start", "end", "text", "estimated")  # what a compact segment keeps
+COMPACT_FIELDS = ("start", "end", "text", "estimated", "confidence")  # what a compact segment keeps
 LARGE_FIELDS = ("sentences", "srt", "vtt", "verbose_json")  # what the reductions leave out
 UPLOAD_FAILED = "The whole result could not be uploaded to the bucket."
 
@@ -93,33 +94,8 @@ def _formatted(transcript: Transcript, request: Request) -> Output:
         cues = cues_of(words, transcript.end, request.subtitles)
         formatted[form] = to_srt(cues) if form == "srt" else to_vtt(cues)
     elif form == "verbose_json":
-        formatted[form] = verbose_json(transcript, request.punctuation)
+        formatted[form] = verbose_json(transcript, request)
     return transcript.common_fields() | formatted | transcript.problem_fields()
-
-
-def verbose_json(transcript: Transcript, punctuation: bool) -> Output:
-    """OpenAI's transcription object, of `response_format=verbose_json` with both granularities.
-
-    Its segments are sentences. The fields for which Qwen3-ASR has no value are left out: tokens,
-    temperature, avg_logprob, compression_ratio, no_speech_prob, seek.
-    """
-    words = [{"word": word.text, **_times(word)} for word in transcript.words(punctuation)]
-    sentences = [
-        {"id": i, **_times(sentence), "text": sentence.text}
-        for i, sentence in enumerate(transcript.sentences())
-    ]
-    return {
-        "task": "transcribe",
-        "language": transcript.language and transcript.language.lower(),
-        "duration": round(transcript.duration, 3),
-        "text": transcript.text,
-        "words": words,
-        "segments": sentences,
-    }
-
-
-def _times(segment: Segment) -> dict[str, float]:
-    return {"start": round(segment.start, 3), "end": round(segment.end, 3)}
 
 
 def size_of(output: Output) -> int:

@@ -5,14 +5,16 @@ Knows nothing of samples, models or RunPod.
 Times are floats in seconds from the start of the recording.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from contract.languages import LANGUAGES
+from contract.languages import ALIGNED_LANGUAGES, LANGUAGES
 from result.account import Span, coverage
 from result.sentences import Place, boundary, sentence_ends
 from speech.text_units import is_unspaced
+from speech.tokens import Token, confidence_of, tokens_in
 from speech.words import ChunkResult, dominant_language, speech_seconds
 
 MIN_SENTENCE_PAUSE_SECONDS = 1.5  # such a pause ends a sentence
@@ -33,6 +35,7 @@ class Segment:
     estimated: bool = False
     language: str | None = None
     ends_sentence: bool = False  # whether its punctuation ends a sentence before the next word
+    confidence: float | None = None  # the mean probability of its tokens, where they are known
 
     @property
     def end_offset(self) -> int:
@@ -50,6 +53,8 @@ class Segment:
         }
         if self.estimated:
             output["estimated"] = True
+        if self.confidence is not None:
+            output["confidence"] = round(self.confidence, 3)
         if with_language:
             output["language"] = self.language
         return output
@@ -63,7 +68,8 @@ class Transcript:
     chunks: tuple[ChunkResult, ...]  # in the order of their times
     offsets: tuple[int, ...]  # where each chunk's text begins in `text`
     spans: tuple[Span, ...]  # they tile the recording or its part
-    warning: str | None = None  # it concerns the recording as a whole
+    warnings: tuple[str, ...] = ()  # they concern the recording as a whole
+    damaged: tuple[tuple[float, float], ...] = ()  # (start, end) where the file has lost its audio
 
     @property
     def language(self) -> str | None:
@@ -88,19 +94,24 @@ class Transcript:
     def words(self, punctuation: bool) -> Iterator[Segment]:
         """Every word.
 
-        With `punctuation` their slices together hold all of the text except white space.
+        With `punctuation` their slices together hold all of the text except white space. In a
+        language without an aligner no word is marked as estimated: a warning says it of all. The
+        confidence of a word is that of its letters, with punctuation or without.
         """
         ends = iter(sentence_ends(self.text, list(self._places())))
         for chunk, offset in zip(self.chunks, self.offsets):
+            is_marked = chunk.language is None or chunk.language in ALIGNED_LANGUAGES
             for word, (first, end) in zip(chunk.words, _slices(chunk, punctuation)):
+                tokens = tokens_in(chunk.tokens, word.offset, word.offset + len(word.text))
                 yield Segment(
                     word.start,
                     word.end,
                     chunk.text[first:end],
                     offset + first,
-                    word.estimated,
+                    word.estimated and is_marked,
                     chunk.language,
                     next(ends),
+                    confidence_of(tokens),
                 )
 
     def _places(self) -> Iterator[Place]:
@@ -126,7 +137,31 @@ class Transcript:
         """The sentence from one word to another."""
         text = self.text[first.offset : last.end_offset]
         estimated = first.estimated or last.estimated
-        return Segment(first.start, last.end, text, first.offset, estimated, first.language)
+        confidence = confidence_of(self.tokens_in(first.offset, last.end_offset))
+        return Segment(
+            first.start,
+            last.end,
+            text,
+            first.offset,
+            estimated,
+            first.language,
+            confidence=confidence,
+        )
+
+    def tokens_in(self, start: int, end: int) -> list[Token]:
+        """The tokens of a slice of the text, where the chunks have tokens."""
+        found: list[Token] = []
+        for i in range(self._chunk_at(start), bisect_left(self.offsets, end)):
+            offset = self.offsets[i]
+            found += tokens_in(self.chunks[i].tokens, start - offset, end - offset)
+        return found
+
+    def chunk_of(self, segment: Segment) -> ChunkResult:
+        """The chunk with the first character of a segment."""
+        return self.chunks[self._chunk_at(segment.offset)]
+
+    def _chunk_at(self, position: int) -> int:
+        return bisect_right(self.offsets, position) - 1
 
     def languages(self) -> list[Output]:
         """Each detected language with its ISO code and its seconds of speech, the most first."""
@@ -159,10 +194,14 @@ class Transcript:
         }
 
     def problem_fields(self) -> Output:
-        """The fields that are there only after a problem: failed_spans, retries, warnings."""
-        warnings = [self.warning, *(chunk.warning for chunk in self.chunks)]
+        """The fields that are there only after a problem.
+
+        They are failed_spans, damaged_spans, retries and warnings.
+        """
+        warnings = [*self.warnings, *(chunk.warning for chunk in self.chunks)]
         fields: Output = {
             "failed_spans": [span.to_output() for span in self.failed],
+            "damaged_spans": [_damaged_span(start, end) for start, end in self.damaged],
             "retries": [_retries_of(chunk) for chunk in self.chunks if chunk.retries],
             "warnings": [warning for warning in dict.fromkeys(warnings) if warning],
         }
@@ -170,16 +209,20 @@ class Transcript:
 
 
 def merge(
-    chunks: Sequence[ChunkResult], end: float, warning: str | None = None, start: float = 0.0
+    chunks: Sequence[ChunkResult],
+    end: float,
+    warnings: Sequence[str] = (),
+    start: float = 0.0,
+    damaged: Sequence[tuple[float, float]] = (),
 ) -> Transcript:
     """The transcript of a recording, or of its part from `start` to `end` seconds.
 
-    `chunks` may come in any order.
+    `chunks` may come in any order. `damaged`: (start, end) where the file has lost its audio.
     """
     ordered = tuple(sorted(chunks, key=lambda chunk: chunk.start))
     text, offsets = join([chunk.text for chunk in ordered])
     spans = tuple(coverage(ordered, end, start))
-    return Transcript(text, ordered, tuple(offsets), spans, warning)
+    return Transcript(text, ordered, tuple(offsets), spans, tuple(warnings), tuple(damaged))
 
 
 def join(texts: Sequence[str]) -> tuple[str, list[int]]:
@@ -232,6 +275,10 @@ def _ends_sentence(run: Sequence[Segment], following: Segment) -> bool:
         or seconds > MAX_SENTENCE_SECONDS
         or characters > MAX_SENTENCE_CHARACTERS
     )
+
+
+def _damaged_span(start: float, end: float) -> Output:
+    return {"start": round(start, 3), "end": round(end, 3)}
 
 
 def _retries_of(chunk: ChunkResult) -> Output:

@@ -68,23 +68,32 @@ def letters_in(text: str) -> int:
     return letters
 
 
-def collapsed(text: str) -> str:
-    """`text` with every repeated phrase once.
+def collapsed(text: str) -> list[int]:
+    """The positions of the characters of `text` that are left with every repeated phrase once.
 
     At the end, where the answer was cut off, a part of the repeated phrase is left out.
     """
-    kept: list[str] = []
+    kept: list[int] = []
     end = 0
     phrase = ""
     for repeats in REPEATED.finditer(text):
         phrase = repeats[1] or repeats[2]
-        kept += [text[end : repeats.start()], phrase]
+        kept += range(end, repeats.start() + len(phrase))
         end = repeats.end()
     rest = text[end:]
     is_part_of_phrase = phrase.startswith(rest) and normalised(rest) != ""
     if not is_part_of_phrase:
-        kept.append(rest)
-    return "".join(kept).strip()
+        kept += range(end, len(text))
+    return _without_outer_space(text, kept)
+
+
+def _without_outer_space(text: str, kept: list[int]) -> list[int]:
+    start, end = 0, len(kept)
+    while start < end and text[kept[start]].isspace():
+        start += 1
+    while start < end and text[kept[end - 1]].isspace():
+        end -= 1
+    return kept[start:end]
 
 
 def normalised(text: str) -> str:

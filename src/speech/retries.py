@@ -51,6 +51,7 @@ from speech.faults import (
 from speech.models.recogniser import EMPTY_VOCABULARY, Hypothesis, Vocabulary
 from speech.tail import split_at_tail, words_repeated
 from speech.together import together
+from speech.tokens import Token, moved
 from speech.watched_models import WatchedModels
 from speech.words import ChunkResult, Word
 
@@ -75,9 +76,16 @@ class Answer:
     text: str = ""
     language: str | None = None
     spectrum: "Tensor | None" = None  # (mel bands, frames) float, from the recogniser
+    tokens: tuple[Token, ...] = ()  # those of the text, where they were asked for
+    temperature: float = 0.0
     fault: str | None = None
     echo: str = ""  # the letters of its prompt that the text begins with
     reasons: tuple[str, ...] = ()  # the faults of the answers that were discarded for this one
+
+    def of(self, kept: Sequence[int]) -> "Answer":
+        """The same answer with a text of these characters alone. `kept`: positions in the text."""
+        text = "".join(self.text[i] for i in kept)
+        return replace(self, text=text, tokens=moved(self.tokens, kept))
 
     def result(self, words: tuple[Word, ...] = (), warning: str | None = None) -> ChunkResult:
         """The same without the samples."""
@@ -92,6 +100,8 @@ class Answer:
             doubtful=self.fault is not None,
             failure=self.fault if self.fault in NO_ANSWER else None,
             warning=warning,
+            tokens=self.tokens,
+            temperature=self.temperature,
         )
 
 
@@ -164,8 +174,8 @@ class _Transcription:
             return [result]
         if missing.fault or letters_in(missing.text) < TAIL_LETTERS_PER_SECOND * tail.duration:
             return [replace(result, retries=(*result.retries, "tail_missing"), doubtful=True)]
-        text = _without_repetition(answer.text, result.words, missing.text)
-        before = replace(answer, chunk=front, text=text, spectrum=None)
+        once = answer.of(_without_repetition(answer.text, result.words, missing.text))
+        before = replace(once, chunk=front, spectrum=None)
         after = replace(missing, reasons=("tail_missing",))
         return [await self._with_times(before), await self._with_times(after)]
 
@@ -194,7 +204,8 @@ class _Transcription:
             return Answer(chunk, fault="engine_error")
         except TimeoutError:
             return Answer(chunk, fault="timeout")
-        return _judged(hypothesis, chunk, context, vocabulary)
+        answer = _judged(hypothesis, chunk, context, vocabulary)
+        return replace(answer, temperature=temperature)
 
     def _may_recognise(self, seconds: float) -> bool:
         """Take `seconds` from the budget of the retries, if it has as many. Returns whether."""
@@ -215,8 +226,16 @@ def _judged(
 ) -> Answer:
     echo = echoed(context, vocabulary.terms, hypothesis.text)
     fault = fault_in(hypothesis, echo, chunk.duration)
-    text = collapsed(hypothesis.text) if fault == "loop" else hypothesis.text
-    return Answer(chunk, text, hypothesis.language, hypothesis.spectrum, fault, echo)
+    answer = Answer(
+        chunk,
+        hypothesis.text,
+        hypothesis.language,
+        hypothesis.spectrum,
+        hypothesis.tokens,
+        fault=fault,
+        echo=echo,
+    )
+    return answer.of(collapsed(answer.text)) if fault == "loop" else answer
 
 
 def _begins_with(text: str, letters: str) -> bool:
@@ -224,13 +243,13 @@ def _begins_with(text: str, letters: str) -> bool:
     return same_words(letters, normalised(text)[: len(letters)])
 
 
-def _without_repetition(text: str, words: Sequence[Word], tail: str) -> str:
-    """`text` without those last words that the text of the tail has again."""
+def _without_repetition(text: str, words: Sequence[Word], tail: str) -> range:
+    """The positions in `text` without those last words that the text of the tail has again."""
     repeated = words_repeated(words, tail)
     if not repeated:
-        return text
+        return range(len(text))
     kept = text[: words[-repeated].offset].rstrip()
-    return kept if letters_in(kept) else ""
+    return range(len(kept) if letters_in(kept) else 0)
 
 
 def defects(candidate: Sequence[Answer]) -> tuple[float, bool, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from contract.errors import AlignError, RecognitionError
+from contract.languages import ALIGNED_LANGUAGES
 from recording.chunk import AudioChunk
 from runpod import RunPodLogger
 from speech.faults import is_broken, letters_in
@@ -43,6 +44,7 @@ class WatchedModels:
     health: Health
     timeout_seconds: float  # a call of a model takes at most this
     usage: Meter
+    with_tokens: bool = False  # the answers tell the probabilities of their tokens
 
     async def recognise(
         self,
@@ -63,7 +65,7 @@ class WatchedModels:
             async with asyncio.timeout(self.timeout_seconds):
                 with self.usage.time("recognition"):
                     hypothesis = await self.asr.transcribe(
-                        chunk, language, context, temperature, vocabulary
+                        chunk, language, context, temperature, vocabulary, self.with_tokens
                     )
             if is_broken(hypothesis):
                 raise RecognitionError(
@@ -85,9 +87,13 @@ class WatchedModels:
     ) -> tuple[tuple[Word, ...], str | None]:
         """(words, warning): the words of `text` with their times.
 
-        Where the aligner fails, the times are estimated and the warning says why. `spectrum`: (mel
-        bands, frames) float of the chunk, where the recogniser has computed it. Raises EngineDead.
+        Where the aligner fails or does not know the language, the times are estimated and the
+        warning says why. `spectrum`: (mel bands, frames) float of the chunk, where the recogniser
+        has computed it. Raises EngineDead.
         """
+        if language and language not in ALIGNED_LANGUAGES:
+            warning = f"Times of {language} are estimated: there is no aligner for it."
+            return await asyncio.to_thread(estimated_words, chunk, text), warning
         try:
             async with asyncio.timeout(self.timeout_seconds):
                 with self.usage.time("alignment"):
@@ -97,6 +103,7 @@ class WatchedModels:
                 await self.health.failed("aligner")
             reason = str(error) or "The aligner did not answer in time."
             log.warn(f"times of the chunk at {chunk.start:.3f} s are estimated: {reason}")
-            return estimated_words(chunk, text), f"Some times are estimated. {reason}"
+            words = await asyncio.to_thread(estimated_words, chunk, text)
+            return words, f"Times are estimated. {reason}"
         self.health.worked("aligner")
         return words, None

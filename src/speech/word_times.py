@@ -7,10 +7,12 @@ start < end <= duration, in order, without overlap.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from contract.errors import AlignError
 from recording.chunk import SAMPLE_RATE, AudioChunk
+from speech.estimated_times import estimated_times
 from speech.locate import locate
 from speech.text_units import units_in, with_signs, words_in
 from speech.words import Word
@@ -72,43 +74,18 @@ def _with_signs(text: str, found: Sequence[_MarkedSpan]) -> Iterator[_MarkedSpan
 
 
 def estimated_words(chunk: AudioChunk, text: str) -> tuple[Word, ...]:
-    """The words of `text` without an aligner.
+    """The words of `text` without an aligner, with times by the chunk's pauses and syllables.
 
-    They are spread over the chunk's speech in proportion to their characters.
+    Where they cannot be so many in its speech, they are spread over the whole chunk.
     """
-    places = units_in(text)
-    speech = [(a * 1000 // SAMPLE_RATE, b * 1000 // SAMPLE_RATE) for a, b in chunk.speech]
-    speech_ms = sum(end - start for start, end in speech)
-    detector_missed_speech = speech_ms < len(places) * MIN_WORD_MS
-    if detector_missed_speech:
-        whole_chunk = [_MarkedSpan(begin, end, None, None) for begin, end in places]
-        return _timed(chunk, text, whole_chunk)
-    lengths = [end - begin for begin, end in places]
-    times = repair([None] * (2 * len(places)), speech_ms, lengths)
-    starts = _in_chunk(speech, [start for start, _, _ in times], at_end=False)
-    ends = _in_chunk(speech, [end for _, end, _ in times], at_end=True)
-    words = []
-    for (begin, end), start_ms, end_ms in zip(places, starts, ends):
-        start_seconds = chunk.start + start_ms / 1000
-        end_seconds = chunk.start + end_ms / 1000
-        words.append(Word(text[begin:end], start_seconds, end_seconds, begin, estimated=True))
-    return tuple(words)
-
-
-def _in_chunk(
-    speech: Sequence[tuple[int, int]], times: Sequence[int], at_end: bool
-) -> Iterator[int]:
-    """Times on an axis of speech only → ms in the chunk.
-
-    A time at a pause is the end of the pause, or with `at_end` its start.
-    """
-    spans, passed = iter(speech), 0
-    start, end = next(spans)
-    for ms in times:
-        while ms - passed > end - start or (not at_end and ms - passed == end - start):
-            passed += end - start
-            start, end = next(spans)
-        yield start + ms - passed
+    units = units_in(text)
+    if not units:
+        return ()
+    times = estimated_times(chunk.pcm, chunk.speech, text, units)
+    marked = [_MarkedSpan(*unit, *time) for unit, time in zip(units, times)]
+    if sum(end - start for start, end in times) < len(units) * MIN_WORD_MS:
+        marked = [_MarkedSpan(*unit, None, None) for unit in units]
+    return tuple(replace(word, estimated=True) for word in _timed(chunk, text, marked))
 
 
 def _timed(chunk: AudioChunk, text: str, spans: Sequence[_MarkedSpan]) -> tuple[Word, ...]:

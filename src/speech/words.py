@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from speech.tokens import Token
+
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -35,6 +37,8 @@ class ChunkResult:
     doubtful: bool = False  # True where the text has a fault that no retry removed
     failure: str | None = None  # "engine_error" or "timeout" where there is no answer
     warning: str | None = None
+    tokens: tuple[Token, ...] = ()  # those of the text, where the request asked for them
+    temperature: float = 0.0  # the one that the answer was sampled at
 
     @property
     def healthy(self) -> bool:

@@ -1,5 +1,5 @@
 """All benchmarks, or those named: bash tests/bench/run.sh [--quick] [front_end first_chunk
-whole_job simulated load aligner cold_start]
+whole_job simulated load aligner confidence cold_start]
 """
 
 import argparse
@@ -13,7 +13,16 @@ FOLDERS = [str(ROOT / folder) for folder in ("src", "tests", "tests/bench", "tes
 sys.path[:0] = FOLDERS
 sys.path.append(str(ROOT / ".venv" / "bench"))  # last, so that the worker's own packages come first
 os.environ["PYTHONPATH"] = os.pathsep.join(FOLDERS)  # for the child processes that are measured
-NAMES = ("front_end", "first_chunk", "whole_job", "simulated", "load", "aligner", "cold_start")
+NAMES = (
+    "front_end",
+    "first_chunk",
+    "whole_job",
+    "simulated",
+    "load",
+    "aligner",
+    "confidence",
+    "cold_start",
+)
 
 
 def main() -> None:

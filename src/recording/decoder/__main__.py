@@ -7,14 +7,14 @@ sandbox.py takes all other rights away. FFmpeg's libraries come with PyAV. Neith
 is imported: each takes longer to load than a minute of audio to decode. No module of the worker
 imports this one.
 
-A failure is one line of JSON on stderr, {"kind": …, "message": …} with the kind "empty",
-"undecodable", "too long" or "no channel". A line of the kind "warning" is no failure: the file
-holds less than it declares.
+Each report is one line of JSON on stderr, {"kind": …, "message": …}. A failure has the kind
+"empty", "undecodable", "too long", "no channel" or "no track". Three kinds are no failure: a
+"warning"; "found", which has more fields: `Found` of pcm_stream.py; and "damage", which has
+"spans": (start, end) of each lost stretch in milliseconds.
 """
 
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,20 +27,20 @@ import av
 # PyAV imports these two with the first track, when confine() forbids it.
 import av.subtitles.codeccontext
 import av.subtitles.stream
-from demuxers import DEMUXERS, DEMUXERS_BY_SUFFIX
-from growing_file import ForwardOnlyFile, GrowingFile
-from length import MATROSKA, declared_seconds, estimated_seconds, is_longer
+from damage import DamagedSpans, while_decodable
+from growing_file import GrowingFile
+from length import LENGTH_OF_ALL_TRACKS, declared_seconds, estimated_seconds, is_longer
+from levels import Levels, decibels
+from mixed_tracks import MixedTracks
+from opening import following_tracks, opened
 from packets import Packets
-from refusals import refuse_no_recording, refuse_protected_tracks, refuse_text_or_broken_file
 from report import FileRefused, report
 from sandbox import confine
 from track import Track
+from tracks import DEFAULT, chosen
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 SAMPLED_PACKETS = 500  # packets that show how long a file of its size is
-# The first bytes of Ogg, WAV, Matroska and WebM, which are decoded the same without seeking.
-FORWARD_ONLY = (b"OggS", b"RIFF", b"RF64", b"\x1a\x45\xdf\xa3")
-OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
 
 def _main(
@@ -48,6 +48,7 @@ def _main(
     descriptor: int,
     size: int | None = None,
     suffix: str = "",
+    track: int | str = DEFAULT,
     channel: int | None = None,
     offset: int = 0,
     end: int = sys.maxsize,
@@ -57,7 +58,8 @@ def _main(
 
     It begins with the file's first sample and ends before the sample `end`.
     `size`: bytes of the complete file, None where unknown. `suffix`: of the file's name, in lower
-    case and without the dot; some formats have no other mark. `channel`: the only one to decode,
+    case and without the dot; some formats have no other mark. `track`: the audio track to decode,
+    from 0; DEFAULT for the one that players take, MIX for all. `channel`: the only one to decode,
     from 0; None mixes all. `limit`: a file that declares more seconds than this between the
     samples `offset` and `end` is refused.
     """
@@ -66,8 +68,9 @@ def _main(
         fcntl(out.fileno(), F_SETPIPE_SZ, 2 * OUT_BYTES)
     file = GrowingFile(descriptor, size)
     confine()
+    av.logging.set_level(av.logging.PANIC)
     try:
-        for block in _decode(file, suffix, rate, channel, offset, end, limit):
+        for block in _decode(file, suffix, rate, track, channel, offset, end, limit):
             out.write(block)
         out.flush()
     except FileRefused as failure:
@@ -76,6 +79,9 @@ def _main(
         return 1
     except BrokenPipeError:  # The job has ended.
         return 1
+    except av.error.FFmpegError as error:
+        report("undecodable", f"The audio decoder failed on this file: {error.strerror}.")
+        return 1
     return 0
 
 
@@ -83,16 +89,21 @@ def _decode(
     file: GrowingFile,
     suffix: str,
     rate: int,
+    which: int | str,
     channel: int | None,
     offset: int,
     end: int,
     limit: float,
 ) -> Iterator[bytes]:
-    """The best audio track of the file as little-endian int16 mono; arguments as for `_main`."""
-    with _open(file, suffix) as container:
-        stream = _best_track(container)
-        packets = Packets(container, stream)
-        track = Track(container, stream, packets, rate, channel)
+    """The audio of the file as little-endian int16 mono; arguments as for `_main`."""
+    container, parts = opened(file, suffix)
+    with container:
+        choice = chosen(container, which)
+        # FLAC numbers its channels as a film does, whatever they are.
+        levels = Levels(rate, channel, end, no_films=container.format.name == "flac")
+        following = following_tracks(parts, container.format.name)
+        part = (offset / rate, end / rate)
+        track, packets = _tracks(container, choice.streams, following, levels, part)
         unread = iter(packets)
         read = list(islice(unread, 1))
         declared = declared_seconds(file, container, read[0]) if read else 0.0
@@ -103,15 +114,44 @@ def _decode(
             estimated = estimated_seconds(file.known_size, read)
             if is_longer(min(declared, estimated), max_seconds):
                 raise _too_long(limit)
+        track.declare(declared)
         missing = 2 * end  # bytes
-        for block in chain(track.decode(chain(read, unread)), track.finish()):
+        blocks = chain(track.decode(chain(read, unread)), track.finish())
+        for block in while_decodable(blocks, lambda: track.decoded_share):
             yield block[:missing]
             missing -= len(block)
             if missing <= 0:
                 break
-        track.check_damage()
+        track.damage.warn(track.seconds)
         if missing > 0:
             _warn_of_missing_audio(declared, track, packets)
+        _warn_of_levels(levels)
+        report(
+            "found",
+            "",
+            tracks=choice.total,
+            track=choice.numbers[0] if len(choice.numbers) == 1 else None,
+            channels=levels.channels,
+            peak=levels.peak,
+        )
+
+
+def _tracks(
+    container: av.container.InputContainer,
+    streams: list[av.AudioStream],
+    following: Iterator[av.AudioStream],
+    levels: Levels,
+    part: tuple[float, float],
+) -> tuple[Track | MixedTracks, Packets | MixedTracks]:
+    """What decodes these streams to int16, and their packets.
+
+    `following`: the tracks of joined parts. `part`: start and end of the wanted part, in seconds.
+    """
+    if len(streams) > 1:
+        mixed = MixedTracks(container, streams, levels, part)
+        return mixed, mixed
+    packets = Packets(container, streams[0], following)
+    return Track(container, streams[0], packets, levels, DamagedSpans(*part)), packets
 
 
 def _declares_audio(container: av.container.InputContainer) -> bool:
@@ -119,7 +159,7 @@ def _declares_audio(container: av.container.InputContainer) -> bool:
 
     A Matroska with video may declare the video's, which cannot refuse the audio.
     """
-    return container.format.name != MATROSKA or len(container.streams) == 1
+    return container.format.name not in LENGTH_OF_ALL_TRACKS or len(container.streams) == 1
 
 
 def _too_long(limit: float) -> FileRefused:
@@ -130,7 +170,9 @@ def _too_long(limit: float) -> FileRefused:
     )
 
 
-def _warn_of_missing_audio(declared: float, track: Track, packets: Packets) -> None:
+def _warn_of_missing_audio(
+    declared: float, track: Track | MixedTracks, packets: Packets | MixedTracks
+) -> None:
     held = max(track.seconds, packets.end)  # Some writers declare the last timestamp.
     if is_longer(declared, held) and not is_longer(packets.other_tracks_end, held):
         report(
@@ -138,52 +180,28 @@ def _warn_of_missing_audio(declared: float, track: Track, packets: Packets) -> N
             f"The file declares {declared:.1f} seconds of audio, "
             f"but holds only {track.seconds:.1f}; the rest is missing.",
         )
-
-
-def _open(file: GrowingFile, suffix: str) -> av.container.InputContainer:
-    av.logging.set_level(av.logging.PANIC)
-    refuse_no_recording(file)
-    head = file.read(len(max(FORWARD_ONLY, key=len)))
-    file.seek(0, os.SEEK_SET)
-    source = ForwardOnlyFile(file) if head.startswith(FORWARD_ONLY) else file
-    try:
-        container = av.open(source, container_options=OPEN_OPTIONS)
-    except (av.error.FFmpegError, ValueError) as error:
-        refuse_text_or_broken_file(file)
-        container = _opened_by_suffix(file, suffix, error)
-    if not container.streams.audio:
-        refuse_text_or_broken_file(file)
-    refuse_protected_tracks(container)
-    for stream in container.streams.audio:
-        if stream.codec_context is not None:
-            # sandbox.py allows no threads. Without them WavPack and DSD lost their first packet.
-            stream.codec_context.thread_count = 1
-    return container
-
-
-def _opened_by_suffix(
-    file: GrowingFile, suffix: str, error: Exception
-) -> av.container.InputContainer:
-    """Raises FileRefused, from `error`, where the suffix does not tell the format either."""
-    demuxer = DEMUXERS_BY_SUFFIX.get(suffix)
-    if demuxer is None:
-        raise FileRefused(
-            "undecodable", "The file at audio_url is not audio or video in a known format."
-        ) from error
-    file.seek(0, os.SEEK_SET)
-    return av.open(file, format=demuxer, container_options=OPEN_OPTIONS)
-
-
-def _best_track(container: av.container.InputContainer) -> av.AudioStream:
-    stream = container.streams.best("audio")
-    if stream is None:
-        raise FileRefused("undecodable", "The file at audio_url has no audio track.")
-    if stream.codec_context is None:  # Decoding a packet of it would crash PyAV.
-        raise FileRefused(
-            "undecodable",
-            "The audio track of the file at audio_url is in a format that is not known.",
+    elif packets.is_broken:
+        report(
+            "warning",
+            f"The file is damaged behind its first {track.seconds:.1f} seconds of audio "
+            "and cannot be read further.",
         )
-    return stream
+
+
+def _warn_of_levels(levels: Levels) -> None:
+    if levels.peak and levels.gain > 1:
+        report(
+            "warning",
+            f"The recording is very quiet: its peak level is {decibels(levels.peak):.1f} dBFS. "
+            f"It was amplified by {decibels(levels.gain):.1f} dB.",
+        )
+    if levels.instead_of_mix:
+        channels = ", ".join(map(str, sorted(levels.instead_of_mix)))
+        report(
+            "warning",
+            "The channels are in opposite phase and cancel each other in the mix; instead of it, "
+            f"channel {channels} was transcribed there.",
+        )
 
 
 if __name__ == "__main__":

@@ -52,9 +52,13 @@ class GrowingFile:
         """Bytes; None while the size is unknown."""
         return self.size if self._size is not None or self._is_complete() else None
 
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Bytes that have arrived. Does not move the position of `read`."""
+        return os.pread(self._file.fileno(), length, offset)
+
     def read_integer(self, offset: int, length: int) -> int:
-        """Little-endian, from bytes that have arrived. Does not move the position of `read`."""
-        return int.from_bytes(os.pread(self._file.fileno(), length, offset), "little")
+        """Little-endian; as `read_at`."""
+        return int.from_bytes(self.read_at(offset, length), "little")
 
     def _is_complete(self, wait: float = 0) -> bool:
         """Whether stdin is closed; waits up to `wait` seconds for it.

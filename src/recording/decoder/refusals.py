@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 
 import av
 from growing_file import GrowingFile
@@ -112,8 +113,9 @@ def refuse_protected_tracks(container: av.container.InputContainer) -> None:
 
 def protection(stream: av.AudioStream) -> str:
     """The DRM of a track; "" without any."""
-    codec = stream.codec_context
-    tag = codec.codec_tag if codec else ""
+    tag = ""
+    with suppress(AttributeError, UnicodeDecodeError):  # no codec, or a number as the tag of a WAV
+        tag = stream.codec_context.codec_tag
     if "enc_key_id" in stream.metadata:  # FFmpeg's for Matroska and WebM
         return "Matroska"
     return PROTECTED_TAGS.get(tag, "")

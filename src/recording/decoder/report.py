@@ -8,6 +8,6 @@ class FileRefused(Exception):
     """(kind, sentence) for the parent process; pcm_stream.py lists the kinds."""
 
 
-def report(kind: str, message: str) -> None:
-    """Write one line, {"kind": …, "message": …}."""
-    print(json.dumps({"kind": kind, "message": message}), file=sys.stderr)
+def report(kind: str, message: str, **fields: object) -> None:
+    """Write one line, {"kind": …, "message": …} with `fields`."""
+    print(json.dumps({"kind": kind, "message": message} | fields), file=sys.stderr)

@@ -1,63 +1,133 @@
-"""Frames of any format, layout and rate → int16 mono at one rate."""
+"""Frames of any format, layout and rate → mono at one rate."""
 
 from contextlib import suppress
 
 import av
+from channels import MAX_CHANNELS, Filter, Phase, as_one_channel, mono_filters
 from report import FileRefused
 
-# Each call of the graph has a cost, and for larger blocks than this malloc calls the kernel.
+# Each call of the graph has a cost, and for larger blocks than this malloc calls the kernel. A
+# frame that is longer than a second is taken in parts.
 RESAMPLE_SECONDS = 0.25
 
 
 class Resampler:
-    """Frames → int16 mono at `rate`, of one channel or all mixed.
+    """Frames → mono at `rate`, of one channel or all mixed.
 
-    The samples do not depend on the sizes of the frames.
+    Where the channels cancel each other in the mix, the louder one is taken. The samples do not
+    depend on the sizes of the frames. `no_films`: as for `mono_filters`.
     """
 
-    def __init__(self, rate: int, channel: int | None = None):
+    def __init__(
+        self,
+        rate: int,
+        channel: int | None = None,
+        sample_format: str = "s16",
+        no_films: bool = False,
+    ):
         self._rate = rate
         self._channel = channel
+        self._no_films = no_films
+        self._sample_format = sample_format
         self._source: tuple[str, str, int] | None = None  # format, layout and rate of the frames
-        self._graph: av.filter.Graph | None = None
         self._fifo: av.AudioFifo | None = None
+        self._graph: av.filter.Graph | None = None
+        self._heard: int | None = None  # the channel that the graph picks
+        self._phase: Phase | None = None
+        self._has_mixed = False  # Behind good audio, what cannot be mixed is damage.
+        self.channels = 0  # of the last frame
+        self.instead_of_mix: set[int] = set()  # channels that were taken because the mix cancels
 
     def push(self, frame: av.AudioFrame) -> bytes:
         """Take a frame; returns the samples that are ready, often none.
 
-        Raises FileRefused where the frame does not have the channel.
+        Raises FileRefused where the frame does not have the channel, or cannot be mixed.
         """
-        before = b""
+        ready = []
         source = (frame.format.name, frame.layout.name, frame.sample_rate)
         if source != self._source:  # It may change within a file.
             self._check_channel(frame.layout.nb_channels)
-            before = self.finish()
+            ready.append(self.finish())
             self._source = source
-            self._graph = _resampling_graph(*source, self._rate, self._channel)
+            self.channels = frame.layout.nb_channels
             self._fifo = av.AudioFifo()
+            self._phase = Phase(frame)
+        if self.channels > MAX_CHANNELS and not frame.format.is_planar:
+            frame = as_one_channel(frame, self._channel)
         frame.pts = None  # Samples follow one another; timestamps of damaged files do not.
         self._fifo.write(frame)
-        if self._fifo.samples < RESAMPLE_SECONDS * frame.sample_rate:
-            return before
-        return before + self._resample(self._fifo.read())
+        while self._fifo.samples >= RESAMPLE_SECONDS * frame.sample_rate:
+            block = self._fifo.read(min(self._fifo.samples, frame.sample_rate))
+            ready.append(self._resample(block))
+        return b"".join(ready)
 
     def finish(self) -> bytes:
         """The rest; the next frame begins a new stream."""
-        if self._graph is None:
+        if self._source is None:
             return b""
         rest = self._resample(self._fifo.read()) if self._fifo.samples else b""
-        rest += self._resample(None)
-        self._graph = self._source = None
+        self._source = None
+        return rest + self._drain()
+
+    def _resample(self, block: av.AudioFrame) -> bytes:
+        """The samples that are ready after this block."""
+        heard, before = self._heard_in(block), b""
+        if self._graph is None or heard != self._heard:
+            before = self._drain()
+            self._graph = self._graph_for(block, heard)
+            self._heard = heard
+        if self._graph is None:
+            return before + self._silence(block)
+        self._has_mixed = True
+        self._graph.push(block)
+        return before + self._pull()
+
+    def _silence(self, block: av.AudioFrame) -> bytes:
+        """As many samples as this block would become."""
+        samples = round(block.samples * self._rate / block.sample_rate)
+        return bytes(samples * av.AudioFormat(self._sample_format).bytes)
+
+    def _heard_in(self, block: av.AudioFrame) -> int | None:
+        """The channel to take of this block; None for the mix."""
+        if self.channels > MAX_CHANNELS:
+            return None
+        if self._channel is not None or self._phase is None:
+            return self._channel
+        heard = self._phase.channel_for(block)
+        if heard is not None:
+            self.instead_of_mix.add(heard)
+        return heard
+
+    def _graph_for(self, block: av.AudioFrame, heard: int | None) -> av.filter.Graph | None:
+        """None where damage gave the block channels in a form that cannot be mixed."""
+        layout = block.layout
+        filters = mono_filters(layout.name, layout.nb_channels, heard, self._no_films)
+        try:
+            return _resampling_graph(block, filters, self._rate, self._sample_format)
+        except (av.error.FFmpegError, ValueError) as error:
+            if self._has_mixed:
+                return None
+            raise FileRefused(
+                "undecodable",
+                f"The audio at audio_url has {layout.nb_channels} channels in a form that cannot "
+                "be mixed.",
+            ) from error
+
+    def _drain(self) -> bytes:
+        """The samples that the graph still holds."""
+        if self._graph is None:
+            return b""
+        self._graph.push(None)
+        rest = self._pull()
+        self._graph = None
         return rest
 
-    def _resample(self, frame: av.AudioFrame | None) -> bytes:
-        """None: the samples that the graph still holds."""
-        self._graph.push(frame)
+    def _pull(self) -> bytes:
         blocks = []
         with suppress(av.error.BlockingIOError, av.error.EOFError):
             while True:
                 out = self._graph.pull()
-                blocks.append(bytes(out.planes[0])[: out.samples * 2])  # a plane is padded
+                blocks.append(bytes(out.planes[0])[: out.samples * out.format.bytes])  # is padded
         return b"".join(blocks)
 
     def _check_channel(self, held: int) -> None:
@@ -73,27 +143,26 @@ class Resampler:
 
 
 def _resampling_graph(
-    sample_format: str, layout: str, source_rate: int, rate: int, channel: int | None
+    like: av.AudioFrame, mono: list[Filter], rate: int, sample_format: str
 ) -> av.filter.Graph:
-    """Channels are mixed, or one is picked, before the rate changes.
+    """For frames like this one. The filters `mono` come before the rate changes.
 
-    FFmpeg by itself would resample each of them.
+    FFmpeg by itself would resample each channel.
     """
     graph = av.filter.Graph()
     graph.threads = 1  # More are no faster, and sandbox.py allows none.
     source = graph.add(
         "abuffer",
-        sample_fmt=sample_format,
-        channel_layout=layout,
-        sample_rate=str(source_rate),
-        time_base=f"1/{source_rate}",
+        sample_fmt=like.format.name,
+        channel_layout=like.layout.name,
+        sample_rate=str(like.sample_rate),
+        time_base=f"1/{like.sample_rate}",
     )
-    pick = [] if channel is None else [graph.add("pan", f"mono|c0=c{channel}")]
     graph.link_nodes(
         source,
-        *pick,
+        *(graph.add(name, options) for name, options in mono),
         graph.add("aresample", "osf=fltp:ochl=mono:rematrix_maxval=1"),
-        graph.add("aformat", f"sample_fmts=s16:sample_rates={rate}"),
+        graph.add("aformat", f"sample_fmts={sample_format}:sample_rates={rate}"),
         graph.add("abuffersink"),
     ).configure()
     return graph

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from contract.errors import EngineDead, InvalidRequest, RecognitionError
 from recording.chunk import SAMPLE_RATE, AudioChunk, waveform
 from speech.admission import Gate, Holder, chunk_priority
+from speech.models.answer_tokens import answer_tokens
 from speech.models.engine_args import (
     ENVIRONMENT,
     IMAGE_CACHE,
@@ -33,10 +34,11 @@ from speech.models.engine_process import main_module_of_children
 from speech.models.prompt import parsed, prompt_template
 from speech.models.token_limits import CONTEXT_TOKENS, VOCABULARY_TOKENS, max_answer_tokens
 from speech.models.tokenizer import load_tokenizer, special_tokens, without_tokens
+from speech.tokens import Token
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from vllm.outputs import RequestOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
 SEED = 0  # one seed for all samplings, so that a retry gives the same answer every time
@@ -58,6 +60,7 @@ class Hypothesis:
     # (mel bands, frames) of the chunk, in the engine's dtype: the aligner needs the same
     spectrum: "Tensor | None" = None
     prompt_tokens: int = 0  # the length of the prompt, with the tokens of the audio
+    tokens: tuple[Token, ...] = ()  # those of the text, where they were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +162,19 @@ class Recogniser:
         context: str,
         temperature: float = 0.0,
         vocabulary: Vocabulary = EMPTY_VOCABULARY,
+        with_tokens: bool = False,
     ) -> Hypothesis:
         """The text of `chunk`.
 
         `language`: one of the model's names, or None to detect it. Greedy at `temperature` 0,
         otherwise sampled with a fixed seed: the same call gives the same answer.
+        `with_tokens`: with the tokens of the text and their probabilities.
         Raises EngineDead where the engine has died, RecognitionError where it refuses the chunk.
         """
         return await asyncio.wrap_future(
-            self._submit(self._transcribe(chunk, language, context, temperature, vocabulary))
+            self._submit(
+                self._transcribe(chunk, language, context, temperature, vocabulary, with_tokens)
+            )
         )
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
@@ -181,11 +188,12 @@ class Recogniser:
         context: str,
         temperature: float,
         vocabulary: Vocabulary,
+        with_tokens: bool,
     ) -> Hypothesis:
         if chunk.speech_seconds < MIN_CONTEXT_SPEECH_SECONDS:
             context, vocabulary = "", EMPTY_VOCABULARY
         prompt_ids = self._prompt(context, language, vocabulary)
-        result, spectrum = await self._generate(chunk, prompt_ids, temperature)
+        result, spectrum = await self._generate(chunk, prompt_ids, temperature, with_tokens)
         (output,) = result.outputs
         spoken, text = parsed(output.text, language)
         # Some of the tokenizer's own tokens, such as <non_speech>, are none that vLLM leaves out.
@@ -197,7 +205,12 @@ class Recogniser:
             num_tokens=len(output.token_ids),
             spectrum=spectrum,
             prompt_tokens=len(result.prompt_token_ids),
+            tokens=self._tokens_of(output, text) if with_tokens else (),
         )
+
+    def _tokens_of(self, output: "CompletionOutput", text: str) -> tuple[Token, ...]:
+        logprobs = output.logprobs.logprobs  # flat: one for each token of the answer
+        return answer_tokens(self._tokenizer, output.token_ids, logprobs, text)
 
     def _prompt(self, context: str, language: str | None, vocabulary: Vocabulary) -> list[int]:
         """The prompt's token ids: all of the vocabulary, and on a new line the end of the context.
@@ -217,12 +230,13 @@ class Recogniser:
         return ids
 
     async def _generate(
-        self, chunk: AudioChunk, prompt_ids: list[int], temperature: float
+        self, chunk: AudioChunk, prompt_ids: list[int], temperature: float, with_logprobs: bool
     ) -> "tuple[RequestOutput, Tensor]":
         """(vLLM's answer, the chunk's spectrum).
 
         No repetition penalty: vLLM would need two tensors of batch x vocabulary for it, 0.5 GB
-        outside its memory profile.
+        outside its memory profile. Log-probabilities need one, which is within the profile: the
+        sampler's warm-up takes more.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -233,6 +247,8 @@ class Recogniser:
             seed=SEED if temperature else None,
             max_tokens=max_answer_tokens(chunk.duration),
             output_kind=RequestOutputKind.FINAL_ONLY,
+            logprobs=0 if with_logprobs else None,  # 0: of the chosen token alone
+            flat_logprobs=with_logprobs,  # one list instead of an object for each token
         )
         try:
             rendered, spectrum = await self._rendered(chunk, prompt_ids)

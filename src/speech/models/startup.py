@@ -97,4 +97,6 @@ async def check_models(asr: Recogniser, aligner: Aligner, vad_mode: int) -> None
     hypothesis = await asr.transcribe(chunk, "English", "")
     if hypothesis.finish_reason == "length":
         raise RecognitionError("The answer for a second of speech did not come to an end.")
+    # vLLM compiles what it needs for probabilities at the first request for them.
+    await asr.transcribe(chunk, "English", "", with_tokens=True)
     await aligner.align(chunk, CHECK_TEXT, "English")

@@ -1,5 +1,7 @@
 """A checkpoint's tokenizer, loaded as it was published, and text without its special tokens."""
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 
@@ -29,3 +31,20 @@ def without_tokens(tokens: tuple[str, ...], text: str) -> str:
         for token in tokens:
             text = text.replace(token, "")
     return text
+
+
+def token_bytes(tokenizer: Any, token_ids: Sequence[int]) -> list[bytes]:
+    """The UTF-8 bytes of each token, of which none is an added one.
+
+    A byte-level BPE prints each byte as one character, by GPT-2's `bytes_to_unicode`.
+    """
+    byte_of = _byte_of_character()
+    printed = tokenizer.convert_ids_to_tokens(list(token_ids))
+    return [bytes(byte_of[character] for character in token or "") for token in printed]
+
+
+@cache
+def _byte_of_character() -> dict[str, int]:
+    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+
+    return {character: byte for byte, character in bytes_to_unicode().items()}

@@ -21,6 +21,7 @@ class Event(NamedTuple):
     kind: int  # WORD, SENTENCE_END, PHONEME or another of espeak-ng's
     sample: int  # at RATE
     phoneme: str  # empty for other kinds
+    position: int  # the character of the text with which it begins
 
 
 class _Id(C.Union):
@@ -83,7 +84,9 @@ def _collect(samples, count, events):
         _pcm.append(np.ctypeslib.as_array(samples, (count,)).copy())
     i = 0
     while events[i].type:
-        _events.append(Event(events[i].type, events[i].sample, _phoneme(events[i])))
+        event = events[i]
+        position = event.text_position - 1  # espeak-ng counts from 1
+        _events.append(Event(event.type, event.sample, _phoneme(event), position))
         i += 1
     return 0
 
