@@ -3,7 +3,7 @@
 Job input:  audio_url (with audio_headers) or audio_base64; start, end, track, channel;
             language ("auto", null, a name or a code), vocabulary, initial_context,
             use_previous_context; output_format, segment_level, timestamps, punctuation,
-            confidence, allow_partial.
+            confidence, subtitles, allow_partial.
 Output:     language_detected, language_code, languages, duration, text, usage,
             segments [{start, end, text, offset, length}] or srt, vtt, verbose_json;
             sentences, failed_spans, damaged_spans, retries, warnings where there are any;

@@ -27,6 +27,7 @@ from contract.request import (
     parse_request,
 )
 from contract.shown import shown
+from contract.subtitle_options import BOUNDS, SubtitleOptions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,7 +80,9 @@ def test_every_field_is_taken_over():
     }
     job_input |= {"start": 1.5, "end": 2, "track": 3, "channel": 1, "vocabulary": ["Žižek"]}
     job_input |= {"audio_headers": {"A": "b"}, "confidence": True}
-    assert parse_request(job_input) == Request(**job_input | {"vocabulary": ("Žižek",)})
+    job_input |= {"subtitles": {"max_line_count": 1}}
+    as_parsed = {"vocabulary": ("Žižek",), "subtitles": SubtitleOptions(max_line_count=1)}
+    assert parse_request(job_input) == Request(**job_input | as_parsed)
 
 
 def test_null_is_the_same_as_absent():
@@ -769,6 +772,7 @@ any_input = st.one_of(
             "track": any_json | st.integers(-1, 1001) | st.sampled_from(["default", "mix"]),
             "channel": any_json | st.integers(-1, 600),
             "vocabulary": any_json | st.lists(any_text, max_size=4),
+            "subtitles": any_json | st.dictionaries(st.sampled_from([*BOUNDS]), any_json),
         },
     ),
 )

@@ -10,6 +10,7 @@ from contract.errors import InvalidRequest
 from contract.languages import LANGUAGES, language_named, script_named
 from contract.other_names import MAX_NAMED, field_meant, warnings_for
 from contract.shown import shown
+from contract.subtitle_options import SubtitleOptions, subtitle_options
 
 SEGMENT_LEVELS = ("word", "sentence", "both")
 OUTPUT_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
@@ -45,6 +46,7 @@ class Request:
     track: int | str = "default"  # an audio track, from 0; "default": as players; "mix": all
     channel: int | None = None  # the only one to transcribe, from 0; None: all, mixed
     vocabulary: tuple[str, ...] = ()  # names and terms, for every chunk
+    subtitles: SubtitleOptions = SubtitleOptions()  # for output_format srt and vtt
     # Not fields of the input:
     warnings: tuple[str, ...] = ()  # a sentence for each unknown field
     # Of Chinese text, from the field language: one of CHINESE_SCRIPTS; None: as recognised.
@@ -81,6 +83,7 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
         _refuse_what_needs_timestamps(given)
     start, end = _start_and_end(given("start"), given("end"))
     track, channel = _track_and_channel(given("track"), given("channel"))
+    output_format = _choice("output_format", given("output_format"), OUTPUT_FORMATS)
     url, audio = url_or_file(given("audio_url"), given("audio_base64"), local_files)
     return Request(
         audio_url=url,
@@ -93,12 +96,13 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
         timestamps=timestamps,
         segment_level=_choice("segment_level", given("segment_level"), SEGMENT_LEVELS),
         punctuation=_flag("punctuation", given("punctuation")),
-        output_format=_choice("output_format", given("output_format"), OUTPUT_FORMATS),
+        output_format=output_format,
         start=start,
         end=end,
         track=track,
         channel=channel,
         vocabulary=_vocabulary(given("vocabulary")),
+        subtitles=subtitle_options(given("subtitles"), output_format),
         warnings=warnings_for(unknown, INPUT_FIELDS),
         script=_script(given("language")),
         confidence=_flag("confidence", given("confidence")),

@@ -92,7 +92,7 @@ def _formatted(transcript: Transcript, request: Request) -> Output:
     formatted: Output = {}
     if form in ("srt", "vtt"):
         words = list(transcript.words(punctuation=True))
-        cues = cues_of(words, transcript.end)
+        cues = cues_of(words, transcript.end, request.subtitles)
         formatted[form] = to_srt(cues) if form == "srt" else to_vtt(cues)
     elif form == "verbose_json":
         formatted[form] = verbose_json(transcript, request)
