@@ -68,41 +68,43 @@ set_up_environment()
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
 
-# Several processes run the tests (run.sh). The files that take longest come first, so that all
-# processes end at about the same time.
+# Several processes run the tests (run.sh). One of them has the engine, and begins with it. For the
+# others the files that take longest come first, so that all end at about the same time.
+ENGINE = "engine"
 LONG = (
     "test_runpod.py",
-    "test_end_to_end.py",
     "test_entry_points.py",
-    "test_bfloat16.py",
-    "test_long_chunks.py",
     "test_audio.py",
     "test_shutdown.py",
     "test_cuda_platform.py",
     "test_runpod_sdk.py",
+    "test_engine.py",
 )
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files with the session's engine go to one process, which starts it once."""
-    items.sort(key=place)
-    with_engine = {item.path for item in items if uses_engine(item)}
+    """The tests with the session's engine go to one process, which starts it once.
+
+    The other tests of a file stay together.
+    """
     for item in items:
-        group = "engine" if item.path in with_engine else item.path.name
+        group = ENGINE if uses_engine(item) else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
-
-
-def place(item: pytest.Item) -> int:
-    """The rank of an item's file. Files of one rank keep their order."""
-    name = item.path.name
-    return LONG.index(name) if name in LONG else len(LONG)
+    items.sort(key=place)
 
 
 def uses_engine(item: pytest.Item) -> bool:
     """A file with a fixture of the same name has a worker of its own."""
     own = hasattr(item.module, "worker")
     return "worker" in item.fixturenames and not own
+
+
+def place(item: pytest.Item) -> int:
+    """The rank of an item's group. Those of one rank keep their order."""
+    (group,) = item.get_closest_marker("xdist_group").args
+    first = (ENGINE, *LONG)
+    return first.index(group) if group in first else len(first)
 
 
 class _QuietFiles(http.server.SimpleHTTPRequestHandler):
