@@ -385,7 +385,7 @@ def test_the_engines_processes_end_with_a_worker_that_is_killed(local_server, sp
     assert len(engine) == core_and_executor
     process.kill()
     process.wait(60)
-    _, alive = psutil.wait_procs(engine, timeout=10)
+    _, alive = psutil.wait_procs(engine, timeout=60)
     assert alive == []
 
 

@@ -27,7 +27,6 @@ from result.account import coverage
 from result.delivery import output_of
 from result.transcript import merge
 from result.usage import Usage
-from speech.models.recogniser import Recogniser
 from speech.words import ChunkResult, Word
 from test_audio import one_warning
 from test_end_to_end import run, words_of
@@ -315,7 +314,7 @@ def test_failed_spans_of_a_part_have_times_of_the_file_fault_injected(worker, de
     async def never(*_):
         raise TimeoutError
 
-    monkeypatch.setattr(Recogniser, "transcribe", never)
+    monkeypatch.setattr(worker.asr, "transcribe", never)
     monkeypatch.setattr(worker.health, "failed", lambda *_, **__: asyncio.sleep(0))
     failed = run(worker, demo, start=27.3, end=31.5)["failed_spans"]
     assert (
