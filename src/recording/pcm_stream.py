@@ -267,7 +267,7 @@ async def decode(
     is refused without decoding, if the file has enough bytes to hold it.
     Raises WorkerFailed where the process cannot be started.
     """
-    offset = round(start * SAMPLE_RATE)
+    offset, is_each = round(start * SAMPLE_RATE), EACH in (track, channel)
     options: dict[str, Any] = {
         "rate": SAMPLE_RATE,
         "size": size,
@@ -287,7 +287,6 @@ async def decode(
             raise WorkerFailed(f"The worker could not start its decoder: {reason}.") from error
         closing = asyncio.create_task(_close_when_complete(child, complete_marker))
         try:
-            is_each = EACH in (track, channel)
             yield PcmStream(path, child, report, offset, max_seconds, complete_marker, is_each)
         finally:
             closing.cancel()

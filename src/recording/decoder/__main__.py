@@ -40,7 +40,7 @@ from packets import Packets
 from report import FileRefused, report
 from sandbox import confine
 from track import Track
-from tracks import DEFAULT, chosen
+from tracks import DEFAULT, Choice, chosen
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 SAMPLED_PACKETS = 500  # packets that show how long a file of its size is
@@ -135,14 +135,18 @@ def _decode(
         if missing > 0:
             _warn_of_missing_audio(declared, track, packets)
         _warn_of_levels(levels)
-        report(
-            "found",
-            "",
-            tracks=choice.total,
-            track=choice.numbers[0] if len(choice.numbers) == 1 else None,
-            channels=levels.channels,
-            peak=levels.peak,
-        )
+        _report_found(choice, levels)
+
+
+def _report_found(choice: Choice, levels: Levels) -> None:
+    report(
+        "found",
+        "",
+        tracks=choice.total,
+        track=choice.numbers[0] if len(choice.numbers) == 1 else None,
+        channels=levels.channels,
+        peak=levels.peak,
+    )
 
 
 def _with_numbers(
