@@ -2,8 +2,8 @@
 
 Job input:  audio_url (with audio_headers) or audio_base64; start, end, track, channel;
             language ("auto", null, a name or a code), vocabulary, initial_context,
-            use_previous_context; output_format, segment_level, punctuation, confidence,
-            allow_partial.
+            use_previous_context; output_format, segment_level, timestamps, punctuation,
+            confidence, subtitles, allow_partial.
 Output:     language_detected, language_code, languages, duration, text, usage,
             segments [{start, end, text, offset, length}] or srt, vtt, verbose_json;
             channels, sentences, failed_spans, damaged_spans, retries, warnings where there are any;
@@ -148,7 +148,7 @@ async def transcribe_recording(
     Raises LostResults where the results do not tile the chunks.
     """
     vocabulary, outliers = asr.vocabulary(request.vocabulary), LanguageOutliers()
-    models = watched_models(usage, request.needs_tokens)
+    models = watched_models(usage, request)
     contexts = Contexts(request.initial_context, request.use_previous_context)
     admitted: list[Admitted] = []
     tasks: list[asyncio.Task[list[ChunkResult]]] = []
@@ -249,9 +249,17 @@ async def transcribe_admitted(chunk: AudioChunk, context: str, work: Work) -> li
     return results
 
 
-def watched_models(usage: Usage, with_tokens: bool = False) -> WatchedModels:
+def watched_models(usage: Usage, request: Request) -> WatchedModels:
     """The models for one job, whose calls `usage` counts."""
-    return WatchedModels(asr, aligner, health, settings.chunk_timeout_seconds, usage, with_tokens)
+    return WatchedModels(
+        asr,
+        aligner,
+        health,
+        settings.chunk_timeout_seconds,
+        usage,
+        with_tokens=request.needs_tokens,
+        with_words=request.timestamps,
+    )
 
 
 def load_models() -> None:

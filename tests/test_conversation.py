@@ -127,6 +127,20 @@ def test_one_channel_is_as_the_mix_with_its_number():
     assert found == mixed
 
 
+def test_without_word_times_the_chunks_come_in_the_order_of_their_starts():
+    chunks = [replace(chunk, words=()) for chunk in CALL]
+    found = output(*chunks, timestamps=False)
+    assert found["text"] == "Hello there. How are you? Fine, thanks. Good. 好的。"
+    assert [(s["channel"], s["start"]) for s in found["segments"]] == [
+        (0, 0),
+        (1, 3),
+        (0, 9),
+        (1, 14),
+    ]
+    for segment in found["segments"]:
+        assert found["text"][segment["offset"] :][: segment["length"]] == segment["text"]
+
+
 def test_subtitles_are_in_the_order_of_time_and_those_of_two_channels_may_overlap():
     found = [(cue.start.total_seconds(), cue.content) for cue in srt.parse(output_format("srt"))]
     assert found == sorted(found)

@@ -74,6 +74,19 @@ def test_the_next_reduction_replaces_words_by_sentences():
         assert " ".join(s["text"] for s in output["segments"]) == output["text"] == WHOLE["text"]
 
 
+def test_without_timestamps_each_chunk_is_a_segment_and_the_next_reduction_is_the_text():
+    request = replace(WORDS, timestamps=False)
+    chunks = [replace(chunk, words=()) for chunk in HOUR]
+    whole = delivered(2**30, request, chunks=chunks)
+    assert [segment["text"] for segment in whole["segments"]] == [chunk.text for chunk in chunks]
+    for segment in whole["segments"]:
+        end = segment["offset"] + segment["length"]
+        assert whole["text"][segment["offset"] : end] == segment["text"]
+    compact = delivered(size_of(whole) - 1, request, chunks=chunks)
+    smaller = delivered(size_of(compact) - 1, request, chunks=chunks)
+    assert [compact["reduced_to"], smaller["reduced_to"]] == ["compact", "text"]
+
+
 def test_the_last_reduction_leaves_only_the_text():
     output = delivered(len(WHOLE["text"]) + 1000)
     assert (output["reduced_to"], output["segments"], output["text"]) == ("text", [], WHOLE["text"])

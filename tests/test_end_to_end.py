@@ -15,6 +15,7 @@ import speech.word_times as timing
 import srt
 import webvtt
 from conftest import succeeded
+from contract.request import Request
 from material import CHINESE, ENGLISH, chunk_of
 from recording.chunk import AudioChunk
 from recording.pcm_stream import decode
@@ -200,7 +201,7 @@ def test_word_errors_are_within_half_a_point_of_the_same_utterances_one_by_one(
     case = cases[language]
     utterances = drawn(case.whole, POOLS[language])
 
-    models = worker.watched_models(Usage())
+    models = worker.watched_models(Usage(), Request())
 
     async def one_by_one():
         return await asyncio.gather(
@@ -311,7 +312,7 @@ def test_every_merged_time_is_the_chunks_own_time_plus_its_offset(cases, worker,
     case = cases[language]
     chunks = case.chunks[:: len(case.chunks) // CHUNKS_ALONE]
 
-    models = worker.watched_models(Usage())
+    models = worker.watched_models(Usage(), Request())
 
     async def alone():
         own = [replace(c, offset=0) for c in chunks]

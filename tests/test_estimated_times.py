@@ -191,9 +191,12 @@ def test_runs_get_the_words_that_fit(case, runs, lengths, ends, expected):
 
 
 @given(
-    st.lists(st.floats(0.01, 40), min_size=1, max_size=12),
+    st.lists(st.floats(0.01, 40, allow_subnormal=False), min_size=1, max_size=12),
     st.lists(
-        st.tuples(st.floats(0.4, 30), st.sampled_from([WITHIN, CLAUSE, SENTENCE])), min_size=1
+        st.tuples(
+            st.floats(0.4, 30, allow_subnormal=False), st.sampled_from([WITHIN, CLAUSE, SENTENCE])
+        ),
+        min_size=1,
     ),
 )
 @settings(max_examples=100)
@@ -247,9 +250,11 @@ def test_words_of_one_syllable_each_are_about_as_long_as_each_other():
 @given(
     st.lists(
         st.one_of(
-            st.builds(silence, st.floats(0, 1)),
-            st.builds(voice, st.floats(0.001, 2)),
-            st.builds(noise, st.floats(0.001, 1), st.sampled_from([3, 3000])),
+            st.builds(silence, st.floats(0, 1, allow_subnormal=False)),
+            st.builds(voice, st.floats(0.001, 2, allow_subnormal=False)),
+            st.builds(
+                noise, st.floats(0.001, 1, allow_subnormal=False), st.sampled_from([3, 3000])
+            ),
         ),
         min_size=1,
         max_size=5,

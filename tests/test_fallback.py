@@ -44,6 +44,8 @@ class Script:
     `recognise` returns or raises `answer(chunk, vocabulary and context, temperature)`.
     """
 
+    with_words = True
+
     def __init__(self, answer, align):
         self._answer, self.asked, self.terms = answer, [], []
         self.align = align
@@ -617,3 +619,17 @@ def test_the_tail_begins_in_the_pause_behind_the_last_word(measured, end, cut):
     assert tail_start(
         chunk_of(20, (0, 5), (6, 10), (11, 20), start=100), 100 + measured, 100 + end
     ) == round(cut * SAMPLE_RATE)
+
+
+# without word times
+
+
+def test_without_word_times_the_aligner_is_not_asked_and_no_tail_is_missed():
+    async def refuse(*_):
+        raise AssertionError("asked for word times")
+
+    script = Script(lambda *_: said("one two three"), refuse)
+    script.with_words = False
+    chunk = chunk_of(10)
+    (result,) = asyncio.run(transcribe_chunk(chunk, None, "", Vocabulary(()), script))
+    assert (result.text, result.words, result.retries) == ("one two three", (), ())

@@ -104,6 +104,14 @@ def test_a_url_a_data_url_base64_and_a_path_give_the_same_result_byte_by_byte(
     assert Path(path).exists()
 
 
+def test_without_timestamps_a_job_asks_the_aligner_for_nothing(run, serve):
+    url = serve("chunks.flac", np.concatenate([u.pcm for u in ENGLISH[:4]]))
+    timed, untimed = (run({"audio_url": url, "timestamps": flag}) for flag in (True, False))
+    assert untimed["text"] == timed["text"]
+    assert len(untimed["segments"]) == untimed["usage"]["chunks"] < len(timed["segments"])
+    assert untimed["usage"]["alignment_seconds"] == 0 < timed["usage"]["alignment_seconds"]
+
+
 def test_a_local_file_that_is_not_there_or_too_large_is_refused(worker, run, monkeypatch, tmp_path):
     (tmp_path / "large.wav").write_bytes(bytes(100))
     monkeypatch.setattr(

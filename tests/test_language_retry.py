@@ -23,6 +23,8 @@ def result(index: int, language: str, seconds: float) -> ChunkResult:
 class Models:
     """Answer in the language asked for. With `failing` the first call finds a dead engine."""
 
+    with_words = True
+
     def __init__(self, failing: bool = False):
         self.inside = self.most = self.cancelled = self.calls = 0
         self._failing = failing

@@ -9,6 +9,7 @@ from contract import other_names
 from contract.errors import InvalidRequest
 from contract.other_names import CALLED_HERE, MAX_NAMED, NO_FIELD
 from contract.request import INPUT_FIELDS, Request, parse_request
+from contract.subtitle_options import BOUNDS
 from result.delivery import output_of
 from result.transcript import merge
 from speech.words import ChunkResult, Word
@@ -27,6 +28,8 @@ SAID = (  # (an unknown field, what its warning ends with)
     ("transcription", "; it is called output_format here."),
     ("word_timestamps", "; it is called segment_level here."),
     ("audio_start_from", "; it is called start here, in seconds."),
+    ("max_line_width", "; it is called subtitles.max_line_width here."),
+    ("max_words_per_line", "; the field subtitles limits each line, and the number of lines."),
     (
         "translate",
         "; the transcript is in the language that is spoken, and the model cannot translate.",
@@ -64,7 +67,8 @@ def test_a_warning_says_what_an_unknown_field_is_called_here_or_why_there_is_non
 
 
 def test_every_other_name_leads_to_a_field_and_none_is_one_itself():
-    assert {*CALLED_HERE.values()} <= {*INPUT_FIELDS}
+    options = {f"subtitles.{name}" for name in BOUNDS}
+    assert {*CALLED_HERE.values()} <= {*INPUT_FIELDS} | options
     assert not {*CALLED_HERE} & {*NO_FIELD}
     assert not {*map(other_names.comparable, INPUT_FIELDS)} & {*CALLED_HERE, *NO_FIELD}
 
@@ -90,7 +94,7 @@ def test_of_many_long_unknown_fields_a_few_are_compared_and_named(monkeypatch):
 
 def test_the_warnings_stand_before_those_of_the_recording_in_every_format():
     words = (Word("one", 0, 1, 0),)
-    transcript = merge([ChunkResult(0, 2, 2, "one", "English", words)], 2, "The file is short.")
+    transcript = merge([ChunkResult(0, 2, 2, "one", "English", words)], 2, ("The file is short.",))
     for form in ("json", "text", "srt", "verbose_json"):
         request = Request(output_format=form, warnings=("The field was ignored.",))
         given = output_of(transcript, request)["warnings"]

@@ -20,6 +20,7 @@ from contract.languages import LANGUAGES
 from contract.other_names import NO_FIELD, comparable, field_meant
 from contract.request import INPUT_FIELDS, OUTPUT_FORMATS, SEGMENT_LEVELS, Request
 from contract.settings import Settings
+from contract.subtitle_options import BOUNDS, SubtitleOptions
 from result.conversation import merge_channels
 from result.delivery import output_of
 from result.transcript import merge
@@ -125,6 +126,15 @@ def test_every_reason_for_a_retry_stands_in_the_table(readme):
 @in_each
 def test_every_field_of_a_request_stands_in_the_table(readme):
     assert set(rows(readme, "field", "字段")) == set(INPUT_FIELDS)
+
+
+@in_each
+def test_every_option_of_subtitles_stands_in_the_table_with_its_default_and_bounds(readme):
+    told = rows(readme, "option", "选项")
+    assert list(told) == list(BOUNDS)
+    for name, (least, most) in BOUNDS.items():
+        default = getattr(SubtitleOptions(), name)
+        assert told[name][:2] == [f"{default:.16g}", f"{least}–{most}"], name
 
 
 def every_output() -> list[dict]:

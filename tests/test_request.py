@@ -27,6 +27,7 @@ from contract.request import (
     parse_request,
 )
 from contract.shown import shown
+from contract.subtitle_options import BOUNDS, SubtitleOptions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,7 +80,9 @@ def test_every_field_is_taken_over():
     }
     job_input |= {"start": 1.5, "end": 2, "track": 3, "channel": 1, "vocabulary": ["Žižek"]}
     job_input |= {"audio_headers": {"A": "b"}, "confidence": True}
-    assert parse_request(job_input) == Request(**job_input | {"vocabulary": ("Žižek",)})
+    job_input |= {"subtitles": {"max_line_count": 1}}
+    as_parsed = {"vocabulary": ("Žižek",), "subtitles": SubtitleOptions(max_line_count=1)}
+    assert parse_request(job_input) == Request(**job_input | as_parsed)
 
 
 def test_null_is_the_same_as_absent():
@@ -203,7 +206,8 @@ def test_a_string_field_of_another_type_is_refused(field, value):
 
 
 @pytest.mark.parametrize(
-    "field", ["use_previous_context", "allow_partial", "punctuation", "confidence"]
+    "field",
+    ["use_previous_context", "allow_partial", "timestamps", "punctuation", "confidence"],
 )
 @pytest.mark.parametrize("value", NO_FLAGS, ids=repr)
 def test_a_flag_other_than_true_or_false_is_refused(field, value):
@@ -217,6 +221,25 @@ def test_an_unknown_segment_level_is_refused_with_the_three(value):
     assert refusal({"audio_url": URL, "segment_level": value}).endswith(
         "it must be one of: word, sentence, both."
     )
+
+
+def test_timestamps_are_asked_for_unless_they_are_declined():
+    assert parse().timestamps and parse(timestamps=None).timestamps
+    assert not parse(timestamps=False, output_format="text", confidence=True).timestamps
+
+
+@pytest.mark.parametrize(
+    "field, value, wanted",
+    [
+        ("segment_level", "word", "there are no words, so it must be left out."),
+        ("punctuation", True, "there are no words, so it must be left out."),
+        ("output_format", "srt", "it must be one of: json, text."),
+        ("output_format", "verbose_json", "it must be one of: json, text."),
+    ],
+)
+def test_without_timestamps_what_needs_them_is_refused(field, value, wanted):
+    message = refusal({"audio_url": URL, "timestamps": False, field: value})
+    assert message == f"{field} is {shown(value)}; with timestamps false {wanted}"
 
 
 @pytest.mark.parametrize("value", [*OUTPUT_FORMATS, None])
@@ -763,6 +786,7 @@ any_input = st.one_of(
             "track": any_json | st.integers(-1, 1001) | st.sampled_from(["default", "mix", "each"]),
             "channel": any_json | st.integers(-1, 600) | st.just("each"),
             "vocabulary": any_json | st.lists(any_text, max_size=4),
+            "subtitles": any_json | st.dictionaries(st.sampled_from([*BOUNDS]), any_json),
         },
     ),
 )

@@ -137,6 +137,7 @@ def test_a_start_on_an_older_python_without_packages_says_which_python_is_needed
     program = (
         "import platform, runpy, sys\n"
         "sys.version_info, platform.python_version = (3, 10, 12), lambda: '3.10.12'\n"
+        f"sys.path.insert(0, {str(HANDLER.parent)!r})\n"
         f"runpy.run_path({str(HANDLER)!r}, run_name='__main__')\n"
     )
     out = start_without_packages("-c", program)

@@ -1356,7 +1356,7 @@ def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(
     else:
         assert result.get("error_code") == case.code, result
         assert (
-            set(result) == {"error", "error_code", "retryable"}
+            set(result) == {"error", "error_message", "error_code", "retryable"}
             and result["retryable"] is RETRYABLE[case.code]
         )
         assert (

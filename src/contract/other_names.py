@@ -14,7 +14,7 @@ MIN_SIMILARITY = 0.75  # difflib's ratio; languge and language have 0.93, task a
 MAX_NAMED = 20  # this many unknown fields are named; the others are counted
 MAX_KEY_CHARACTERS = 80  # a longer name is compared by its start
 
-# (a field of the worker, its names elsewhere)
+# (a field of the worker, or an option in one, its names elsewhere)
 _CALLED_HERE = (
     ("audio_url", "audio url file audio_file file_url media_url uri"),
     ("audio_base64", "base64 audio_b64 audio_data file_base64 file_string"),
@@ -27,6 +27,22 @@ _CALLED_HERE = (
     ("segment_level", "word_timestamps timestamp_granularities return_timestamps utterances"),
     ("start", "audio_start_from offset_seconds start_time"),
     ("end", "audio_end_at end_time"),
+    ("subtitles", "subtitles_config subtitle_options srt_overrides"),
+    (
+        "subtitles.max_line_width",
+        "max_line_width max_line_length max_chars_per_line max_characters_per_line "
+        "maximum_characters_per_row line_letters",
+    ),
+    ("subtitles.max_line_width_cjk", "max_line_width_cjk"),
+    (
+        "subtitles.max_line_count",
+        "max_line_count max_lines max_lines_per_cue maximum_rows_per_caption lines",
+    ),
+    ("subtitles.min_duration", "min_duration minimum_duration shortest_seconds"),
+    (
+        "subtitles.max_duration",
+        "max_duration maximum_duration max_segment_duration_s longest_seconds",
+    ),
 )
 # (what the worker does, the fields that ask for something else)
 _NO_FIELD = (
@@ -67,6 +83,10 @@ _NO_FIELD = (
         "speakers are told apart only by their channels, with channel 'each'",
         "diarize diarization speaker_labels speakers_expected num_speakers",
     ),
+    (
+        "the field subtitles limits each line, and the number of lines",
+        "max_words_per_line chars_per_caption max_segment_chars",
+    ),
     ("a job's result comes as one object, and its status shows the progress", "stream"),
     ("it belongs beside input", "webhook policy s3_config"),
     ("RunPod's webhook belongs beside input", "webhook_url callback callback_url"),
@@ -88,7 +108,10 @@ NO_FIELD = _by_key(_NO_FIELD)
 
 
 def field_meant(name: str, fields: Collection[str]) -> str | None:
-    """The field that a client means by an unknown name: its other name, or a similar one."""
+    """The field or option that a client means by an unknown name: its other name, or a similar one.
+
+    An option is named with its field, as subtitles.max_duration is.
+    """
     key = comparable(name)
     if key in CALLED_HERE:
         return CALLED_HERE[key]

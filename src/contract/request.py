@@ -1,6 +1,7 @@
 """`job["input"]` → a checked `Request`. Knows the contract's fields, and nothing of the network."""
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TypeGuard
 
@@ -9,9 +10,11 @@ from contract.errors import InvalidRequest
 from contract.languages import LANGUAGES, language_named, script_named
 from contract.other_names import MAX_NAMED, field_meant, warnings_for
 from contract.shown import shown
+from contract.subtitle_options import SubtitleOptions, subtitle_options
 
 SEGMENT_LEVELS = ("word", "sentence", "both")
 OUTPUT_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+FORMATS_WITHOUT_TIMES = ("json", "text")
 EACH = "each"  # of `track` and `channel`: all of them, each by itself
 MAX_CONTEXT_CHARACTERS = 10_000
 MAX_SECONDS = 1_000_000  # 11 days; a larger number is probably in milliseconds
@@ -34,6 +37,7 @@ class Request:
     # The end of each chunk's text is the context of the next chunk.
     use_previous_context: bool = False
     allow_partial: bool = False  # a result with failed_spans instead of a failed job
+    timestamps: bool = True  # times of words; without them the segments are chunks
     segment_level: str = "word"  # one of SEGMENT_LEVELS
     punctuation: bool = False  # words include the punctuation around them
     confidence: bool = False  # words and sentences with the probability of their tokens
@@ -43,6 +47,7 @@ class Request:
     track: int | str = "default"  # a number from 0, "default" (as players), "mix" or EACH
     channel: int | str | None = None  # the only one to transcribe, from 0, or EACH; None: the mix
     vocabulary: tuple[str, ...] = ()  # names and terms, for every chunk
+    subtitles: SubtitleOptions = SubtitleOptions()  # for output_format srt and vtt
     # Not fields of the input:
     warnings: tuple[str, ...] = ()  # a sentence for each unknown field
     # Of Chinese text, from the field language: one of CHINESE_SCRIPTS; None: as recognised.
@@ -74,8 +79,12 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
     unknown = [name for name in job_input if name not in INPUT_FIELDS]
     if given("audio_url") is None and given("audio_base64") is None:
         _refuse_audio_by_another_name(unknown)
+    timestamps = _flag("timestamps", given("timestamps"), default=True)
+    if not timestamps:
+        _refuse_what_needs_timestamps(given)
     start, end = _start_and_end(given("start"), given("end"))
     track, channel = _track_and_channel(given("track"), given("channel"))
+    output_format = _choice("output_format", given("output_format"), OUTPUT_FORMATS)
     url, audio = url_or_file(given("audio_url"), given("audio_base64"), local_files)
     return Request(
         audio_url=url,
@@ -85,14 +94,16 @@ def parse_request(job_input: object, local_files: bool = False) -> Request:
         initial_context=_initial_context(given("initial_context")),
         use_previous_context=_flag("use_previous_context", given("use_previous_context")),
         allow_partial=_flag("allow_partial", given("allow_partial")),
+        timestamps=timestamps,
         segment_level=_choice("segment_level", given("segment_level"), SEGMENT_LEVELS),
         punctuation=_flag("punctuation", given("punctuation")),
-        output_format=_choice("output_format", given("output_format"), OUTPUT_FORMATS),
+        output_format=output_format,
         start=start,
         end=end,
         track=track,
         channel=channel,
         vocabulary=_vocabulary(given("vocabulary")),
+        subtitles=subtitle_options(given("subtitles"), output_format),
         warnings=warnings_for(unknown, INPUT_FIELDS),
         script=_script(given("language")),
         confidence=_flag("confidence", given("confidence")),
@@ -185,9 +196,24 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-8", "ignore").decode()
 
 
-def _flag(field: str, value: object) -> bool:
+def _refuse_what_needs_timestamps(given: Callable[[str], object]) -> None:
+    """Raise InvalidRequest for the fields that say something about words and their times."""
+    for name in ("segment_level", "punctuation"):
+        if given(name) is not None:
+            raise InvalidRequest(
+                f"{name} is {shown(given(name))}; with timestamps false there are no words, so "
+                "it must be left out."
+            )
+    if given("output_format") not in (None, *FORMATS_WITHOUT_TIMES):
+        raise InvalidRequest(
+            f"output_format is {shown(given('output_format'))}; with timestamps false it must be "
+            f"one of: {', '.join(FORMATS_WITHOUT_TIMES)}."
+        )
+
+
+def _flag(field: str, value: object, default: bool = False) -> bool:
     if value is None:
-        return False
+        return default
     if not isinstance(value, bool):
         is_quoted = isinstance(value, str) and value.strip().lower() in ("true", "false")
         wanted = "true or false, without quotes" if is_quoted else "true or false"

@@ -17,9 +17,9 @@ from speech.words import ChunkResult, by_channel
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A sentence of one channel, with the marks and the white space behind it.
+    """A sentence of one channel, or a chunk's text where there are no word times.
 
-    In a channel without words it is the whole text.
+    The marks and the white space behind it belong to it.
     """
 
     start: float
@@ -52,6 +52,10 @@ class Conversation(Transcript):
     def sentences(self) -> list[Segment]:
         """The sentences of all channels in the order of their starts."""
         return list(self._in_turns([part.sentences() for part in self.parts]))
+
+    def chunk_segments(self) -> Iterator[Segment]:
+        """The text of each chunk as one segment, for channels without word times."""
+        return self._in_turns([list(part.chunk_segments()) for part in self.parts])
 
     def _in_turns(self, of_channels: Sequence[Sequence[Segment]]) -> Iterator[Segment]:
         """The segments of every channel, in the order of the turns that they are in."""
@@ -138,10 +142,12 @@ def _turns_of(channel: int, transcript: Transcript) -> list[Turn]:
     """Turns that tile the text of a channel."""
     if not transcript.text:
         return []
-    sentences = transcript.sentences()
-    starts = [sentence.start for sentence in sentences] or [transcript.chunks[0].start]
-    edges = [0, *(sentence.offset for sentence in sentences[1:]), len(transcript.text)]
-    return [Turn(start, channel, begin, end) for start, begin, end in zip(starts, edges, edges[1:])]
+    segments = transcript.sentences() or list(transcript.chunk_segments())
+    edges = [0, *(segment.offset for segment in segments[1:]), len(transcript.text)]
+    return [
+        Turn(segment.start, channel, begin, end)
+        for segment, begin, end in zip(segments, edges, edges[1:])
+    ]
 
 
 def _joined(turns: Sequence[Turn], transcripts: dict[int, Transcript]) -> tuple[str, list[int]]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from contract.errors import ResultTooLarge
 from contract.request import Request
+from contract.subtitle_options import SubtitleOptions
 from result.bucket import Bucket, upload
 from result.subtitles import Cue, cues_of, to_srt, to_vtt
 from result.transcript import Transcript
@@ -89,21 +90,22 @@ def output_of(transcript: Transcript, request: Request) -> Output:
 def _formatted(transcript: Transcript, request: Request) -> Output:
     form = request.output_format
     if form == "json":
-        return transcript.to_output(request.segment_level, request.punctuation)
+        level = request.segment_level if request.timestamps else "chunk"
+        return transcript.to_output(level, request.punctuation)
     formatted: Output = {}
     if form in ("srt", "vtt"):
-        cues = _cues(transcript)
+        cues = _cues(transcript, request.subtitles)
         formatted[form] = to_srt(cues) if form == "srt" else to_vtt(cues)
     elif form == "verbose_json":
         formatted[form] = verbose_json(transcript, request)
     return transcript.common_fields() | formatted | transcript.problem_fields()
 
 
-def _cues(transcript: Transcript) -> list[Cue]:
+def _cues(transcript: Transcript, options: SubtitleOptions) -> list[Cue]:
     """The cues in the order of their starts. Those of two channels may overlap."""
     cues: list[Cue] = []
     for part in transcript.parts:
-        cues += cues_of(list(part.words(punctuation=True)), part.end)
+        cues += cues_of(list(part.words(punctuation=True)), part.end, options)
     return sorted(cues, key=lambda cue: cue.start)
 
 
@@ -136,8 +138,8 @@ def _reductions(full: Output, transcript: Transcript) -> Iterator[Output]:
     text = {key: value for key, value in full.items() if key not in LARGE_FIELDS}
     if "segments" in full:
         yield _compact(full) | {"reduced_to": "compact"}
-        sentences = transcript.to_output("sentence")["segments"]
-        yield _compact(text | {"segments": sentences}) | {"reduced_to": "sentences"}
+        if sentences := transcript.to_output("sentence")["segments"]:
+            yield _compact(text | {"segments": sentences}) | {"reduced_to": "sentences"}
         text["segments"] = []
     yield text | {"reduced_to": "text"}
 

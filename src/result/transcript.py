@@ -6,7 +6,7 @@ Times are floats in seconds from the start of the recording.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,11 +185,29 @@ class Transcript:
         """
         output = self.common_fields()
         several = len(output["languages"]) > 1
-        segments = self.sentences() if segment_level == "sentence" else self.words(punctuation)
+        segments = self._segments(segment_level, punctuation)
         output["segments"] = [segment.to_output(several) for segment in segments]
         if segment_level == "both":
             output["sentences"] = [sentence.to_output(several) for sentence in self.sentences()]
         return output | self.problem_fields()
+
+    def _segments(self, level: str, punctuation: bool) -> Iterable[Segment]:
+        if level == "chunk":
+            return self.chunk_segments()
+        return self.sentences() if level == "sentence" else self.words(punctuation)
+
+    def chunk_segments(self) -> Iterator[Segment]:
+        """The text of each chunk as one segment, for transcripts without word times."""
+        for chunk, offset in zip(self.chunks, self.offsets):
+            if chunk.text:
+                yield Segment(
+                    chunk.start,
+                    chunk.end,
+                    chunk.text,
+                    offset,
+                    language=chunk.language,
+                    confidence=confidence_of(chunk.tokens),
+                )
 
     def common_fields(self) -> Output:
         """The fields of every output format: the text, its languages and the seconds of audio."""

@@ -163,7 +163,10 @@ class _Transcription:
         """The result of an answer with word times.
 
         There is a second result where speech after the last word was missing from the answer.
+        Without word times nobody knows that.
         """
+        if not self._models.with_words:
+            return [answer.result()]
         result = await self._with_times(answer)
         parts = None if answer.fault else split_at_tail(answer.chunk, result.words)
         if parts is None or not self._may_recognise(parts[1].duration):

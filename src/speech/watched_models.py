@@ -45,6 +45,7 @@ class WatchedModels:
     timeout_seconds: float  # a call of a model takes at most this
     usage: Meter
     with_tokens: bool = False  # the answers tell the probabilities of their tokens
+    with_words: bool = True  # the aligner is asked for the times of the words
 
     async def recognise(
         self,
@@ -79,7 +80,7 @@ class WatchedModels:
             self.usage.count_recognition(hypothesis)
         self.health.worked("engine")
         if not letters_in(hypothesis.text):
-            return replace(hypothesis, text="", language=None)
+            return replace(hypothesis, text="", language=None, tokens=())
         return hypothesis
 
     async def align(

@@ -28,6 +28,7 @@ CANCELLED = 0.06  # -12 dB: the channels cancel each other
 RESTORED = 0.25  # -6 dB: they no longer do
 SAME_LEVEL = 0.5  # -3 dB
 LOOK, CLOSE_LOOK = 24, 2048  # instants of a block that are compared
+BLOCKS_BETWEEN_LOOKS = 4  # of an ordinary recording, whose blocks are of a quarter of a second
 
 Filter = tuple[str, str]
 
@@ -67,13 +68,13 @@ class Phase:
         self._is_planar: bool = like.format.is_planar
         self._item = _item(like)
         self._channel: int | None = None
+        self._blocks_to_next_look = 1
 
     def channel_for(self, block: av.AudioFrame) -> int | None:
         """The louder channel where the mix would be far below the channels; None for the mix."""
         if self._count < 2 or self._item is None:
             return None
-        # An ordinary recording costs no more than the first look.
-        if self._channel is None and _likeness(self._samples(block, LOOK))[0] >= RESTORED:
+        if self._channel is None and self._seems_ordinary(block):
             return None
         likeness, powers = _likeness(self._samples(block, CLOSE_LOOK))
         if not any(powers):
@@ -85,6 +86,17 @@ class Phase:
             enough = SAME_LEVEL * max(powers)
             self._channel = next(i for i, power in enumerate(powers) if power >= enough)
         return self._channel
+
+    def _seems_ordinary(self, block: av.AudioFrame) -> bool:
+        """Whether a look at few samples shows no cancellation, or none is due."""
+        self._blocks_to_next_look -= 1
+        if self._blocks_to_next_look > 0:
+            return True
+        if _likeness(self._samples(block, LOOK))[0] < RESTORED:
+            self._blocks_to_next_look = 1
+            return False
+        self._blocks_to_next_look = BLOCKS_BETWEEN_LOOKS
+        return True
 
     def _samples(self, block: av.AudioFrame, instants: int) -> list[list[float]]:
         """The samples of each channel at about so many instants of the block."""

@@ -88,7 +88,8 @@ class Packets:
         index = packet.stream.index
         if index in self._ends:
             self._note_end(packet, index)
-            self._note_position(packet)
+            if self._positions:
+                self._note_position(packet)
         if index != self._index:
             return False
         if self._is_hole:
@@ -110,9 +111,8 @@ class Packets:
             self._ends[index] = max(self._ends[index], end)
 
     def _note_position(self, packet: av.Packet) -> None:
-        if self._positions and packet.pos is not None:
-            skips = self._positions.skips(packet.pos, packet.size)
-            self._is_hole = skips or self._is_hole
+        if packet.pos is not None and self._positions.skips(packet.pos, packet.size):
+            self._is_hole = True
 
 
 class _Positions:

@@ -55,26 +55,34 @@ class Resampler:
 
         Raises FileRefused where the frame does not have the channel, or cannot be mixed.
         """
-        ready = []
         source = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if source != self._source:  # It may change within a file.
-            self._check_channel(frame.layout.nb_channels)
-            ready.append(self.finish())
-            self._source = source
-            self.channels = frame.layout.nb_channels
-            self.width = self.width or self.channels
-            if self._channel == EACH:
-                self.left_out = max(self.left_out, self.channels - self.width)
-            self._fifo = av.AudioFifo()
-            self._phase = Phase(frame)
+        # It may change within a file.
+        before = b"" if source == self._source else self._begin(frame, source)
         if self.channels > MAX_CHANNELS and not frame.format.is_planar:
             frame = as_one_channel(frame, self._channel)
         frame.pts = None  # Samples follow one another; timestamps of damaged files do not.
         self._fifo.write(frame)
-        while self._fifo.samples >= RESAMPLE_SECONDS * frame.sample_rate:
+        min_samples = RESAMPLE_SECONDS * frame.sample_rate
+        if self._fifo.samples < min_samples:
+            return before
+        ready = [before]
+        while self._fifo.samples >= min_samples:
             block = self._fifo.read(min(self._fifo.samples, frame.sample_rate))
             ready.append(self._resample(block))
         return b"".join(ready)
+
+    def _begin(self, frame: av.AudioFrame, source: tuple[str, str, int]) -> bytes:
+        """Frames like this one come next; returns the rest of those before it."""
+        self._check_channel(frame.layout.nb_channels)
+        rest = self.finish()
+        self._source = source
+        self.channels = frame.layout.nb_channels
+        self.width = self.width or self.channels
+        if self._channel == EACH:
+            self.left_out = max(self.left_out, self.channels - self.width)
+        self._fifo = av.AudioFifo()
+        self._phase = Phase(frame)
+        return rest
 
     def finish(self) -> bytes:
         """The rest; the next frame begins a new stream."""

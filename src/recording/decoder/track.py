@@ -78,12 +78,16 @@ class Track:
                 self.declare(0.0)
                 self._begin(packet.stream, inf)
             for frame in self._frames(packet):
-                yield from self._waiting_sound(frame.pts)
+                if self._waiting:
+                    yield from self._waiting_sound(frame.pts)
                 gap = self._gap_before(frame)
                 if gap > TRUSTED_GAP_SECONDS:
                     self._waiting = frame, gap
-                else:
-                    yield from self._sound(frame, gap)
+                    continue
+                if gap:
+                    yield from self._gap_sound(frame, gap)
+                if block := self._sound(frame):
+                    yield block
 
     def finish(self) -> Iterator[bytes]:
         """The rest, once all packets are decoded. Raises FileRefused where there was no audio."""
@@ -169,20 +173,23 @@ class Track:
         frame, gap = self._waiting
         self._waiting = None
         is_broken = next_pts is not None and frame.pts is not None and next_pts < frame.pts
-        yield from self._sound(frame, 0.0 if is_broken else gap)
+        if gap and not is_broken:
+            yield from self._gap_sound(frame, gap)
+        yield self._sound(frame)
 
-    def _sound(self, frame: av.AudioFrame, gap: float) -> Iterator[bytes]:
-        """The samples that are ready after this frame, with silence for a gap before it."""
-        if gap:
-            if self._lost or self._is_hole or not self._has_pauses:
-                yield from self._lost_sound(frame, gap)
-            else:
-                yield from self._silence(frame, round(gap * frame.sample_rate))
+    def _gap_sound(self, frame: av.AudioFrame, gap: float) -> Iterator[bytes]:
+        """Silence for a gap in seconds before this frame."""
+        if self._lost or self._is_hole or not self._has_pauses:
+            yield from self._lost_sound(frame, gap)
+        else:
+            yield from self._silence(frame, round(gap * frame.sample_rate))
+
+    def _sound(self, frame: av.AudioFrame) -> bytes:
+        """The samples that are ready after this frame, often none."""
         self._lost, self._is_hole = 0, False
         self._last_frame = frame
         self.seconds += frame.samples / frame.sample_rate
-        if block := self._resampler.push(frame):
-            yield block
+        return self._resampler.push(frame)
 
     def _gap_before(self, frame: av.AudioFrame) -> float:
         """Seconds without audio before this frame, 0 for none. The first frame sets time 0."""
