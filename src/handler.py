@@ -174,7 +174,7 @@ async def transcribe_recording(
     check_account(results, admitted)
     results = [in_script(result, request.script) for result in results]
     transcript = merge_channels(
-        results, pcm.channels, pcm.end, pcm.warnings, pcm.start, pcm.damaged_spans
+        results, pcm.end, pcm.warnings, pcm.start, pcm.damaged_spans, pcm.channels
     )
     if not transcript.text:
         raise_if_incomplete(results)

@@ -33,7 +33,7 @@ def said(text: str, start: float, channel: int, seconds: float = 4, **fields) ->
 
 def output(*chunks: ChunkResult, channels=(0, 1), end: float = 60, **asked) -> dict:
     request = replace(REQUEST, **asked)
-    return output_of(merge_channels(chunks, channels, end), request)
+    return output_of(merge_channels(chunks, end, channels=channels), request)
 
 
 CALL = (
@@ -183,7 +183,7 @@ def test_failures_and_retries_name_their_channel():
 def test_reduced_results_keep_the_channel_of_each_segment():
     long = [said(f"Sentence {i} has words. " * 4, 5 * i, i % 2) for i in range(40)]
     steps: dict[str | None, dict] = {}
-    transcript, found, max_bytes = merge_channels(long, (0, 1), 300), {}, 10**9
+    transcript, found, max_bytes = merge_channels(long, 300, channels=(0, 1)), {}, 10**9
     while found.get("reduced_to") != "text":
         found = asyncio.run(deliver(transcript, REQUEST, {}, max_bytes, None, "job.json"))
         max_bytes = size_of(found) - 1

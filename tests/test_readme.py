@@ -167,7 +167,7 @@ def every_output() -> list[dict]:
     each = [replace(chunk, channel=1) for chunk in chunks]
     transcripts = (
         merge(chunks, 5, damaged=[(0, 1)]),
-        merge_channels(each, (0, 1), 5),
+        merge_channels(each, 5, channels=(0, 1)),
     )
     return [output_of(transcript, request) for request in requests for transcript in transcripts]
 

@@ -103,11 +103,11 @@ class Conversation(Transcript):
 
 def merge_channels(
     results: Sequence[ChunkResult],
-    channels: Sequence[int],
     end: float,
     warnings: Sequence[str] = (),
     start: float = 0.0,
     damaged: Sequence[tuple[float, float]] = (),
+    channels: Sequence[int] = (),
 ) -> Transcript:
     """The transcript of a recording whose `channels` have these numbers; () for a mix.
 
