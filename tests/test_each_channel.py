@@ -164,12 +164,14 @@ def test_a_decoder_that_does_not_tell_its_channels_is_an_error(tmp_path, monkeyp
 
 SPOKEN = A[SAMPLE_RATE : 2 * SAMPLE_RATE]
 OTHER = ENGLISH[18].pcm[:SAMPLE_RATE]
+LOSS = np.abs(SPOKEN.astype(float)).std() * 10 ** (-45 / 20)
 COPIES = {  # name → channels, the copies among them
     "the same": ([SPOKEN, SPOKEN], [(1, 0)]),
     "opposite phase": ([SPOKEN, -SPOKEN.clip(-32767)], [(1, 0)]),
     "half as loud": ([SPOKEN // 2, SPOKEN], [(0, 1)]),
     "a little louder": ([SPOKEN // 5 * 4, SPOKEN], [(1, 0)]),
     "rounded in another way": ([SPOKEN, SPOKEN + np.arange(SAMPLE_RATE) % 3 - 1], [(1, 0)]),
+    "after a lossy codec": ([SPOKEN, SPOKEN + noise(1, LOSS)], [(1, 0)]),
     "both in the third": ([SPOKEN, OTHER, SPOKEN // 2 + OTHER // 2], []),
     "three of four": ([SPOKEN, OTHER, SPOKEN, OTHER], [(2, 0), (3, 1)]),
     "another speaker": ([SPOKEN, OTHER], []),
