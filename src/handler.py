@@ -6,7 +6,7 @@ Job input:  audio_url (with audio_headers) or audio_base64; start, end, track, c
             confidence, subtitles, allow_partial.
 Output:     language_detected, language_code, languages, duration, text, usage,
             segments [{start, end, text, offset, length}] or srt, vtt, verbose_json;
-            sentences, failed_spans, damaged_spans, retries, warnings where there are any;
+            channels, sentences, failed_spans, damaged_spans, retries, warnings where there are any;
             or error, error_code, retryable.
 Beside the input, policy.executionTimeout limits the job, and s3Config receives results over
 RunPod's size limit. While a job runs, /status shows its progress.
@@ -50,20 +50,23 @@ try:
         time_allowed,
     )
     from recording.chunk import AudioChunk
+    from recording.each_channel import split_recording
     from recording.pcm_stream import PcmStream, decode
     from recording.source import recording
-    from recording.vad import CutRules, split_at_pauses
+    from recording.vad import CutRules
     from recording.wordless import why_wordless
-    from result.account import check_account, raise_if_incomplete
+    from result.account import Admitted, check_account, raise_if_incomplete
     from result.bucket import MAX_UPLOAD_SECONDS, bucket_for
+    from result.conversation import merge_channels
     from result.delivery import deliver
     from result.script import in_script
-    from result.transcript import Transcript, join, merge
+    from result.transcript import Transcript
     from result.usage import Usage
     from runpod import RunPodLogger
     from runpod_sdk import install, serve
     from shutdown import Shutdown
     from speech.admission import Gate, Holder, chunk_priority
+    from speech.context import Contexts
     from speech.health import Health
     from speech.language_retry import LanguageOutliers
     from speech.models.aligner import Aligner
@@ -78,7 +81,6 @@ except ImportError as missing:
         raise
     sys.exit(f"error: {missing}. {INSTALL}")
 
-CONTEXT_CHARACTERS = 200  # with use_previous_context a chunk gets the end of the text before it
 STEPS_ADMITTED = 2  # one batch of chunks runs in the engine while one waits for it
 
 log = RunPodLogger()
@@ -147,8 +149,8 @@ async def transcribe_recording(
     """
     vocabulary, outliers = asr.vocabulary(request.vocabulary), LanguageOutliers()
     models = watched_models(usage, request)
-    context = request.initial_context
-    admitted: list[tuple[float, float]] = []  # (start, end) of each chunk in seconds
+    contexts = Contexts(request.initial_context, request.use_previous_context)
+    admitted: list[Admitted] = []
     tasks: list[asyncio.Task[list[ChunkResult]]] = []
     async with (
         gate.holder() as holder,
@@ -157,21 +159,23 @@ async def transcribe_recording(
     ):
         work = Work(request, vocabulary, models, progress, holder)
         async for chunk in chunks_of(pcm, request.language, progress, usage):
+            context = await contexts.of_next(chunk)
             with usage.time("waiting"):  # a job that waits here decodes no further
                 await gate.enter(holder, chunk_priority(chunk.index))
-            admitted.append((chunk.start, chunk.end))
-            task = group.create_task(transcribe_admitted(chunk, context, work))
-            tasks.append(task)
+            admitted.append(Admitted(chunk.channel, chunk.start, chunk.end))
+            tasks.append(group.create_task(transcribe_admitted(chunk, context, work)))
+            contexts.keep(chunk, context, tasks[-1])
             if request.language is None:
                 outliers.keep_if_short(chunk)
-            context = await context_after(task, context) if request.use_previous_context else ""
-        progress.phase, progress.seconds_known = "transcribing", pcm.duration
+        progress.phase, progress.seconds_known = "transcribing", pcm.seconds_decoded
     results = [result for task in tasks for result in task.result()]
     if request.language is None:
         results = await outliers.retried(results, vocabulary, models, gate)
     check_account(results, admitted)
     results = [in_script(result, request.script) for result in results]
-    transcript = merge(results, pcm.end, pcm.warnings, pcm.start, pcm.damaged_spans)
+    transcript = merge_channels(
+        results, pcm.end, pcm.warnings, pcm.start, pcm.damaged_spans, pcm.channels
+    )
     if not transcript.text:
         raise_if_incomplete(results)
         why = await why_wordless(
@@ -215,8 +219,8 @@ async def chunks_of(
 ) -> AsyncIterator[AudioChunk]:
     """The chunks of a recording as it is decoded, counted in its progress and usage."""
     progress.phase = "decoding"
-    async for chunk in usage.chunks(split_at_pauses(pcm, cut_rules(language), pcm.offset)):
-        progress.seconds_known = pcm.duration
+    async for chunk in usage.chunks(split_recording(pcm, cut_rules(language))):
+        progress.seconds_known = pcm.seconds_decoded
         yield chunk
 
 
@@ -256,12 +260,6 @@ def watched_models(usage: Usage, request: Request) -> WatchedModels:
         with_tokens=request.needs_tokens,
         with_words=request.timestamps,
     )
-
-
-async def context_after(task: asyncio.Task[list[ChunkResult]], context: str) -> str:
-    """The context of the next chunk: the end of this one's text, or its own context without any."""
-    text, _ = join([result.text for result in await task])
-    return text[-CONTEXT_CHARACTERS:] or context
 
 
 def load_models() -> None:

@@ -118,7 +118,7 @@ def scripted(monkeypatch) -> Iterator:
         monkeypatch.setattr(handler, name, value, raising=False)
     steps = {
         "recording": "download",
-        "split_at_pauses": "decoding",
+        "split_recording": "decoding",
     }
     calls = {"recognise": "recognition", "align": "alignment"}
     for name, phase in calls.items():

@@ -130,7 +130,8 @@ def test_the_data_is_of_languages_without_an_aligner():
 
 def chunks_of_job(pcm: np.ndarray, language: str | None) -> list[AudioChunk]:
     class Stream:
-        offset = duration = 0
+        offset = seconds_decoded = 0
+        is_each = False
 
         async def __aiter__(self):
             yield pcm

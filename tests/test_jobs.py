@@ -496,7 +496,7 @@ def test_an_unexpected_error_is_reported_and_logged_without_its_message_fault_in
     def breaks(*_):
         raise KeyError(message)
 
-    monkeypatch.setattr(worker, "merge", breaks)
+    monkeypatch.setattr(worker, "merge_channels", breaks)
     output = run({"audio_url": serve("speech.wav", ENGLISH[0].pcm)})
     assert output["error_code"] == "internal_error"
     logged = "".join(capfd.readouterr())

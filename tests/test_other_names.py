@@ -35,6 +35,14 @@ SAID = (  # (an unknown field, what its warning ends with)
         "; the transcript is in the language that is spoken, and the model cannot translate.",
     ),
     ("model", "; the endpoint's setting MODEL_NAME chooses the model."),
+    (
+        "multichannel",
+        "; the field channel with the value 'each' transcribes every channel by itself.",
+    ),
+    (
+        "diarize",
+        "; speakers are told apart only by their channels, with channel 'each'.",
+    ),
     ("s3Config", "; it belongs beside input."),
     ("foo", "The unknown field 'foo' was ignored."),
     ("", "The unknown field '' was ignored."),

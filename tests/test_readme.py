@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 from contextlib import closing
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import contract.errors as errors
@@ -21,6 +21,7 @@ from contract.other_names import NO_FIELD, comparable, field_meant
 from contract.request import INPUT_FIELDS, OUTPUT_FORMATS, SEGMENT_LEVELS, Request
 from contract.settings import Settings
 from contract.subtitle_options import BOUNDS, SubtitleOptions
+from result.conversation import merge_channels
 from result.delivery import output_of
 from result.transcript import merge
 from result.usage import Usage
@@ -163,7 +164,12 @@ def every_output() -> list[dict]:
         for form in OUTPUT_FORMATS
         for level in SEGMENT_LEVELS
     )
-    return [output_of(merge(chunks, 5, damaged=[(0, 1)]), request) for request in requests]
+    each = [replace(chunk, channel=1) for chunk in chunks]
+    transcripts = (
+        merge(chunks, 5, damaged=[(0, 1)]),
+        merge_channels(each, 5, channels=(0, 1)),
+    )
+    return [output_of(transcript, request) for request in requests for transcript in transcripts]
 
 
 @in_each

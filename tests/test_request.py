@@ -316,7 +316,9 @@ def test_an_end_that_is_not_beyond_the_start_is_refused_with_both(start, end):
 
 
 @pytest.mark.parametrize(
-    "value, channel", [("mix", None), (None, None), (0, 0), (1, 1), (5, 5), (511, 511)], ids=repr
+    "value, channel",
+    [("mix", None), (None, None), ("each", "each"), (0, 0), (1, 1), (5, 5), (511, 511)],
+    ids=repr,
 )
 def test_a_channel_is_a_number_or_the_mix(value, channel):
     assert parse(channel=value).channel == channel
@@ -324,7 +326,15 @@ def test_a_channel_is_a_number_or_the_mix(value, channel):
 
 @pytest.mark.parametrize(
     "value, track",
-    [(None, "default"), ("default", "default"), ("mix", "mix"), (0, 0), (7, 7), (999, 999)],
+    [
+        (None, "default"),
+        ("default", "default"),
+        ("mix", "mix"),
+        ("each", "each"),
+        (0, 0),
+        (7, 7),
+        (999, 999),
+    ],
     ids=repr,
 )
 def test_a_track_is_a_number_the_default_or_the_mix(value, track):
@@ -335,7 +345,7 @@ def test_a_track_is_a_number_the_default_or_the_mix(value, track):
 def test_an_invalid_track_is_refused(value):
     message = refusal({"audio_url": URL, "track": value})
     assert message.startswith("track is ") and message.endswith(
-        "; it must be 'default', 'mix' or the number of an audio track, from 0 to 999."
+        "; it must be 'default', 'mix', 'each' or the number of an audio track, from 0 to 999."
     )
 
 
@@ -345,13 +355,17 @@ def test_a_channel_of_mixed_tracks_is_refused_with_both():
         "be a number or 'default'."
     )
     assert parse(track="mix", channel="mix").track == "mix"
+    for channel in (1, "each"):
+        assert refusal({"audio_url": URL, "track": "each", "channel": channel}).startswith(
+            f"channel is {channel!r} and track is 'each'; a channel can be chosen of one track only"
+        )
 
 
 @pytest.mark.parametrize("value", NO_CHANNELS, ids=lambda value: repr(value)[:20])
 def test_an_invalid_channel_is_refused(value):
     message = refusal({"audio_url": URL, "channel": value})
     assert message.startswith("channel is ") and message.endswith(
-        "; it must be 'mix' or the number of a channel, from 0 to 511."
+        "; it must be 'mix', 'each' or the number of a channel, from 0 to 511."
     )
 
 
@@ -769,8 +783,8 @@ any_input = st.one_of(
             "output_format": any_json | st.sampled_from(OUTPUT_FORMATS),
             "start": any_json | st.floats(-1, 100, allow_subnormal=False),
             "end": any_json | st.floats(-1, 100, allow_subnormal=False),
-            "track": any_json | st.integers(-1, 1001) | st.sampled_from(["default", "mix"]),
-            "channel": any_json | st.integers(-1, 600),
+            "track": any_json | st.integers(-1, 1001) | st.sampled_from(["default", "mix", "each"]),
+            "channel": any_json | st.integers(-1, 600) | st.just("each"),
             "vocabulary": any_json | st.lists(any_text, max_size=4),
             "subtitles": any_json | st.dictionaries(st.sampled_from([*BOUNDS]), any_json),
         },
@@ -799,9 +813,10 @@ def test_any_json_value_is_a_request_or_a_printable_refusal(job_input):
         assert request.segment_level in SEGMENT_LEVELS and request.output_format in OUTPUT_FORMATS
         assert 0 <= request.start < (request.end or MAX_SECONDS + 1) and request.channel in (
             None,
+            "each",
             *range(MAX_CHANNEL + 1),
         )
-        assert request.track in ("default", "mix", *range(MAX_TRACK + 1))
+        assert request.track in ("default", "mix", "each", *range(MAX_TRACK + 1))
         assert type(request.vocabulary) is tuple and all(
             0 < len(term) <= MAX_TERM_CHARACTERS for term in request.vocabulary
         )

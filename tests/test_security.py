@@ -1318,10 +1318,10 @@ def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(
     monkeypatch.setattr(handler, "gate", Gate(8), raising=False)
     for name in ("asr", "aligner"):
         monkeypatch.setattr(handler, name, NoModels(), raising=False)
-    merge, durations = handler.merge, []
+    merge, durations = handler.merge_channels, []
     monkeypatch.setattr(
         handler,
-        "merge",
+        "merge_channels",
         lambda results, end, *rest: durations.append(end) or merge(results, end, *rest),
     )
 

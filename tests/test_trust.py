@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import CHINESE, ENGLISH, chunk_of, silence, voice
 from recording.chunk import SAMPLE_RATE, AudioChunk
-from result.account import LostResults, check_account, coverage
+from result.account import Admitted, LostResults, check_account, coverage
 from result.transcript import merge
 from speech.admission import chunk_priority
 from speech.word_times import estimated_words
@@ -179,7 +179,7 @@ def test_both_gives_words_and_sentences_that_share_their_times():
 # the account
 
 
-ADMITTED = [(0.0, 2.0), (2.0, 5.0), (6.0, 8.0)]
+ADMITTED = [Admitted(None, *span) for span in ((0.0, 2.0), (2.0, 5.0), (6.0, 8.0))]
 RESULTS = [ChunkResult(*span, 1) for span in ((0, 2), (2, 3.5), (3.5, 5), (6, 8))]
 
 

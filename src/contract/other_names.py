@@ -25,7 +25,6 @@ _CALLED_HERE = (
     ("vocabulary", "hotwords keyterm keyterms keyterms_prompt keywords word_boost phrases"),
     ("output_format", "response_format transcription format output_type"),
     ("segment_level", "word_timestamps timestamp_granularities return_timestamps utterances"),
-    ("channel", "channels multichannel dual_channel"),
     ("start", "audio_start_from offset_seconds start_time"),
     ("end", "audio_end_at end_time"),
     ("subtitles", "subtitles_config subtitle_options srt_overrides"),
@@ -77,7 +76,11 @@ _NO_FIELD = (
         "chunk_joiner",
     ),
     (
-        "speakers are not told apart, but the field channel can choose one side of a call",
+        "the field channel with the value 'each' transcribes every channel by itself",
+        "channels multichannel dual_channel",
+    ),
+    (
+        "speakers are told apart only by their channels, with channel 'each'",
         "diarize diarization speaker_labels speakers_expected num_speakers",
     ),
     (

@@ -15,6 +15,7 @@ from contract.subtitle_options import SubtitleOptions, subtitle_options
 SEGMENT_LEVELS = ("word", "sentence", "both")
 OUTPUT_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 FORMATS_WITHOUT_TIMES = ("json", "text")
+EACH = "each"  # of `track` and `channel`: all of them, each by itself
 MAX_CONTEXT_CHARACTERS = 10_000
 MAX_SECONDS = 1_000_000  # 11 days; a larger number is probably in milliseconds
 MAX_CHANNEL = 511  # FFmpeg decodes at most 512 channels (FF_SANE_NB_CHANNELS)
@@ -43,8 +44,8 @@ class Request:
     output_format: str = "json"  # one of OUTPUT_FORMATS
     start: float = 0.0  # the part to transcribe begins here, in seconds
     end: float | None = None  # the part ends here; None: at the end of the recording
-    track: int | str = "default"  # an audio track, from 0; "default": as players; "mix": all
-    channel: int | None = None  # the only one to transcribe, from 0; None: all, mixed
+    track: int | str = "default"  # a number from 0, "default" (as players), "mix" or EACH
+    channel: int | str | None = None  # the only one to transcribe, from 0, or EACH; None: the mix
     vocabulary: tuple[str, ...] = ()  # names and terms, for every chunk
     subtitles: SubtitleOptions = SubtitleOptions()  # for output_format srt and vtt
     # Not fields of the input:
@@ -250,12 +251,12 @@ def _seconds(field: str, value: object) -> float | None:
     )
 
 
-def _track_and_channel(track: object, channel: object) -> tuple[int | str, int | None]:
+def _track_and_channel(track: object, channel: object) -> tuple[int | str, int | str | None]:
     which, only = _track(track), _channel(channel)
-    if which == "mix" and only is not None:
+    if which in ("mix", EACH) and only is not None:
         raise InvalidRequest(
-            f"channel is {only} and track is 'mix'; a channel can be chosen of one track only, "
-            "so track must be a number or 'default'."
+            f"channel is {only!r} and track is {which!r}; a channel can be chosen of one track "
+            "only, so track must be a number or 'default'."
         )
     return which, only
 
@@ -263,23 +264,25 @@ def _track_and_channel(track: object, channel: object) -> tuple[int | str, int |
 def _track(value: object) -> int | str:
     if value is None:
         return "default"
-    if value in ("default", "mix"):
+    if value in ("default", "mix", EACH):
         return str(value)
     if not _is_number(value, MAX_TRACK):
         raise InvalidRequest(
-            f"track is {shown(value)}; it must be 'default', 'mix' or the number of an audio "
-            f"track, from 0 to {MAX_TRACK}."
+            f"track is {shown(value)}; it must be 'default', 'mix', 'each' or the number of an "
+            f"audio track, from 0 to {MAX_TRACK}."
         )
     return value
 
 
-def _channel(value: object) -> int | None:
+def _channel(value: object) -> int | str | None:
     if value is None or value == "mix":
         return None
+    if value == EACH:
+        return EACH
     if not _is_number(value, MAX_CHANNEL):
         raise InvalidRequest(
             f"channel is {shown(value)}; "
-            f"it must be 'mix' or the number of a channel, from 0 to {MAX_CHANNEL}."
+            f"it must be 'mix', 'each' or the number of a channel, from 0 to {MAX_CHANNEL}."
         )
     return value
 

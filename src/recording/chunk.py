@@ -1,6 +1,6 @@
 """A stretch of a recording that the models take at once. Knows nothing of where it came from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ class AudioChunk:
     offset: int  # the sample of the recording with which the chunk begins
     pcm: Samples
     speech: tuple[tuple[int, int], ...]  # (start, end) of detected speech, in samples of the chunk
+    channel: int | None = None  # its number, where the channels are transcribed by themselves
 
     @property
     def start(self) -> float:
@@ -59,8 +60,8 @@ class AudioChunk:
         before = tuple((start, min(end, cut)) for start, end in self.speech if start < cut)
         after = tuple((max(start, cut) - cut, end - cut) for start, end in self.speech if end > cut)
         return (
-            AudioChunk(self.index, self.offset, self.pcm[:cut], before),
-            AudioChunk(self.index, self.offset + cut, self.pcm[cut:], after),
+            replace(self, pcm=self.pcm[:cut], speech=before),
+            replace(self, offset=self.offset + cut, pcm=self.pcm[cut:], speech=after),
         )
 
 

@@ -1,4 +1,6 @@
-"""File → one stream of 16 kHz mono int16, decoded once, in a child process.
+"""File → one stream of 16 kHz int16, decoded once, in a child process.
+
+It is mono, or has every channel by itself.
 
 A broken file must not crash the worker, and a hostile one must not take control of it. So the
 child, decoder/, can be killed, gets the open file and an empty environment, and gives up its
@@ -7,6 +9,7 @@ rights (decoder/sandbox.py). Knows nothing of URLs, pauses or models.
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -18,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from contract.errors import AudioTooLong, DecodeError, EmptyAudio, InvalidRequest, WorkerFailed
+from contract.request import EACH
 from recording.child import Child, child_process
 from recording.chunk import SAMPLE_RATE, Samples
 
@@ -34,8 +38,10 @@ ERRORS = {
     "no channel": InvalidRequest,
     "no track": InvalidRequest,
 }
-NO_FAILURES = ("warning", "found", "damage")
+NO_FAILURES = ("warning", "found", "damage", "channels")
 FULL_SCALE = 32768
+MAX_REPORT_BYTES = 1 << 16  # decoder/sandbox.py allows no more
+MAX_EACH = 16  # the decoder gives no more channels
 Report = dict[str, Any]  # one line of the decoder's report
 
 
@@ -60,10 +66,15 @@ class PcmStream:
         offset: int,
         max_seconds: float,
         complete_marker: Path | None,
+        is_each: bool = False,
     ):
+        """`is_each`: the child gives every channel, or track, by itself."""
         self.path = path
         self.offset = offset  # the sample of the recording with which the part begins
-        self.samples = 0  # yielded so far
+        self.samples = 0  # yielded so far, of each channel
+        self.is_each = is_each
+        # Where `is_each`, the numbers of the channels; they are known with the first block.
+        self.channels: tuple[int, ...] = ()
         # The next three are set at the end of the iteration.
         self.warnings: tuple[str, ...] = ()
         # (start, end) of stretches of lost audio, in seconds from the start of the recording.
@@ -82,6 +93,11 @@ class PcmStream:
         return self.samples / SAMPLE_RATE
 
     @property
+    def seconds_decoded(self) -> float:
+        """Seconds yielded so far, of all channels together."""
+        return self.duration * max(1, len(self.channels))
+
+    @property
     def start(self) -> float:
         """Seconds from the start of the recording to the first sample of the part."""
         return self.offset / SAMPLE_RATE
@@ -92,7 +108,7 @@ class PcmStream:
         return (self.offset + self.samples) / SAMPLE_RATE
 
     async def __aiter__(self) -> AsyncIterator[Samples]:
-        """Blocks of (samples,) int16.
+        """Blocks of (samples,) int16, or of (samples, channels) where `is_each`.
 
         Raises AudioTooLong beyond the limit, before the first block where the file declares it.
         Raises at the end: EmptyAudio where there was no sample; InvalidRequest where the file does
@@ -127,12 +143,26 @@ class PcmStream:
 
     async def _next_block(self) -> Samples | None:
         """The next samples of the whole recording; None at its end."""
-        if not (data := await self._read()):
+        data = await self._read()
+        if self.is_each and data and not self.channels:
+            self.channels = self._reported_channels()
+        unit = 2 * (len(self.channels) or 1)
+        held = self._half_sample + data
+        whole = len(held) // unit * unit
+        if not data and not whole:
             return None
-        data = self._half_sample + data
-        whole = len(data) // 2 * 2
-        self._half_sample = data[whole:]
-        return np.frombuffer(data[:whole], np.int16)
+        self._half_sample = held[whole:]
+        block = np.frombuffer(held[:whole], np.int16)
+        return block.reshape(-1, len(self.channels)) if self.channels else block
+
+    def _reported_channels(self) -> tuple[int, ...]:
+        """The numbers of the interleaved channels. Raises DecodeError without them."""
+        for report in self._reports():
+            numbers = report.get("numbers")
+            if isinstance(numbers, list) and 1 <= len(numbers) <= MAX_EACH:
+                with suppress(TypeError, ValueError):
+                    return tuple(int(number) for number in numbers)
+        raise DecodeError("The audio decoder did not tell the channels of this file.")
 
     async def _read(self) -> bytes:
         """What the decoder writes next, b"" at its end. Raises DecodeError where it is stuck."""
@@ -159,9 +189,10 @@ class PcmStream:
 
     def _reports(self) -> list[Report]:
         """The decoder's reports, without malformed ones."""
-        self._report.seek(0)
+        # The child writes at the position that it shares with this process.
+        content = os.pread(self._report.fileno(), MAX_REPORT_BYTES, 0)
         reports: list[Report] = []
-        for line in self._report.read().decode("utf-8", "replace").splitlines():
+        for line in content.decode("utf-8", "replace").splitlines():
             with suppress(KeyError, TypeError, ValueError):
                 report = json.loads(line)
                 reports.append(report | {"kind": report["kind"], "message": report["message"]})
@@ -219,15 +250,15 @@ async def decode(
     start: float = 0,
     end: float | None = None,
     track: int | str = "default",
-    channel: int | None = None,
+    channel: int | str | None = None,
 ) -> AsyncIterator[PcmStream]:
     """Decode `path`, of any rate and channel count, to a PcmStream.
 
     `start`, `end`: the part to decode, in seconds from the start of the file. Its samples are those
     of the whole recording there. `track`: the number of an audio track from 0, "default" for the
-    one that players take, or "mix" for all. `channel`: the only one to decode, from 0; None mixes
-    all. `suffix`: of the file's name, in lower case and without the dot, for formats without a
-    mark.
+    one that players take, "mix" for all, or EACH for all by themselves. `channel`: the only one to
+    decode, from 0; None mixes all, EACH keeps them. `suffix`: of the file's name, in lower case and
+    without the dot, for formats without a mark.
     `size`, `complete_marker`: for a file that is still arriving, its final bytes if known, and a
     path that exists once it is complete.
 
@@ -236,7 +267,7 @@ async def decode(
     is refused without decoding, if the file has enough bytes to hold it.
     Raises WorkerFailed where the process cannot be started.
     """
-    offset = round(start * SAMPLE_RATE)
+    offset, is_each = round(start * SAMPLE_RATE), EACH in (track, channel)
     options: dict[str, Any] = {
         "rate": SAMPLE_RATE,
         "size": size,
@@ -256,7 +287,7 @@ async def decode(
             raise WorkerFailed(f"The worker could not start its decoder: {reason}.") from error
         closing = asyncio.create_task(_close_when_complete(child, complete_marker))
         try:
-            yield PcmStream(path, child, report, offset, max_seconds, complete_marker)
+            yield PcmStream(path, child, report, offset, max_seconds, complete_marker, is_each)
         finally:
             closing.cancel()
 

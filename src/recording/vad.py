@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import webrtcvad
@@ -66,7 +66,24 @@ async def split_at_pauses(
 
     `offset`: the sample of the recording with which the blocks begin.
     """
-    splitter = Splitter(rules, offset)
+    async for chunk in chunks_by(Splitter(rules, offset), pcm):
+        yield chunk
+
+
+class SplitsBlocks(Protocol):
+    """Takes blocks of samples, gives complete chunks."""
+
+    def push(self, block: Samples) -> list[AudioChunk]:
+        """Take the next block; returns the chunks that are now complete."""
+
+    def finish(self) -> list[AudioChunk]:
+        """The recording has ended; returns the remaining chunks."""
+
+
+async def chunks_by(
+    splitter: SplitsBlocks, pcm: AsyncIterable[Samples]
+) -> AsyncIterator[AudioChunk]:
+    """The chunks that `splitter` makes of the blocks, each as soon as its end is known."""
     async for block in pcm:
         for chunk in await asyncio.to_thread(splitter.push, block):
             yield chunk

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from contract.errors import WorkerError
 from contract.request import Request
+from recording.each_channel import split_recording
 from recording.pcm_stream import Found, PcmStream, decode
-from recording.vad import CutRules, split_at_pauses
+from recording.vad import CutRules
 
 LOOK_SECONDS = 30  # at most for the other tracks of a file
 
@@ -58,6 +59,6 @@ async def _has_speech(
             track=track,
             channel=request.channel,
         ) as pcm:
-            async for _ in split_at_pauses(pcm, rules, pcm.offset):
+            async for _ in split_recording(pcm, rules):
                 return True
     return False

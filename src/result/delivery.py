@@ -15,14 +15,17 @@ from typing import Any, TypeVar
 
 from contract.errors import ResultTooLarge
 from contract.request import Request
+from contract.subtitle_options import SubtitleOptions
 from result.bucket import Bucket, upload
-from result.subtitles import cues_of, to_srt, to_vtt
+from result.subtitles import Cue, cues_of, to_srt, to_vtt
 from result.transcript import Transcript
 from result.verbose import verbose_json
 from runpod import RunPodLogger
 
-COMPACT_FIELDS = ("start", "end", "text", "estimated", "confidence")  # what a compact segment keeps
-LARGE_FIELDS = ("sentences", "srt", "vtt", "verbose_json")  # what the reductions leave out
+# What a compact segment keeps.
+COMPACT_FIELDS = ("start", "end", "text", "estimated", "confidence", "channel")
+# What the reductions leave out.
+LARGE_FIELDS = ("sentences", "channels", "srt", "vtt", "verbose_json")
 UPLOAD_FAILED = "The whole result could not be uploaded to the bucket."
 
 Output = dict[str, Any]
@@ -91,12 +94,19 @@ def _formatted(transcript: Transcript, request: Request) -> Output:
         return transcript.to_output(level, request.punctuation)
     formatted: Output = {}
     if form in ("srt", "vtt"):
-        words = list(transcript.words(punctuation=True))
-        cues = cues_of(words, transcript.end, request.subtitles)
+        cues = _cues(transcript, request.subtitles)
         formatted[form] = to_srt(cues) if form == "srt" else to_vtt(cues)
     elif form == "verbose_json":
         formatted[form] = verbose_json(transcript, request)
     return transcript.common_fields() | formatted | transcript.problem_fields()
+
+
+def _cues(transcript: Transcript, options: SubtitleOptions) -> list[Cue]:
+    """The cues in the order of their starts. Those of two channels may overlap."""
+    cues: list[Cue] = []
+    for part in transcript.parts:
+        cues += cues_of(list(part.words(punctuation=True)), part.end, options)
+    return sorted(cues, key=lambda cue: cue.start)
 
 
 def size_of(output: Output) -> int:

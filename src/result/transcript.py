@@ -13,7 +13,7 @@ from typing import Any
 from contract.languages import ALIGNED_LANGUAGES, LANGUAGES
 from result.account import Span, coverage
 from result.sentences import Place, boundary, sentence_ends
-from speech.text_units import is_unspaced
+from speech.text_units import join
 from speech.tokens import Token, confidence_of, tokens_in
 from speech.words import ChunkResult, dominant_language, speech_seconds
 
@@ -36,6 +36,7 @@ class Segment:
     language: str | None = None
     ends_sentence: bool = False  # whether its punctuation ends a sentence before the next word
     confidence: float | None = None  # the mean probability of its tokens, where they are known
+    channel: int | None = None  # where the channels were transcribed by themselves
 
     @property
     def end_offset(self) -> int:
@@ -57,6 +58,8 @@ class Segment:
             output["confidence"] = round(self.confidence, 3)
         if with_language:
             output["language"] = self.language
+        if self.channel is not None:
+            output["channel"] = self.channel
         return output
 
 
@@ -70,6 +73,11 @@ class Transcript:
     spans: tuple[Span, ...]  # they tile the recording or its part
     warnings: tuple[str, ...] = ()  # they concern the recording as a whole
     damaged: tuple[tuple[float, float], ...] = ()  # (start, end) where the file has lost its audio
+
+    @property
+    def parts(self) -> tuple["Transcript", ...]:
+        """Transcripts whose times do not overlap: this one, or those of the channels."""
+        return (self,)
 
     @property
     def language(self) -> str | None:
@@ -232,31 +240,17 @@ def merge(
     warnings: Sequence[str] = (),
     start: float = 0.0,
     damaged: Sequence[tuple[float, float]] = (),
+    channel: int | None = None,
 ) -> Transcript:
     """The transcript of a recording, or of its part from `start` to `end` seconds.
 
     `chunks` may come in any order. `damaged`: (start, end) where the file has lost its audio.
+    `channel`: that of all chunks.
     """
     ordered = tuple(sorted(chunks, key=lambda chunk: chunk.start))
     text, offsets = join([chunk.text for chunk in ordered])
-    spans = tuple(coverage(ordered, end, start))
+    spans = tuple(coverage(ordered, end, start, channel))
     return Transcript(text, ordered, tuple(offsets), spans, tuple(warnings), tuple(damaged))
-
-
-def join(texts: Sequence[str]) -> tuple[str, list[int]]:
-    """(joined text, offset of each text in it).
-
-    Texts are joined by a space, or by nothing between characters of unspaced scripts.
-    """
-    joined = ""
-    offsets: list[int] = []
-    for text in texts:
-        if joined and text:
-            unspaced = is_unspaced(joined[-1]) and is_unspaced(text[0])
-            joined += "" if unspaced else " "
-        offsets.append(len(joined))
-        joined += text
-    return joined, offsets
 
 
 def _slices(chunk: ChunkResult, punctuation: bool) -> list[tuple[int, int]]:
@@ -300,9 +294,10 @@ def _damaged_span(start: float, end: float) -> Output:
 
 
 def _retries_of(chunk: ChunkResult) -> Output:
-    return {
+    output: Output = {
         "start": chunk.start,
         "end": chunk.end,
         "reasons": list(chunk.retries),
         "outcome": chunk.outcome,
     }
+    return output if chunk.channel is None else output | {"channel": chunk.channel}

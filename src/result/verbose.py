@@ -40,6 +40,8 @@ def _common(segment: Segment, request: Request) -> dict[str, float]:
     fields = {"start": round(segment.start, 3), "end": round(segment.end, 3)}
     if request.confidence and segment.confidence is not None:
         fields["confidence"] = round(segment.confidence, 3)
+    if segment.channel is not None:
+        fields["channel"] = segment.channel
     return fields
 
 

@@ -14,7 +14,7 @@ from speech.models.recogniser import Vocabulary
 from speech.retries import transcribe_chunk
 from speech.together import together
 from speech.watched_models import WatchedModels
-from speech.words import ChunkResult, dominant_language, speech_seconds
+from speech.words import ChunkResult, by_channel, dominant_language, speech_seconds
 
 SHORT_SPEECH_SECONDS = 3.0  # in less speech than this the detected language may be wrong
 MAX_CHUNKS_KEPT = 32  # a bound for the memory that the samples of one recording take
@@ -24,12 +24,13 @@ class LanguageOutliers:
     """The short chunks of one recording, kept until its main language is known."""
 
     def __init__(self) -> None:
-        self._short: dict[float, AudioChunk] = {}  # by their start in seconds
+        # By their channel and their start in seconds.
+        self._short: dict[tuple[int | None, float], AudioChunk] = {}
 
     def keep_if_short(self, chunk: AudioChunk) -> None:
         """Keep a chunk that may have to be recognised again."""
         if chunk.speech_seconds < SHORT_SPEECH_SECONDS and len(self._short) < MAX_CHUNKS_KEPT:
-            self._short[chunk.start] = chunk
+            self._short[chunk.channel, chunk.start] = chunk
 
     async def retried(
         self,
@@ -40,21 +41,26 @@ class LanguageOutliers:
     ) -> list[ChunkResult]:
         """All results of a recording, each outlier replaced by its retry where that is healthy.
 
-        A retry waits at the gate as every chunk does. Raises EngineDead.
+        Every channel has a main language of its own. A retry waits at the gate as every chunk does.
+        Raises EngineDead.
         """
-        language = dominant_language(results)
-        outliers = [result for result in outliers_in(results) if result.start in self._short]
+        language_of: dict[ChunkResult, str | None] = {}  # the one to retry each outlier in
+        for of_channel in by_channel(results).values():
+            for outlier in outliers_in(of_channel):
+                if (outlier.channel, outlier.start) in self._short:
+                    language_of[outlier] = dominant_language(of_channel)
         holder = Holder()
 
         async def retry(outlier: ChunkResult) -> ChunkResult:
-            chunk = self._short[outlier.start]
+            chunk = self._short[outlier.channel, outlier.start]
+            language = language_of[outlier]
             async with gate.place(holder, chunk_priority(chunk.index)):
                 again = await transcribe_chunk(chunk, language, "", vocabulary, models)
             is_better = len(again) == 1 and again[0].healthy
             return replace(again[0], retries=("language",)) if is_better else outlier
 
-        retries = await together(*(retry(outlier) for outlier in outliers))
-        retry_of = dict(zip(outliers, retries))
+        retries = await together(*(retry(outlier) for outlier in language_of))
+        retry_of = dict(zip(language_of, retries))
         return [retry_of.get(result, result) for result in results]
 
 

@@ -102,6 +102,7 @@ class Answer:
             warning=warning,
             tokens=self.tokens,
             temperature=self.temperature,
+            channel=self.chunk.channel,
         )
 
 

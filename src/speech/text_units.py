@@ -6,7 +6,7 @@ script has no spaces, a word is a character; in Thai, Lao, Khmer and Burmese it 
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 # Thai and Lao, Burmese, Khmer: no spaces between words, and vowels before or after their consonant.
 _CLUSTERED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
@@ -51,6 +51,22 @@ _SIGNS_OF_GRADES = frozenset("+#＋＃")  # C++, C#
 def is_unspaced(character: str) -> bool:
     """Whether the character belongs to a script without spaces between words."""
     return bool(_UNSPACED.match(character))
+
+
+def join(texts: Sequence[str]) -> tuple[str, list[int]]:
+    """(joined text, offset of each text in it).
+
+    Texts are joined by a space, or by nothing between characters of unspaced scripts.
+    """
+    joined = ""
+    offsets: list[int] = []
+    for text in texts:
+        if joined and text:
+            unspaced = is_unspaced(joined[-1]) and is_unspaced(text[0])
+            joined += "" if unspaced else " "
+        offsets.append(len(joined))
+        joined += text
+    return joined, offsets
 
 
 def is_clustered(character: str) -> bool:

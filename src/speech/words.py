@@ -4,7 +4,7 @@ Times are floats in seconds from the start of the recording.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from speech.tokens import Token
@@ -39,6 +39,7 @@ class ChunkResult:
     warning: str | None = None
     tokens: tuple[Token, ...] = ()  # those of the text, where the request asked for them
     temperature: float = 0.0  # the one that the answer was sampled at
+    channel: int | None = None  # as in AudioChunk
 
     @property
     def healthy(self) -> bool:
@@ -54,6 +55,14 @@ class ChunkResult:
         if self.failure:
             return "failed"
         return "kept" if self.doubtful else "mended"
+
+
+def by_channel(chunks: Iterable[ChunkResult]) -> dict[int | None, list[ChunkResult]]:
+    """The chunks of each channel, in their order; None is for chunks of a mix."""
+    found: defaultdict[int | None, list[ChunkResult]] = defaultdict(list)
+    for chunk in chunks:
+        found[chunk.channel].append(chunk)
+    return found
 
 
 def speech_seconds(chunks: Sequence[ChunkResult]) -> dict[str, float]:

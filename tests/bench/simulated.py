@@ -278,7 +278,7 @@ def worker_on(gpu: Gpu, stages: Stages):
         (align, "aligned_words", "text and times"),
         (asr, "parsed", "text and times"),
         (retries, "fault_in", "text and times"),
-        (handler, "merge", "text and times"),
+        (handler, "merge_channels", "text and times"),
         (Gpu, "begin_step", CLOCK),
         (Gpu, "end_step", CLOCK),
         (transcript.Transcript, "to_output", "JSON"),

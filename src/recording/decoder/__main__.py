@@ -1,4 +1,4 @@
-"""The child process of pcm_stream.py: decodes one file to int16 mono on stdout.
+"""The child process of pcm_stream.py: decodes one file to int16 on stdout.
 
     python decoder '{"rate": 16000, "descriptor": 3, …}'    the arguments of `_main`, as JSON
 
@@ -8,15 +8,17 @@ is imported: each takes longer to load than a minute of audio to decode. No modu
 imports this one.
 
 Each report is one line of JSON on stderr, {"kind": …, "message": …}. A failure has the kind
-"empty", "undecodable", "too long", "no channel" or "no track". Three kinds are no failure: a
-"warning"; "found", which has more fields: `Found` of pcm_stream.py; and "damage", which has
-"spans": (start, end) of each lost stretch in milliseconds.
+"empty", "undecodable", "too long", "no channel" or "no track". Four kinds are no failure: a
+"warning"; "found", which has more fields: `Found` of pcm_stream.py; "damage", which has "spans":
+(start, end) of each lost stretch in milliseconds; and "channels", which comes before the first
+sample where channels or tracks are decoded by themselves. Its "numbers" are theirs, in the order in
+which their samples are interleaved.
 """
 
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fcntl import F_SETPIPE_SZ, fcntl
 from itertools import chain, islice
@@ -27,6 +29,7 @@ import av
 # PyAV imports these two with the first track, when confine() forbids it.
 import av.subtitles.codeccontext
 import av.subtitles.stream
+from channels import EACH
 from damage import DamagedSpans, while_decodable
 from growing_file import GrowingFile
 from length import LENGTH_OF_ALL_TRACKS, declared_seconds, estimated_seconds, is_longer
@@ -37,7 +40,7 @@ from packets import Packets
 from report import FileRefused, report
 from sandbox import confine
 from track import Track
-from tracks import DEFAULT, chosen
+from tracks import DEFAULT, Choice, chosen
 
 OUT_BYTES = 1 << 18  # 8 s at 16 kHz: each write wakes the worker
 SAMPLED_PACKETS = 500  # packets that show how long a file of its size is
@@ -49,7 +52,7 @@ def _main(
     size: int | None = None,
     suffix: str = "",
     track: int | str = DEFAULT,
-    channel: int | None = None,
+    channel: int | str | None = None,
     offset: int = 0,
     end: int = sys.maxsize,
     limit: float = inf,
@@ -59,9 +62,9 @@ def _main(
     It begins with the file's first sample and ends before the sample `end`.
     `size`: bytes of the complete file, None where unknown. `suffix`: of the file's name, in lower
     case and without the dot; some formats have no other mark. `track`: the audio track to decode,
-    from 0; DEFAULT for the one that players take, MIX for all. `channel`: the only one to decode,
-    from 0; None mixes all. `limit`: a file that declares more seconds than this between the
-    samples `offset` and `end` is refused.
+    from 0; DEFAULT for the one that players take, MIX for all, EACH for all by themselves.
+    `channel`: the only one to decode, from 0; None mixes all, EACH keeps them. `limit`: a file that
+    declares more seconds than this between the samples `offset` and `end` is refused.
     """
     out = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False), OUT_BYTES)
     with suppress(OSError):  # over the user's limit for pipes, which makes writes smaller
@@ -90,15 +93,17 @@ def _decode(
     suffix: str,
     rate: int,
     which: int | str,
-    channel: int | None,
+    channel: int | str | None,
     offset: int,
     end: int,
     limit: float,
 ) -> Iterator[bytes]:
-    """The audio of the file as little-endian int16 mono; arguments as for `_main`."""
+    """The audio of the file as little-endian int16; arguments as for `_main`."""
     container, parts = opened(file, suffix)
     with container:
         choice = chosen(container, which)
+        if which == EACH and len(choice.streams) > 1:  # Each track becomes one of their channels.
+            channel = EACH
         # FLAC numbers its channels as a film does, whatever they are.
         levels = Levels(rate, channel, end, no_films=container.format.name == "flac")
         following = following_tracks(parts, container.format.name)
@@ -115,25 +120,46 @@ def _decode(
             if is_longer(min(declared, estimated), max_seconds):
                 raise _too_long(limit)
         track.declare(declared)
-        missing = 2 * end  # bytes
-        blocks = chain(track.decode(chain(read, unread)), track.finish())
-        for block in while_decodable(blocks, lambda: track.decoded_share):
-            yield block[:missing]
-            missing -= len(block)
+        missing = 2 * end  # bytes of each channel
+        decoded = chain(track.decode(chain(read, unread)), track.finish())
+        blocks = while_decodable(decoded, lambda: track.decoded_share)
+        if EACH in (which, channel):
+            blocks = _with_numbers(blocks, levels, choice.numbers if which == EACH else None)
+        for block in blocks:
+            width = levels.width or 1
+            yield block[: missing * width]
+            missing -= len(block) // width
             if missing <= 0:
                 break
         track.damage.warn(track.seconds)
         if missing > 0:
             _warn_of_missing_audio(declared, track, packets)
         _warn_of_levels(levels)
-        report(
-            "found",
-            "",
-            tracks=choice.total,
-            track=choice.numbers[0] if len(choice.numbers) == 1 else None,
-            channels=levels.channels,
-            peak=levels.peak,
-        )
+        _report_found(choice, levels)
+
+
+def _report_found(choice: Choice, levels: Levels) -> None:
+    report(
+        "found",
+        "",
+        tracks=choice.total,
+        track=choice.numbers[0] if len(choice.numbers) == 1 else None,
+        channels=levels.channels,
+        peak=levels.peak,
+    )
+
+
+def _with_numbers(
+    blocks: Iterable[bytes], levels: Levels, numbers: list[int] | None
+) -> Iterator[bytes]:
+    """The same blocks; before the first one the numbers of the interleaved channels are reported.
+
+    `numbers`: None for those from 0.
+    """
+    unread = iter(blocks)
+    first = list(islice(unread, 1))
+    report("channels", "", numbers=numbers or list(range(levels.width)))
+    yield from chain(first, unread)
 
 
 def _tracks(
@@ -194,6 +220,12 @@ def _warn_of_levels(levels: Levels) -> None:
             "warning",
             f"The recording is very quiet: its peak level is {decibels(levels.peak):.1f} dBFS. "
             f"It was amplified by {decibels(levels.gain):.1f} dB.",
+        )
+    if levels.left_out:
+        report(
+            "warning",
+            f"The audio begins with {levels.width} channels and later has more; "
+            f"of those beyond the first {levels.width} nothing was transcribed.",
         )
     if levels.instead_of_mix:
         channels = ", ".join(map(str, sorted(levels.instead_of_mix)))

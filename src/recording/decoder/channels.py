@@ -7,6 +7,8 @@ from operator import add, mul
 import av
 
 MAX_CHANNELS = 64  # FFmpeg's filters take no more
+EACH = "each"  # instead of a channel's number: every channel by itself
+MAX_EACH = 16  # channels or tracks that are decoded by themselves
 # FFmpeg mixes these by weights that were made for films. It uses every channel but the one of low
 # frequencies. Of other layouts it leaves channels out, or it cannot mix them.
 # fmt: off
@@ -46,6 +48,15 @@ def mono_filters(
         return []
     parts = "+".join(f"{1 / channels}*c{each}" for each in range(channels))
     return [("aformat", "sample_fmts=fltp"), ("pan", f"mono|c0={parts}")]
+
+
+def each_filter(held: int, wanted: int) -> Filter:
+    """FFmpeg's filter that makes `wanted` channels of the `held` ones of a frame.
+
+    What a frame does not have is silent; what it has beyond them is left out.
+    """
+    picked = "|".join(f"c{number}=c{number}" for number in range(min(held, wanted)))
+    return "pan", f"{wanted}C|{picked}"
 
 
 class Phase:

@@ -1,4 +1,4 @@
-"""Frames → int16 mono, in which a very quiet recording is louder than in the file.
+"""Frames → int16, in which a very quiet recording is louder than in the file.
 
 The detector hears no speech far below full scale, and 16 bits hold little of it. A recording is
 very quiet where its samples stay below QUIET_PEAK until its end, or for HOLD_SECONDS. Until one of
@@ -22,17 +22,25 @@ MAX_SAMPLE = (INT16 - 1) / INT16
 
 
 class Levels:
-    """Frames → int16 mono at `rate`. The gain of a very quiet recording falls, and never rises."""
+    """Frames → int16 at `rate`. The gain of a very quiet recording falls, and never rises.
 
-    def __init__(self, rate: int, channel: int | None, max_samples: int, no_films: bool = False):
-        """At most `max_samples`, and HOLD_SECONDS, are held back. `no_films`: as in Resampler."""
+    With EACH all channels have the same gain: a silent one beside a voice is not amplified.
+    """
+
+    def __init__(
+        self, rate: int, channel: int | str | None, max_samples: int, no_films: bool = False
+    ):
+        """At most `max_samples`, and HOLD_SECONDS of mono, are held back.
+
+        `channel`, `no_films`: as in Resampler.
+        """
         self.rate = rate
         self._plain = Resampler(rate, channel, "s16", no_films)
         # None where the recording is not very quiet
         self._fine: Resampler | None = Resampler(rate, channel, "flt", no_films)
         self._held: list[bytes] = []  # int16
         self._held_fine = array("f")
-        self._max_held = min(max_samples, HOLD_SECONDS * rate)
+        self._max_samples = max_samples
         self._low, self._high = inf, -inf  # of the samples so far
         self._gain = 0.0  # 0 until the recording is known to be very quiet
         self.gain = 1.0  # the highest that was applied
@@ -53,6 +61,16 @@ class Levels:
     def channels(self) -> int:
         """Number of channels of the last frame."""
         return (self._fine or self._plain).channels
+
+    @property
+    def width(self) -> int:
+        """Number of interleaved channels; 0 before the first frame."""
+        return (self._fine or self._plain).width
+
+    @property
+    def left_out(self) -> int:
+        """The most channels that a frame had beyond `width`, where EACH is by itself."""
+        return (self._fine or self._plain).left_out
 
     @property
     def instead_of_mix(self) -> set[int]:
@@ -88,7 +106,8 @@ class Levels:
             return self._taken()
         if not (self._low or self._high):  # Digital silence says nothing of the level.
             return self._taken()
-        if self._gain or len(self._held_fine) >= self._max_held:
+        max_held = min(self._max_samples * self.width, HOLD_SECONDS * self.rate)
+        if self._gain or len(self._held_fine) >= max_held:
             return self._amplified()
         return b""
 

@@ -1,4 +1,4 @@
-"""The audio tracks of a file, decoded at the same time and mixed to one."""
+"""The audio tracks of a file, decoded at the same time and mixed to one, or kept as channels."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -20,8 +20,9 @@ FLOAT_BYTES = 4
 
 
 class MixedTracks:
-    """Decodes the packets of several tracks to one, in equal parts.
+    """Decodes the packets of several tracks, which are mono, to what `levels` makes of them.
 
+    It mixes them in equal parts, or with EACH gives every track as a channel.
     Has the methods and `seconds` of a Track, and iterates as Packets do. Tracks are aligned by
     their time stamps.
     """

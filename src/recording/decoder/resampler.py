@@ -1,9 +1,18 @@
-"""Frames of any format, layout and rate → mono at one rate."""
+"""Frames of any format, layout and rate → mono, or every channel by itself, at one rate."""
 
 from contextlib import suppress
 
 import av
-from channels import MAX_CHANNELS, Filter, Phase, as_one_channel, mono_filters
+from channels import (
+    EACH,
+    MAX_CHANNELS,
+    MAX_EACH,
+    Filter,
+    Phase,
+    as_one_channel,
+    each_filter,
+    mono_filters,
+)
 from report import FileRefused
 
 # Each call of the graph has a cost, and for larger blocks than this malloc calls the kernel. A
@@ -12,8 +21,9 @@ RESAMPLE_SECONDS = 0.25
 
 
 class Resampler:
-    """Frames → mono at `rate`, of one channel or all mixed.
+    """Frames → samples at `rate`: one channel, all mixed, or EACH by itself, interleaved.
 
+    With EACH there are as many channels as the first frame has, whatever later ones have.
     Where the channels cancel each other in the mix, the louder one is taken. The samples do not
     depend on the sizes of the frames. `no_films`: as for `mono_filters`.
     """
@@ -21,7 +31,7 @@ class Resampler:
     def __init__(
         self,
         rate: int,
-        channel: int | None = None,
+        channel: int | str | None = None,
         sample_format: str = "s16",
         no_films: bool = False,
     ):
@@ -32,11 +42,13 @@ class Resampler:
         self._source: tuple[str, str, int] | None = None  # format, layout and rate of the frames
         self._fifo: av.AudioFifo | None = None
         self._graph: av.filter.Graph | None = None
-        self._heard: int | None = None  # the channel that the graph picks
+        self._heard: int | str | None = None  # the channel that the graph picks
         self._phase: Phase | None = None
         self._has_mixed = False  # Behind good audio, what cannot be mixed is damage.
         self.channels = 0  # of the last frame
+        self.width = 0 if channel == EACH else 1  # interleaved channels; 0 before the first frame
         self.instead_of_mix: set[int] = set()  # channels that were taken because the mix cancels
+        self.left_out = 0  # with EACH, the most channels that a frame had beyond `width`
 
     def push(self, frame: av.AudioFrame) -> bytes:
         """Take a frame; returns the samples that are ready, often none.
@@ -65,6 +77,9 @@ class Resampler:
         rest = self.finish()
         self._source = source
         self.channels = frame.layout.nb_channels
+        self.width = self.width or self.channels
+        if self._channel == EACH:
+            self.left_out = max(self.left_out, self.channels - self.width)
         self._fifo = av.AudioFifo()
         self._phase = Phase(frame)
         return rest
@@ -93,10 +108,10 @@ class Resampler:
     def _silence(self, block: av.AudioFrame) -> bytes:
         """As many samples as this block would become."""
         samples = round(block.samples * self._rate / block.sample_rate)
-        return bytes(samples * av.AudioFormat(self._sample_format).bytes)
+        return bytes(samples * self.width * av.AudioFormat(self._sample_format).bytes)
 
-    def _heard_in(self, block: av.AudioFrame) -> int | None:
-        """The channel to take of this block; None for the mix."""
+    def _heard_in(self, block: av.AudioFrame) -> int | str | None:
+        """The channel to take of this block; None for the mix, or EACH."""
         if self.channels > MAX_CHANNELS:
             return None
         if self._channel is not None or self._phase is None:
@@ -106,10 +121,15 @@ class Resampler:
             self.instead_of_mix.add(heard)
         return heard
 
-    def _graph_for(self, block: av.AudioFrame, heard: int | None) -> av.filter.Graph | None:
+    def _graph_for(self, block: av.AudioFrame, heard: int | str | None) -> av.filter.Graph | None:
         """None where damage gave the block channels in a form that cannot be mixed."""
         layout = block.layout
-        filters = mono_filters(layout.name, layout.nb_channels, heard, self._no_films)
+        to_mono = "" if heard == EACH else ":ochl=mono:rematrix_maxval=1"
+        if isinstance(heard, str):
+            filters = [each_filter(layout.nb_channels, self.width)]
+        else:
+            filters = mono_filters(layout.name, layout.nb_channels, heard, self._no_films)
+        filters.append(("aresample", f"osf=fltp{to_mono}"))
         try:
             return _resampling_graph(block, filters, self._rate, self._sample_format)
         except (av.error.FFmpegError, ValueError) as error:
@@ -135,11 +155,18 @@ class Resampler:
         with suppress(av.error.BlockingIOError, av.error.EOFError):
             while True:
                 out = self._graph.pull()
-                blocks.append(bytes(out.planes[0])[: out.samples * out.format.bytes])  # is padded
+                size = out.samples * out.format.bytes * self.width
+                blocks.append(bytes(out.planes[0])[:size])  # is padded
         return b"".join(blocks)
 
     def _check_channel(self, held: int) -> None:
-        if self._channel is None or self._channel < held:
+        if self._channel == EACH and held > MAX_EACH:
+            raise FileRefused(
+                "no channel",
+                f"channel is 'each', but the audio at audio_url has {held} channels; at most "
+                f"{MAX_EACH} can be transcribed in one job, and channel can be the number of one.",
+            )
+        if not isinstance(self._channel, int) or self._channel < held:
             return
         channels = (
             "1 channel, number 0" if held == 1 else f"{held} channels, numbers 0 to {held - 1}"
@@ -151,9 +178,9 @@ class Resampler:
 
 
 def _resampling_graph(
-    like: av.AudioFrame, mono: list[Filter], rate: int, sample_format: str
+    like: av.AudioFrame, filters: list[Filter], rate: int, sample_format: str
 ) -> av.filter.Graph:
-    """For frames like this one. The filters `mono` come before the rate changes.
+    """For frames like this one. `filters` come before the rate changes.
 
     FFmpeg by itself would resample each channel.
     """
@@ -168,8 +195,7 @@ def _resampling_graph(
     )
     graph.link_nodes(
         source,
-        *(graph.add(name, options) for name, options in mono),
-        graph.add("aresample", "osf=fltp:ochl=mono:rematrix_maxval=1"),
+        *(graph.add(name, options) for name, options in filters),
         graph.add("aformat", f"sample_fmts={sample_format}:sample_rates={rate}"),
         graph.add("abuffersink"),
     ).configure()

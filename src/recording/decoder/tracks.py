@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import av
 from av.stream import Disposition
+from channels import EACH, MAX_EACH
 from report import FileRefused, report
 
 DEFAULT, MIX = "default", "mix"
@@ -21,7 +22,7 @@ class Choice:
 
 
 def chosen(container: av.container.InputContainer, track: int | str) -> Choice:
-    """The tracks to decode for `track`: DEFAULT, MIX, or a number.
+    """The tracks to decode for `track`: DEFAULT, MIX, EACH, or a number.
 
     Says in a warning what the file holds beside them. Raises FileRefused where there is no such
     track, or none that can be decoded.
@@ -35,12 +36,14 @@ def chosen(container: av.container.InputContainer, track: int | str) -> Choice:
         numbers = [track]
     elif not known:
         numbers = [0]
-    elif track == MIX:
+    elif track in (MIX, EACH):
         numbers = known
     else:
         numbers = [min(known, key=lambda number: _rank(streams[number]))]
     if any(number not in known for number in numbers):  # Their packets would crash PyAV.
         raise FileRefused("undecodable", _unknown_format(numbers[0], known, len(streams)))
+    if track == EACH and len(numbers) > MAX_EACH:
+        raise FileRefused("no track", _too_many(len(numbers)))
     choice = Choice([streams[number] for number in numbers], numbers, len(streams))
     _warn_of_others(track, choice, known)
     return choice
@@ -62,6 +65,13 @@ def _check_number(track: int, streams: list[av.AudioStream]) -> None:
     last = len(streams) - 1
     held = "1 audio track, number 0" if not last else f"{last + 1} audio tracks, 0 to {last}"
     raise FileRefused("no track", f"track is {track}; the file at audio_url has only {held}.")
+
+
+def _too_many(tracks: int) -> str:
+    return (
+        f"track is 'each', but the file at audio_url has {tracks} audio tracks; at most "
+        f"{MAX_EACH} can be transcribed in one job, and track can be the number of one."
+    )
 
 
 def _unknown_format(number: int, known: list[int], total: int) -> str:
