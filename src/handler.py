@@ -25,7 +25,6 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from platform import python_version
@@ -51,8 +50,8 @@ try:
     )
     from recording.chunk import AudioChunk
     from recording.each_channel import split_recording
-    from recording.pcm_stream import PcmStream, decode
-    from recording.source import recording
+    from recording.pcm_stream import PcmStream
+    from recording.source import decoded_recording
     from recording.vad import CutRules
     from recording.wordless import why_wordless
     from result.account import Admitted, check_account, raise_if_incomplete
@@ -155,7 +154,7 @@ async def transcribe_recording(
     async with (
         gate.holder() as holder,
         asyncio.TaskGroup() as group,
-        decoded(request, folder, usage) as pcm,
+        decoded_recording(request, folder, settings, usage.time("download")) as pcm,
     ):
         work = Work(request, vocabulary, models, progress, holder)
         async for chunk in chunks_of(pcm, request.language, progress, usage):
@@ -183,35 +182,6 @@ async def transcribe_recording(
         )
         transcript = replace(transcript, warnings=(*transcript.warnings, *why))
     return transcript
-
-
-@asynccontextmanager
-async def decoded(request: Request, folder: Path, usage: Usage) -> AsyncIterator[PcmStream]:
-    """The samples of a request's recording, while its file still arrives in `folder`.
-
-    The download ends with the decoder, which reads no further than the request's `end`.
-    """
-    async with (
-        recording(
-            request,
-            folder,
-            max_bytes=settings.max_download_bytes,
-            timeout=settings.download_timeout_seconds,
-            timer=usage.time("download"),
-        ) as file,
-        decode(
-            file.path,
-            settings.max_audio_seconds,
-            file.size,
-            file.complete_marker,
-            suffix=file.suffix,
-            start=request.start,
-            end=request.end,
-            track=request.track,
-            channel=request.channel,
-        ) as pcm,
-    ):
-        yield pcm
 
 
 async def chunks_of(
@@ -251,15 +221,8 @@ async def transcribe_admitted(chunk: AudioChunk, context: str, work: Work) -> li
 
 def watched_models(usage: Usage, request: Request) -> WatchedModels:
     """The models for one job, whose calls `usage` counts."""
-    return WatchedModels(
-        asr,
-        aligner,
-        health,
-        settings.chunk_timeout_seconds,
-        usage,
-        with_tokens=request.needs_tokens,
-        with_words=request.timestamps,
-    )
+    timeout, with_tokens = settings.chunk_timeout_seconds, request.needs_tokens
+    return WatchedModels(asr, aligner, health, timeout, usage, with_tokens, request.timestamps)
 
 
 def load_models() -> None:

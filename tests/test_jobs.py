@@ -25,6 +25,7 @@ import torch
 from conftest import succeeded
 from contract.errors import AlignError, RecognitionError
 from material import ENGLISH, noise, silence
+from recording import source
 from recording.chunk import SAMPLE_RATE
 from speech.admission import Gate
 from speech.health import Health
@@ -425,7 +426,7 @@ def test_a_job_with_a_chunk_whose_results_are_lost_fails_fault_injected(
 
 
 def test_a_job_whose_chunk_waits_at_the_gate_decodes_no_further(serve, worker, monkeypatch):
-    gate, streams, decode = Gate(1), [], worker.decode
+    gate, streams, decode = Gate(1), [], source.decode
 
     @asynccontextmanager
     async def watched(*args, **part):
@@ -433,7 +434,7 @@ def test_a_job_whose_chunk_waits_at_the_gate_decodes_no_further(serve, worker, m
             streams.append(pcm)
             yield pcm
 
-    monkeypatch.setattr(worker, "decode", watched)
+    monkeypatch.setattr(source, "decode", watched)
     monkeypatch.setattr(worker, "gate", gate)
     url = serve("waits.wav", np.tile(np.concatenate([u.pcm for u in ENGLISH]), 4))
 

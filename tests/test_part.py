@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from job import Progress
 from material import CHINESE, ENGLISH, silence
+from recording import source
 from recording.chunk import SAMPLE_RATE
 from recording.pcm_stream import decode
 from recording.vad import CutRules, Splitter
@@ -352,7 +353,7 @@ def test_a_job_does_not_wait_for_what_lies_behind_its_part(
 def test_a_download_ends_with_the_decoder_while_chunks_are_still_recognised(
     worker, stuck_server, monkeypatch
 ):
-    ended, recording = asyncio.Event(), worker.recording
+    ended, recording = asyncio.Event(), source.recording
 
     @asynccontextmanager
     async def watched(*args, **limits):
@@ -364,7 +365,7 @@ def test_a_download_ends_with_the_decoder_while_chunks_are_still_recognised(
         await asyncio.wait_for(ended.wait(), 60)
         return [ChunkResult(chunk.start, chunk.end, chunk.speech_seconds)]
 
-    monkeypatch.setattr(worker, "recording", watched)
+    monkeypatch.setattr(source, "recording", watched)
     monkeypatch.setattr(worker, "transcribe_chunk", waits)
     shutil.copy(ROOT / "tests" / "recordings" / DEMO, stuck_server.folder)
     assert succeeded(run(worker, stuck_server.url(DEMO), start=6, end=22.5))["segments"] == []

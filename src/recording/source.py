@@ -1,4 +1,4 @@
-"""The recording of a request → a local file.
+"""The recording of a request → a local file, and its samples.
 
 It is downloaded, decoded from the request, or already on this machine.
 """
@@ -12,7 +12,42 @@ from pathlib import Path
 from contract.audio_source import FILE_SCHEME, FileInUrl
 from contract.errors import DownloadTooLarge, SourceRefused, WorkerError, WorkerFailed
 from contract.request import Request
+from contract.settings import Settings
 from recording.download import ArrivingFile, download, suffix_of
+from recording.pcm_stream import PcmStream, decode
+
+
+@asynccontextmanager
+async def decoded_recording(
+    request: Request, folder: Path, settings: Settings, timer: AbstractContextManager[object]
+) -> AsyncIterator[PcmStream]:
+    """The samples of a request's recording, while its file still arrives in `folder`.
+
+    The download ends with the decoder, which reads no further than the request's `end`. `timer`
+    runs until the download is complete. Raises what `recording` and `decode` raise.
+    """
+    arriving = recording(
+        request,
+        folder,
+        max_bytes=settings.max_download_bytes,
+        timeout=settings.download_timeout_seconds,
+        timer=timer,
+    )
+    async with (
+        arriving as file,
+        decode(
+            file.path,
+            settings.max_audio_seconds,
+            file.size,
+            file.complete_marker,
+            suffix=file.suffix,
+            start=request.start,
+            end=request.end,
+            track=request.track,
+            channel=request.channel,
+        ) as pcm,
+    ):
+        yield pcm
 
 
 @asynccontextmanager
