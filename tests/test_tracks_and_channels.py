@@ -554,6 +554,12 @@ def test_a_very_quiet_recording_that_becomes_loud_is_lowered_and_does_not_clip()
     assert loudest[:SAMPLE_RATE].max() == pytest.approx(3277, abs=5)
 
 
+def test_what_no_gain_can_make_audible_is_not_amplified():
+    """As the rounding that a lossy codec leaves in a silent channel."""
+    pcm, gain = levelled([tone(-200, 2)], 600)
+    assert gain == 1 and not pcm.any()
+
+
 def test_what_is_no_number_stops_nothing():
     for level in (-70, -10):
         for hole in (np.nan, np.inf, -np.inf):

@@ -17,6 +17,7 @@ QUIET_PEAK = 10 ** (-40 / 20)  # the detector misses a third of the speech that 
 TARGET_PEAK = 10 ** (-20 / 20)
 MAX_PEAK = 0.9  # what is louder later lowers the gain
 MAX_GAIN = 10 ** (60 / 20)  # a higher one would make the rounding of 16 bits loud
+MIN_PEAK = QUIET_PEAK / MAX_GAIN  # below it is no sound: amplified, it would still be very quiet
 INT16 = 32768
 MAX_SAMPLE = (INT16 - 1) / INT16
 
@@ -120,7 +121,7 @@ class Levels:
     def _amplified(self) -> bytes:
         """What was held, amplified; the recording is very quiet."""
         samples, plain = self._held_fine, self._taken()
-        if not samples or not self._swing:
+        if not samples or self._swing < MIN_PEAK:
             return plain
         low, high = _range(samples)
         peak = max(high, -low)
