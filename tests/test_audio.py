@@ -161,7 +161,7 @@ def test_every_format_gives_the_same_sound_at_the_same_time(tmp_path, suffix, op
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["size told", "size unknown"])
-@pytest.mark.parametrize("suffix, options", FORMATS, ids=str)
+@pytest.mark.parametrize("suffix, options", dict(FORMATS).items(), ids=str)
 def test_a_file_that_is_still_arriving_gives_the_samples_of_the_whole_one(
     tmp_path, suffix, options, told
 ):

@@ -1,6 +1,10 @@
 """Whole jobs in chunks of up to 28 s, with the checkpoints in models/long, which were trained
 further for that length.
 
+    bash tests/run.sh tests/long_chunks.py -s    a minute
+
+They are not part of the first command, because they start the engine once more.
+
 Their accuracy is given in models/README.md. These tests show that long chunks, each with several
 windows of the encoder, are cut, recognised and merged whole.
 """
