@@ -34,8 +34,8 @@ export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 case " $* " in
 *" tests/"*) ;; # files of one's choice: one process, so that -s shows what they print
-*)              # all, in four processes: many tests wait, and one process has the engine
+*)              # all, in three processes: many tests wait, and one process has the engine
   check_style
-  set -- --numprocesses 4 --dist loadgroup --no-loadscope-reorder "$@" tests ;;
+  set -- --numprocesses 3 --dist loadgroup --no-loadscope-reorder "$@" tests ;;
 esac
 "$PYTHON" -m pytest "$@"

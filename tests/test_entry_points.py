@@ -106,26 +106,6 @@ def test_a_device_that_vllm_cannot_run_on_ends_the_start_with_one_sentence():
     assert "Traceback" not in out.stderr
 
 
-def test_without_a_gpu_the_log_says_that_the_cpu_is_used():
-    # So it ends soon.
-    environment = os.environ | {
-        "DEVICE": "auto",
-        "MODEL_NAME": "no/such-model",
-        "HF_HUB_OFFLINE": "1",
-    }
-    out = subprocess.run(
-        [sys.executable, HANDLER, "--rp_serve_api"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-    )
-    assert (
-        out.returncode == 1
-        and "no GPU that this vLLM can use: the models run on the CPU" in out.stdout
-    )
-
-
 NOBODYS_UID = "12345"  # without an entry in /etc/passwd
 # Root's Python may be readable by root alone. With this capability the user reads all, and writes
 # nothing more than any other.
@@ -148,26 +128,6 @@ def nobodys_environment(tmp_path_factory) -> dict[str, str]:
     cache = tmp_path_factory.mktemp("cache")
     cache.chmod(0o777)
     return environment | {"HOME": "/", "VLLM_CACHE_ROOT": str(cache)}
-
-
-@as_root
-def test_a_user_without_a_home_can_import_librosa(nobodys_environment):
-    """It compiles functions, and fails without a folder to cache them in."""
-    code = (
-        "import os\n"
-        "from speech.models.caches import cache_environment\n"
-        "os.environ |= cache_environment(os.environ)\n"
-        "import librosa.core.audio"
-    )
-    environment = nobodys_environment | {"PYTHONPATH": str(HANDLER.parent)}
-    out = subprocess.run(
-        [*AS_NOBODY, sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert out.returncode == 0, out.stderr
 
 
 class Closing:
@@ -342,12 +302,17 @@ def serving(
 
 
 @pytest.fixture(scope="module")
-def local_server(nobodys_environment, cached_models, tmp_path_factory) -> Iterator[tuple]:
+def server_log(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("server") / "log"
+
+
+@pytest.fixture(scope="module")
+def local_server(nobodys_environment, cached_models, server_log) -> Iterator[tuple]:
     """The real worker as a server, run by a user without a name where root may."""
     user = AS_NOBODY if MAY_CHANGE_USER else ()
     command = [*user, sys.executable, "-u", str(HANDLER)]
-    environment = nobodys_environment | cached_models[0]
-    with serving(command, tmp_path_factory.mktemp("server") / "log", environment) as server:
+    environment = nobodys_environment | cached_models[0] | {"DEVICE": "auto"}
+    with serving(command, server_log, environment) as server:
         yield server
 
 
@@ -365,6 +330,12 @@ def test_a_user_without_a_name_and_a_home_gets_a_transcript(local_server, speech
     answer = _ask_until_up(process, url, {"input": {"audio_url": speech_url}})
     assert psutil.Process(process.pid).uids().effective == int(NOBODYS_UID)
     assert answer["output"]["text"] == ENGLISH[0].text
+
+
+def test_without_a_gpu_the_log_says_that_the_cpu_is_used(local_server, server_log, speech_url):
+    process, url = local_server
+    _ask_until_up(process, url, {"input": {"audio_url": speech_url}})
+    assert "no GPU that this vLLM can use: the models run on the CPU" in server_log.read_text()
 
 
 def test_with_both_models_in_the_cache_nothing_is_requested_from_the_hub(

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,6 @@ from standin import ENDPOINT, Platform, running_worker, until
 from test_entry_points import HANDLER, START_SECONDS, members
 from test_shutdown import failed_with, half_a_file
 from test_standin import CLIENT, JAVASCRIPT, NODE
-from utterance import plain
 
 LONG_SECONDS = 3600
 RESULT_BYTES = 12_000  # MAX_RESULT_BYTES of the worker: a recording of some minutes is over it
@@ -245,11 +243,8 @@ def test_the_readmes_curl_commands_wait_and_ask(platform, recordings):
         json.loads,
         printed(["bash"], snippet("Clients", "bash", platform, recordings["minutes"])).splitlines(),
     )
-    assert (
-        last["status"] == "COMPLETED"
-        and last["output"]["text"]
-        and any(isinstance(job.get("output"), dict) for job in earlier)
-    )
+    assert {job["status"] for job in earlier} <= {"IN_QUEUE", "IN_PROGRESS"}
+    assert last["status"] == "COMPLETED" and last["output"]["text"]
 
 
 def test_the_readmes_python_waits_and_asks(platform, recordings):
@@ -436,32 +431,17 @@ def test_logs_hold_no_text_no_context_and_no_query(worker, platform, short):
 # the end
 
 
-def test_on_sigterm_running_jobs_are_answered_and_nothing_is_left(worker, platform, recordings):
-    """The last test on this worker."""
-    jobs = [platform.submit({"audio_url": recordings["minutes"]}) for _ in range(2)]
-    until(lambda: all(platform.jobs[job_id].progress for job_id in jobs))
-    worker.process.send_signal(signal.SIGTERM)
-    for job_id in jobs:
-        assert [plain(w) for w in platform.wait(job_id, 120)["output"]["text"].split()][:3]
-    assert worker.process.wait(120) == 0
-    assert members(worker.process.pid) == [] and worker.files() == []
-
-
 def test_when_the_engine_is_killed_its_jobs_fail_at_once_and_the_worker_ends_to_be_replaced(
-    tmp_path, long, recordings
+    worker, platform, long, recordings
 ):
-    with started(tmp_path) as worker:
-        platform = worker.platform
-        jobs = [
-            platform.submit(long),
-            platform.submit(long),
-            platform.submit({"audio_url": recordings["minutes"]}),
-        ]
-        until(lambda: all(platform.jobs[job_id].progress for job_id in jobs))
-        worker.engine().kill()
-        for job_id in jobs:
-            body = platform.wait(job_id, 30)
-            assert failed_with(body, "engine_dead", retryable=True)
-            assert platform.jobs[job_id].stop_pod and platform.jobs[job_id].answers == 1
-        assert worker.process.wait(60) == 0
-        assert members(worker.process.pid) == []
+    """The last test on this worker."""
+    minutes = {"audio_url": recordings["minutes"]}
+    jobs = [platform.submit(job) for job in (long, long, minutes)]
+    until(lambda: all(platform.jobs[job_id].progress for job_id in jobs))
+    worker.engine().kill()
+    for job_id in jobs:
+        body = platform.wait(job_id, 30)
+        assert failed_with(body, "engine_dead", retryable=True)
+        assert platform.jobs[job_id].stop_pod and platform.jobs[job_id].answers == 1
+    assert worker.process.wait(60) == 0
+    assert members(worker.process.pid) == [] and worker.files() == []
