@@ -16,16 +16,36 @@ from job import Handler
 from runpod.serverless import parser
 
 TEST_INPUT = Path("test_input.json")  # in the current folder, as in the SDK
+DESCRIPTION = """\
+The URL of a recording in, a transcript with a time for every word out.
+
+Job input:  audio_url (with audio_headers) or audio_base64; start, end, track, channel;
+            language ("auto", null, a name or a code), vocabulary, initial_context,
+            use_previous_context; output_format, segment_level, timestamps, punctuation,
+            confidence, subtitles, allow_partial.
+Output:     language_detected, language_code, languages, duration, text, usage,
+            segments [{start, end, text, offset, length}] or srt, vtt, verbose_json;
+            channels, sentences, failed_spans, damaged_spans, retries, warnings where there are any;
+            or error, error_code, retryable.
+Beside the input, policy.executionTimeout limits the job, and s3Config receives results over
+RunPod's size limit. While a job runs, /status shows its progress.
+
+    python src/handler.py --test_input '{"input": {"audio_url": "https://…"}}'
+        one job; its result is JSON on stdout
+    python src/handler.py --rp_serve_api
+        a local server with /runsync
+    python -u handler.py
+        in the image, on RunPod
+"""
 EXAMPLE = '{"input": {"audio_url": "https://…"}}'
 
 
-def single_job(description: str) -> dict[str, Any] | None:
+def single_job() -> dict[str, Any] | None:
     """The one job to run, from --test_input or TEST_INPUT; None for a worker that takes jobs.
 
-    `description`: what --help says. Exits with a sentence for an unknown option and for a job that
-    is no JSON object with an input.
+    Exits with a sentence for an unknown option and for a job that is no JSON object with an input.
     """
-    parser.prog, parser.description = "python src/handler.py", description
+    parser.prog, parser.description = "python src/handler.py", DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     options = parser.parse_args()
     if options.test_input is not None:

@@ -1,27 +1,10 @@
 """The worker: a RunPod job with the URL of a recording in, a transcript with a time per word out.
 
-Job input:  audio_url (with audio_headers) or audio_base64; start, end, track, channel;
-            language ("auto", null, a name or a code), vocabulary, initial_context,
-            use_previous_context; output_format, segment_level, timestamps, punctuation,
-            confidence, subtitles, allow_partial.
-Output:     language_detected, language_code, languages, duration, text, usage,
-            segments [{start, end, text, offset, length}] or srt, vtt, verbose_json;
-            channels, sentences, failed_spans, damaged_spans, retries, warnings where there are any;
-            or error, error_code, retryable.
-Beside the input, policy.executionTimeout limits the job, and s3Config receives results over
-RunPod's size limit. While a job runs, /status shows its progress.
-
-    python src/handler.py --test_input '{"input": {"audio_url": "https://…"}}'
-        one job; its result is JSON on stdout
-    python src/handler.py --rp_serve_api
-        a local server with /runsync
-    python -u handler.py
-        in the image, on RunPod
+`python src/handler.py --help` lists the fields of both, and the ways to start it.
 """
 
 import asyncio
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -52,7 +35,7 @@ try:
     from recording.each_channel import split_recording
     from recording.pcm_stream import PcmStream
     from recording.source import decoded_recording
-    from recording.vad import CutRules
+    from recording.vad import cut_rules
     from recording.wordless import why_wordless
     from result.account import Admitted, check_account, raise_if_incomplete
     from result.bucket import MAX_UPLOAD_SECONDS, bucket_for
@@ -62,7 +45,7 @@ try:
     from result.transcript import Transcript
     from result.usage import Usage
     from runpod import RunPodLogger
-    from runpod_sdk import install, serve
+    from runpod_sdk import concurrency, install, serve
     from shutdown import Shutdown
     from speech.admission import Gate, Holder, chunk_priority
     from speech.context import Contexts
@@ -104,10 +87,7 @@ class Work:
 
 @cancellation_wins
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """One RunPod job → one result. Raises only when it is cancelled.
-
-    Logs hold no text, context or URL.
-    """
+    """One RunPod job → one result. Raises only when it is cancelled. Logs quote no request."""
     usage = Usage()
     try:
         output = await result_of(job, usage)
@@ -138,8 +118,6 @@ async def transcribe_recording(
     request: Request, folder: Path, progress: Progress, usage: Usage
 ) -> Transcript:
     """Download, decode, split, recognise, align and merge; all stages run at the same time.
-
-    The job's files go to `folder`.
 
     Raises InvalidRequest for a vocabulary that is too long, before the download.
     Raises TranscriptIncomplete where a chunk got no answer: at once, or, if the request allows a
@@ -177,9 +155,7 @@ async def transcribe_recording(
     )
     if not transcript.text:
         raise_if_incomplete(results)
-        why = await why_wordless(
-            pcm, request, cut_rules(request.language), settings.max_audio_seconds
-        )
+        why = await why_wordless(pcm, request, settings)
         transcript = replace(transcript, warnings=(*transcript.warnings, *why))
     return transcript
 
@@ -189,15 +165,9 @@ async def chunks_of(
 ) -> AsyncIterator[AudioChunk]:
     """The chunks of a recording as it is decoded, counted in its progress and usage."""
     progress.phase = "decoding"
-    async for chunk in usage.chunks(split_recording(pcm, cut_rules(language))):
+    async for chunk in usage.chunks(split_recording(pcm, cut_rules(settings, language))):
         progress.seconds_known = pcm.seconds_decoded
         yield chunk
-
-
-def cut_rules(language: str | None) -> CutRules:
-    """Where recordings in `language` are cut; None is for one that is to be detected."""
-    target = settings.target_seconds(language)
-    return CutRules(target, settings.chunk_limit_seconds, settings.vad_mode)
 
 
 async def transcribe_admitted(chunk: AudioChunk, context: str, work: Work) -> list[ChunkResult]:
@@ -226,41 +196,20 @@ def watched_models(usage: Usage, request: Request) -> WatchedModels:
 
 
 def load_models() -> None:
-    """Fill the module's state.
-
-    Raises WeightsError, SettingsError or ImportError where the worker cannot run here.
-    """
+    """Fill the module's state. Raises what `start_models` raises, where the worker cannot run."""
     global asr, aligner, gate
     asr, aligner = start_models(settings)
     gate = Gate(STEPS_ADMITTED * asr.capacity)
 
 
 async def fitness_check() -> None:
-    """Run a bundled second of speech through all stages, which makes ready what jobs need.
-
-    Raises where a stage does not work.
-    """
+    """Run a second of speech through all stages, which warms them. Raises where one is broken."""
     await check_models(asr, aligner, settings.vad_mode)
 
 
 def jobs_at_once(_: int) -> int:
-    """How many jobs this worker takes at the same time. The SDK asks before it takes any.
-
-    The default is a quarter of the chunks in one engine step, because most jobs have few chunks.
-    It is at least 2, because at 1 the SDK starts no more than one job a second.
-    With a dead engine it is 0, and the worker ends once it is idle.
-    """
-    if asr.dead:
-        # On SIGTERM the SDK ends in order: running jobs are answered first.
-        signal.raise_signal(signal.SIGTERM)
-        return 0
-    return settings.max_concurrency or max(2, asr.capacity // 4)
-
-
-def stop_at_once(*_: object) -> None:
-    """The reaction to SIGTERM while no job runs. Exits through `finally`."""
-    shutdown.begin(0)
-    sys.exit(0)
+    """How many jobs this worker takes at the same time. The SDK asks before it takes any."""
+    return concurrency(asr.dead, asr.capacity, settings.max_concurrency)
 
 
 def main() -> None:
@@ -269,9 +218,8 @@ def main() -> None:
     A spawned child imports this file again and must not get here.
     """
     global settings
-    job = single_job(__doc__ or "")
+    job = single_job()
     stdout = reserve_stdout() if job else None
-    signal.signal(signal.SIGTERM, stop_at_once)  # on RunPod the SDK later installs its own handler
     shutdown.watch()
     began = time.monotonic()
     raise_limit_of_open_files()

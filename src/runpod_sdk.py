@@ -9,6 +9,7 @@ SIGTERM ends the worker in bounded time. The SDK waits for running jobs as long 
 
 import asyncio
 import json
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from itertools import chain, repeat
@@ -67,6 +68,20 @@ def serve(
     runpod.serverless.start({"handler": handler, "concurrency_modifier": jobs_at_once})
     if lost := JobsProgress().get_job_list():
         log.warn(f"jobs taken during the shutdown, neither run nor answered: {lost}")
+
+
+def concurrency(is_dead: bool, capacity: int, max_concurrency: int) -> int:
+    """How many jobs a worker takes at the same time; its engine has `capacity` chunks in a step.
+
+    With `max_concurrency` 0, a quarter of those, because most jobs have few chunks. It is at least
+    2, because at 1 the SDK starts no more than one job a second. With a dead engine it is 0, and
+    the worker ends once it is idle.
+    """
+    if is_dead:
+        # On SIGTERM the SDK ends in order: running jobs are answered first.
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+    return max_concurrency or max(2, capacity // 4)
 
 
 async def get_jobs(session: ClientSession, number: int) -> list[dict[str, Any]] | None:

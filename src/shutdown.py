@@ -6,6 +6,8 @@ Running jobs get some time. Then they fail, and after some more time the process
 import asyncio
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -81,8 +83,16 @@ class Shutdown:
         bound.limit.reschedule(end if when is None else min(when, end))
 
     def watch(self) -> None:
-        """Start the thread that ends the process where it does not end by itself."""
+        """Start the thread that ends the process where it does not end by itself.
+
+        Until the SDK installs its own handler, SIGTERM ends the process at once, by `finally`.
+        """
+        signal.signal(signal.SIGTERM, self._stop_at_once)
         threading.Thread(target=self._end_process_in_time, name="shutdown", daemon=True).start()
+
+    def _stop_at_once(self, *_: object) -> None:
+        self.begin(0)
+        sys.exit(0)
 
     def _end_process_in_time(self) -> None:
         self._begun.wait()

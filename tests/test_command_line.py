@@ -37,7 +37,7 @@ def refusal(tmp_path, monkeypatch, capsys):
         monkeypatch.delenv("RUNPOD_WEBHOOK_GET_JOB", raising=False)
         monkeypatch.setattr(sys, "argv", ["handler.py", *arguments])
         with pytest.raises(SystemExit) as end:
-            single_job("")
+            single_job()
         assert end.value.code not in (0, None)
         return f"{capsys.readouterr().err}{end.value}"
 
@@ -78,7 +78,7 @@ def test_a_worker_that_takes_jobs_has_none_of_its_own(name, monkeypatch):
     else:
         monkeypatch.setattr(sys, "argv", ["handler.py"])
         monkeypatch.setenv(name, "http://127.0.0.1:9/")
-    assert single_job("") is None
+    assert single_job() is None
 
 
 def test_a_mistake_ends_the_worker_with_nothing_on_stdout(tmp_path):

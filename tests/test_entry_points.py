@@ -156,12 +156,11 @@ def test_a_warm_up_that_fails_ends_the_engine(monkeypatch):
 
     closed = []
     recogniser, aligner = Closing(closed), Closing(closed)
-    monkeypatch.setattr(handler.signal, "signal", lambda *_: None)
     # the real one would end the tests' process
     unwatched = SimpleNamespace(watch=lambda: None, begin=lambda seconds: None)
     monkeypatch.setattr(handler, "shutdown", unwatched)
     for name, value in {
-        "single_job": lambda _: None,
+        "single_job": lambda: None,
         "settings": None,
         "asr": recogniser,
         "aligner": aligner,

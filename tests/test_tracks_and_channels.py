@@ -22,6 +22,7 @@ from channels import FILM_LAYOUTS, Phase
 from conftest import FileServer, succeeded
 from contract.errors import DecodeError, InvalidRequest, WorkerError
 from contract.request import Request
+from contract.settings import Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from levels import MAX_PEAK, Levels
@@ -585,7 +586,7 @@ def why(path: Path, **fields) -> list[str]:
         async with decode(path, 3600, track=fields.get("track", "default")) as pcm:
             async for _ in pcm:
                 pass
-        return await why_wordless(pcm, Request(**fields), RULES, 3600)
+        return await why_wordless(pcm, Request(**fields), Settings(vad_mode=2))
 
     return asyncio.run(asyncio.wait_for(asked(), 60))
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import webrtcvad
+from contract.settings import Settings
 from recording.chunk import SAMPLE_RATE, AudioChunk, Samples
 
 FRAME = SAMPLE_RATE * 30 // 1000  # samples; webrtcvad takes no longer frames
@@ -57,6 +58,12 @@ class CutRules:
     def long_silence(self) -> int:
         """A silence of this length ends a chunk of any length."""
         return max(2 * MARGIN, self.target // 4)
+
+
+def cut_rules(settings: Settings, language: str | None) -> CutRules:
+    """Where recordings in `language` are cut; None is for one that is to be detected."""
+    target = settings.target_seconds(language)
+    return CutRules(target, settings.chunk_limit_seconds, settings.vad_mode)
 
 
 async def split_at_pauses(

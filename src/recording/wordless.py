@@ -7,16 +7,15 @@ from pathlib import Path
 
 from contract.errors import WorkerError
 from contract.request import Request
+from contract.settings import Settings
 from recording.each_channel import split_recording
 from recording.pcm_stream import Found, PcmStream, decode
-from recording.vad import CutRules
+from recording.vad import cut_rules
 
 LOOK_SECONDS = 30  # at most for the other tracks of a file
 
 
-async def why_wordless(
-    pcm: PcmStream, request: Request, rules: CutRules, max_seconds: float
-) -> list[str]:
+async def why_wordless(pcm: PcmStream, request: Request, settings: Settings) -> list[str]:
     """Warnings that say what the file of `pcm`, which has ended, holds instead of words.
 
     Where the default track has none, the other tracks are decoded until the detector hears speech.
@@ -32,7 +31,7 @@ async def why_wordless(
             for track in range(found.tracks):
                 if track == found.track:
                     continue
-                if await _has_speech(pcm.path, track, request, rules, max_seconds):
+                if await _has_speech(pcm.path, track, request, settings):
                     return [sentence, f"Track {track} holds speech: set track to {track}."]
     return [sentence]
 
@@ -47,18 +46,16 @@ def _size(found: Found) -> str:
     return f"{channels}; the file has {tracks}"
 
 
-async def _has_speech(
-    path: Path, track: int, request: Request, rules: CutRules, max_seconds: float
-) -> bool:
+async def _has_speech(path: Path, track: int, request: Request, settings: Settings) -> bool:
     with suppress(WorkerError):
         async with decode(
             path,
-            max_seconds,
+            settings.max_audio_seconds,
             start=request.start,
             end=request.end,
             track=track,
             channel=request.channel,
         ) as pcm:
-            async for _ in split_recording(pcm, rules):
+            async for _ in split_recording(pcm, cut_rules(settings, request.language)):
                 return True
     return False
