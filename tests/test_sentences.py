@@ -244,11 +244,13 @@ def cue_lines(text: str, language: str) -> list[str]:
     return [line for cue in found for line in cue.lines]
 
 
-@given(
-    st.lists(st.sampled_from(["か", "きゃ", "っか", "らー", "々。", "、ア", "ョ」"]), min_size=1)
-)
-def test_no_line_begins_with_closing_punctuation_or_small_kana(syllables):
-    lines = cue_lines("か" + "".join(syllables), "Japanese")
+SYLLABLES = st.sampled_from(["か", "きゃ", "っか", "らー", "々。", "、ア", "ョ」"])
+
+
+# Where no place of a whole line allows a break, it is broken all the same.
+@given(st.lists(st.lists(SYLLABLES, max_size=6), min_size=1))
+def test_no_line_begins_with_closing_punctuation_or_small_kana(groups):
+    lines = cue_lines("".join("か" + "".join(group) for group in groups), "Japanese")
     assert all(line[0] not in NEVER_FIRST for line in lines)
 
 
