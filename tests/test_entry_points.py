@@ -311,8 +311,11 @@ def local_server(nobodys_environment, cached_models, server_log) -> Iterator[tup
     user = AS_NOBODY if MAY_CHANGE_USER else ()
     command = [*user, sys.executable, "-u", str(HANDLER)]
     environment = nobodys_environment | cached_models[0] | {"DEVICE": "auto"}
-    with serving(command, server_log, environment) as server:
-        yield server
+    # A killed worker leaves its sockets. The folder of the tests is closed to other users.
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        Path(temporary).chmod(0o777)
+        with serving(command, server_log, environment | {"TMPDIR": temporary}) as server:
+            yield server
 
 
 def test_rp_serve_api_answers_runsync(local_server, speech_url):
