@@ -236,7 +236,12 @@ def other_models(worker: ModuleType, **settings) -> Iterator[ModuleType]:
     before = {name: getattr(worker, name) for name in ("settings", "asr", "aligner", "gate")}
     try:
         worker.settings = replace(worker.settings, **settings)
-        worker.load_models()
+        try:
+            worker.load_models()
+        except ValueError:
+            # With an engine already running here, vLLM may register its own configuration while
+            # the aligner is imported. A worker has one engine, so it cannot happen there.
+            worker.load_models()
         yield worker
         worker.aligner.close()
         worker.asr.close()
