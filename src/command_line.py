@@ -26,7 +26,7 @@ Job input:  audio_url (with audio_headers) or audio_base64; start, end, track, c
 Output:     language_detected, language_code, languages, duration, text, usage,
             segments [{start, end, text, offset, length}] or srt, vtt, verbose_json;
             channels, sentences, failed_spans, damaged_spans, retries, warnings where there are any;
-            or error, error_code, retryable.
+            or error, error_message, error_code, retryable.
 Beside the input, policy.executionTimeout limits the job, and s3Config receives results over
 RunPod's size limit. While a job runs, /status shows its progress.
 

@@ -41,7 +41,6 @@ try:
     from result.bucket import MAX_UPLOAD_SECONDS, bucket_for
     from result.conversation import merge_channels
     from result.delivery import deliver
-    from result.script import in_script
     from result.transcript import Transcript
     from result.usage import Usage
     from runpod import RunPodLogger
@@ -149,10 +148,7 @@ async def transcribe_recording(
     if request.language is None:
         results = await outliers.retried(results, vocabulary, models, gate)
     check_account(results, admitted)
-    results = [in_script(result, request.script) for result in results]
-    transcript = merge_channels(
-        results, pcm.end, pcm.warnings, pcm.start, pcm.damaged_spans, pcm.channels
-    )
+    transcript = await asyncio.to_thread(merge_channels, results, pcm, request.script)
     if not transcript.text:
         raise_if_incomplete(results)
         why = await why_wordless(pcm, request, settings)

@@ -238,9 +238,11 @@ def other_models(worker: ModuleType, **settings) -> Iterator[ModuleType]:
         worker.settings = replace(worker.settings, **settings)
         try:
             worker.load_models()
-        except ValueError:
+        except ValueError as error:
             # With an engine already running here, vLLM may register its own configuration while
             # the aligner is imported. A worker has one engine, so it cannot happen there.
+            if "Qwen3ASRConfig" not in str(error):
+                raise
             worker.load_models()
         yield worker
         worker.aligner.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import srt
@@ -31,9 +32,14 @@ def said(text: str, start: float, channel: int, seconds: float = 4, **fields) ->
     return replace(chunk_result(text, start, seconds=seconds, **fields), channel=channel)
 
 
+def decoded(end: float, channels: tuple[int, ...]) -> SimpleNamespace:
+    """What a stream of samples tells when it has ended."""
+    return SimpleNamespace(start=0.0, end=end, warnings=(), damaged_spans=(), channels=channels)
+
+
 def output(*chunks: ChunkResult, channels=(0, 1), end: float = 60, **asked) -> dict:
     request = replace(REQUEST, **asked)
-    return output_of(merge_channels(chunks, end, channels=channels), request)
+    return output_of(merge_channels(chunks, decoded(end, channels)), request)
 
 
 CALL = (
@@ -183,7 +189,7 @@ def test_failures_and_retries_name_their_channel():
 def test_reduced_results_keep_the_channel_of_each_segment():
     long = [said(f"Sentence {i} has words. " * 4, 5 * i, i % 2) for i in range(40)]
     steps: dict[str | None, dict] = {}
-    transcript, found, max_bytes = merge_channels(long, 300, channels=(0, 1)), {}, 10**9
+    transcript, found, max_bytes = merge_channels(long, decoded(300, (0, 1))), {}, 10**9
     while found.get("reduced_to") != "text":
         found = asyncio.run(deliver(transcript, REQUEST, {}, max_bytes, None, "job.json"))
         max_bytes = size_of(found) - 1

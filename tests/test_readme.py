@@ -29,6 +29,7 @@ from runpod.serverless import parser
 from speech.tokens import Token
 from speech.words import ChunkResult, Word
 from standin import ENDPOINT, Platform, until
+from test_conversation import decoded
 
 ROOT = Path(__file__).parent.parent
 READMES = {
@@ -167,7 +168,7 @@ def every_output() -> list[dict]:
     each = [replace(chunk, channel=1) for chunk in chunks]
     transcripts = (
         merge(chunks, 5, damaged=[(0, 1)]),
-        merge_channels(each, 5, channels=(0, 1)),
+        merge_channels(each, decoded(5, (0, 1))),
     )
     return [output_of(transcript, request) for request in requests for transcript in transcripts]
 

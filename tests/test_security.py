@@ -1322,7 +1322,7 @@ def test_a_hostile_job_gets_its_code_and_reaches_nothing_else(
     monkeypatch.setattr(
         handler,
         "merge_channels",
-        lambda results, end, *rest: durations.append(end) or merge(results, end, *rest),
+        lambda results, pcm, script: durations.append(pcm.end) or merge(results, pcm, script),
     )
 
     before = processes()

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from contract.languages import LANGUAGES
+from recording.pcm_stream import PcmStream
+from result.script import in_script
 from result.transcript import Output, Segment, Transcript, merge
 from speech.text_units import join
 from speech.tokens import Token
@@ -102,23 +104,19 @@ class Conversation(Transcript):
 
 
 def merge_channels(
-    results: Sequence[ChunkResult],
-    end: float,
-    warnings: Sequence[str] = (),
-    start: float = 0.0,
-    damaged: Sequence[tuple[float, float]] = (),
-    channels: Sequence[int] = (),
+    results: Sequence[ChunkResult], pcm: PcmStream, script: str | None = None
 ) -> Transcript:
-    """The transcript of a recording whose `channels` have these numbers; () for a mix.
+    """The transcript of a recording, of which all samples are decoded.
 
-    The other arguments are those of `merge`.
+    Chinese text is written in `script`. For ten hours of two channels it takes seconds.
     """
-    if not channels:
-        return merge(results, end, warnings, start, damaged)
+    results = [in_script(result, script) for result in results]
+    if not pcm.channels:
+        return merge(results, pcm.end, pcm.warnings, pcm.start, pcm.damaged_spans)
     chunks_of = by_channel(results)
     transcripts = tuple(
-        (number, merge(chunks_of.get(number, ()), end, start=start, channel=number))
-        for number in channels
+        (number, merge(chunks_of.get(number, ()), pcm.end, start=pcm.start, channel=number))
+        for number in pcm.channels
     )
     turns = sorted(
         (turn for number, transcript in transcripts for turn in _turns_of(number, transcript)),
@@ -131,8 +129,8 @@ def merge_channels(
         tuple(sorted(results, key=lambda chunk: chunk.start)),
         tuple(offsets),
         tuple(sorted(spans, key=lambda span: span.start)),
-        tuple(warnings),
-        tuple(damaged),
+        tuple(pcm.warnings),
+        tuple(pcm.damaged_spans),
         transcripts,
         tuple(turns),
     )

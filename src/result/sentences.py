@@ -19,10 +19,10 @@ from result.abbreviations import (
     ORDINAL_LANGUAGES,
     WITHIN_NAMES,
 )
-from speech.text_units import is_clustered, is_unspaced
+from speech.text_units import SENTENCE_MARKS, is_clustered, is_unspaced
 
 # The end of a sentence, with its closing quotes and brackets.
-_MARKS = r"[.!?…。！？｡．؟۔।॥\u037e]"
+_MARKS = f"[{SENTENCE_MARKS}]"
 _MARKS_OF_GREEK = r"[.!?…\u037e;]"
 _CLOSING = r"""["'”’»›“）)\]」』】]*$"""
 _TERMINATED = re.compile(_MARKS + _CLOSING)

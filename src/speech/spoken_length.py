@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from speech.pause_matching import CLAUSE, SENTENCE, WITHIN
-from speech.text_units import is_unspaced
+from speech.text_units import SENTENCE_MARKS, is_unspaced
 
 # Lengths are in letters. They are fitted to the speech of espeak-ng in fourteen languages.
 FIRST_VOWEL = 1.2
@@ -19,7 +19,7 @@ LETTER_OF_SYLLABLE = 0.1
 
 _VOWELS = re.compile("[aeiouyıæøœαεηιουωаеиоуыэюяё]+")
 _ACCENTS = re.compile("[\u0300-\u06ff]")  # the marks of Latin, Greek, Cyrillic and Arabic letters
-_SENTENCE_END = re.compile(r"[.!?…。！？｡．؟۔।॥;\u037e]")
+_SENTENCE_END = re.compile(f"[{SENTENCE_MARKS};]")
 _CLAUSE_END = re.compile(r"[,،、，:：；؛·\u0387—–]")
 
 

@@ -8,7 +8,7 @@ from damage import DamagedSpans
 from length import LENGTH_OF_ALL_TRACKS
 from levels import Levels
 from packets import Packets
-from report import FileRefused
+from report import FileRefused, report
 from resampler import Resampler
 from track import Track
 
@@ -120,6 +120,17 @@ class MixedTracks:
         longest = max(len(lane.held) for lane in self._lanes.values())
         yield from self._mix(longest)
         yield self._levels.finish()
+        self._warn_of_late_audio()
+
+    def _warn_of_late_audio(self) -> None:
+        dropped = max(lane.dropped for lane in self._lanes.values())
+        if dropped:
+            report(
+                "warning",
+                f"Of an audio track, {dropped / FLOAT_BYTES / self._rate:.1f} seconds are missing: "
+                f"they lie over {MAX_LAG_SECONDS} seconds behind the others in the file. track can "
+                "be its number.",
+            )
 
     def _mixed(self) -> Iterator[bytes]:
         """The mix of what has come of every track, unless it is little."""
@@ -145,11 +156,13 @@ class _Lane:
     def __init__(self) -> None:
         self.held = bytearray()
         self._missed = 0  # bytes that were taken before they came
+        self.dropped = 0  # bytes that came too late
 
     def add(self, block: bytes) -> None:
         """What comes after its time has been mixed is dropped."""
         late = min(self._missed, len(block))
         self._missed -= late
+        self.dropped += late
         self.held += block[late:]
 
     def take(self, count: int) -> bytes:
