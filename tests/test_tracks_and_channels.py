@@ -393,6 +393,19 @@ def test_a_track_that_says_nothing_for_longer_than_the_others_are_held_keeps_its
         assert abs(late - second) <= 0.05 and match > MIN_MATCH
 
 
+def test_what_comes_too_late_for_the_mix_is_told(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        streams = [container.add_stream("flac", rate=SAMPLE_RATE, layout="mono") for _ in range(2)]
+        for second in range(MAX_LAG_SECONDS + 20):
+            container.mux(streams[0].encode(frame_at(second, silence(1))))
+        for stream, pcm in zip(streams[::-1], (A, silence(1))):
+            container.mux(stream.encode(frame_at(0 if stream is streams[1] else 80, pcm)))
+            container.mux(stream.encode(None))
+    result = heard_now(tmp_path / "a.mkv", track="mix")
+    assert isinstance(result, Heard)
+    assert [warning for warning in result.warnings if "seconds are missing" in warning]
+
+
 def frame_at(second: int, pcm: np.ndarray) -> av.AudioFrame:
     frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
     frame.sample_rate, frame.pts = SAMPLE_RATE, second * SAMPLE_RATE

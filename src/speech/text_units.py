@@ -8,8 +8,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-# Thai and Lao, Burmese, Khmer: no spaces between words, and vowels before or after their consonant.
 SENTENCE_MARKS = ".!?…。！？｡．؟۔।॥\u037e"  # in all languages
+# Thai and Lao, Burmese, Khmer: no spaces between words, and vowels before or after their consonant.
 _CLUSTERED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 # Scripts without spaces between words: each character is a unit.
 _UNSPACED = re.compile(
